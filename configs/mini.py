@@ -1,0 +1,22 @@
+"""The smallest run that does everything: pydocs, two layers, a minute on any machine. The tests train it.
+
+command:  jaxlm train --config=configs/mini.py --workdir=runs/mini
+hardware: 2 CPU cores
+result:   not yet run
+"""
+
+from jaxlm.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.path = ("pydocs",)
+    config.data.sequence_length = 64
+    config.tokenizer.vocab_size = 1024
+    config.tokenizer.training_megabytes = 1.0
+    config.model.update(layers=2, width=64, heads=2, feed_forward_width=128, dropout=0.1, attention_dropout=0.1)
+    config.train.steps = 100
+    config.train.batch_size = 8
+    config.checkpoint.every = 10
+    config.evaluation.update(every=50, rows=32)
+    return config

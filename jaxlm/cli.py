@@ -1,0 +1,59 @@
+"""The program `jaxlm`: a table of verbs, each a module's main, imported when it is called."""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from jaxlm import __version__
+from jaxlm.errors import UserError
+
+VERBS = {
+    "train": ("jaxlm.train", "train a masked language model, or go on where it stopped"),
+    "prepare": ("jaxlm.data.prepare", "turn text into a token store, without training"),
+    "config": ("jaxlm.config", "print every setting, its value and what it means"),
+    "fill-mask": ("jaxlm.predict", "fill in the blanks of a text"),
+    "evaluate": ("jaxlm.judge", "the held-out loss of a model on any text"),
+    "bench": ("jaxlm.bench", "tokens per second, share of peak, memory, input rate"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `jaxlm VERB ...`; returns the exit status, 0 or 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: jaxlm VERB [--help] ...\n\nmasked language models in JAX\n")
+        print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
+        print("\nexample: jaxlm train --config=configs/mini.py --workdir=runs/mini")
+        return 0
+    if argv[0] == "--version":
+        print(f"jaxlm {__version__}")
+        return 0
+    try:
+        if argv[0] not in VERBS:
+            raise UserError(f"there is no verb {argv[0]}; they are {', '.join(VERBS)}")
+        _set_environment()
+        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+    except UserError as error:
+        print(f"jaxlm: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("jaxlm: interrupted", file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as error:  # argparse: 2 for a wrong call is 1 here, as for every other mistake
+        return 1 if error.code else 0
+    return 1
+
+
+def _set_environment() -> None:
+    """Settings that libraries read when they are imported; what the user has set stays."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Which tokens a masked language model must predict, chosen on the accelerator inside the jitted step."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+
+class Masking(NamedTuple):
+    """How to mask; static. `ordinary_ids` are the ids that may be predicted and drawn as random replacements."""
+
+    scheme: str  # "token", "whole_word" or "span"
+    mask_share: float
+    random_share: float
+    span_p: float
+    span_max: int
+    mask_id: int
+    vocab_size: int
+    special_ids: tuple[int, ...]
+
+    @property
+    def ordinary_ids(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(self.vocab_size, dtype=np.int32), np.asarray(self.special_ids, np.int32))
+
+
+class MaskedTokens(NamedTuple):
+    """A batch with blanks. Unused slots of the P have position 0, an ordinary label's place and weight 0."""
+
+    inputs: Array  # int32 [B, L]
+    masked_positions: Array  # int32 [B, P], ascending
+    labels: Array  # int32 [B, P]
+    weights: Array  # float32 [B, P], 1 or 0
+    dropped_words: Array  # int32 [B], words that were drawn and did not fit into the row's room
+
+
+def make_masking(settings: Any, tokenizer_size: int, mask_id: int, special_ids: tuple[int, ...]) -> Masking:
+    """Returns the masking of section `masking` for a vocabulary."""
+    return Masking(settings.scheme, settings.mask_share, settings.random_share, settings.span_p, settings.span_max,
+                   mask_id, tokenizer_size, tuple(special_ids))  # fmt: skip
+
+
+def evaluation_masking(masking: Masking) -> Masking:
+    """Returns the masking that every model is judged by: single tokens, 80/10/10 (arXiv 1810.04805)."""
+    return masking._replace(scheme="token", mask_share=0.8, random_share=0.1)
+
+
+EVALUATION_RATE = 0.15
+
+
+def prediction_slots(scheme: str, rate: float, length: int) -> int:
+    """Returns P, the slots a row has for predictions: its share, and room for the word that crosses it."""
+    return min(length, math.ceil(rate * length) + (0 if scheme == "token" else 8))
+
+
+def mask_tokens(
+    keys: Array,
+    tokens: Array,
+    segment_ids: Array,
+    word_starts: Array,
+    rate: Array | float,
+    slots: int,
+    masking: Masking,
+) -> MaskedTokens:
+    """Chooses a share `rate` of each row's ordinary tokens to predict, and hides them from the model.
+
+    keys are typed PRNG keys [B], one a row; tokens and segment_ids int32 [B, L], word_starts bool [B, L]; slots is P.
+    Special tokens and padding are never chosen. Single tokens; or whole words, all of a word or none of it (an ordinary
+    word that holds a special token such as [UNK] is never chosen); or spans of whole words with geometric lengths
+    (SpanBERT, arXiv 1907.10529), replaced by mask, random or own tokens as one.
+    """
+    special = np.zeros(masking.vocab_size, bool)
+    special[list(masking.special_ids)] = True
+    row = lambda *args: _mask_row(*args, rate, slots, masking, jnp.asarray(special), jnp.asarray(masking.ordinary_ids))  # noqa: E731
+    return MaskedTokens(*jax.vmap(row)(keys, tokens, segment_ids, word_starts))
+
+
+def _mask_row(key, tokens, segment_ids, word_starts, rate, slots, masking: Masking, special, ordinary_ids):
+    (length,) = tokens.shape
+    order_key, edge_key, kind_key, replacement_key = jax.random.split(key, 4)
+    index = jnp.arange(length)
+    maskable = (segment_ids > 0) & ~special[tokens]
+
+    # `unit` numbers what is chosen as one, and `draw` is the place in the random order of the unit's words.
+    if masking.scheme == "token":
+        unit = owner = index
+    else:
+        new_segment = segment_ids != jnp.roll(segment_ids, 1)
+        unit = jnp.cumsum((word_starts | new_segment).at[0].set(True)) - 1
+        maskable = jnp.ones(length, bool).at[unit].min(maskable)[unit]
+        owner = unit
+    draw = jax.random.uniform(order_key, (length,))
+    if masking.scheme == "span":
+        owner = _span_owners(edge_key, draw, unit, segment_ids, masking)[unit]
+    elif masking.scheme == "whole_word":
+        owner = unit
+    order = jnp.lexsort((index, unit, draw[owner]))
+
+    # Words are taken in random order until the budget is spent. The word that crosses the budget is taken if a uniform
+    # point in it lies before the budget: so the expected number of tokens is the budget, and a word's chance does not
+    # depend on its length. A budget with a fraction is met on average.
+    wanted = rate * maskable.sum()
+    cost = maskable[order].astype(jnp.int32)
+    spent = jnp.cumsum(cost)
+    sorted_unit = unit[order]
+    first = sorted_unit != jnp.concatenate([jnp.array([-1]), sorted_unit[:-1]])
+    before = lax.cummax(jnp.where(first, spent - cost, 0))
+    size = jnp.zeros(length, jnp.int32).at[sorted_unit].add(cost)[sorted_unit]
+    point = jax.random.uniform(jax.random.fold_in(edge_key, 1), ())
+    drawn = (before + point * size < wanted) & (cost > 0)
+    fits = before + size <= slots
+    chosen = jnp.zeros(length, bool).at[order].set(drawn & fits)
+    dropped_words = (drawn & ~fits & first).sum()
+
+    positions = jnp.argsort(~chosen, stable=True)[:slots]
+    weights = chosen[positions].astype(jnp.float32)
+    positions = jnp.where(weights > 0, positions, 0)
+
+    kind = jax.random.uniform(kind_key, (length,))[owner]
+    replacements = ordinary_ids[jax.random.randint(replacement_key, (length,), 0, ordinary_ids.shape[0])]
+    hidden = jnp.where(kind < masking.mask_share, masking.mask_id, replacements)
+    hidden = jnp.where(kind < masking.mask_share + masking.random_share, hidden, tokens)
+    return jnp.where(chosen, hidden, tokens), positions, tokens[positions], weights, dropped_words
+
+
+def _span_owners(key: Array, draw: Array, unit: Array, segment_ids: Array, masking: Masking) -> Array:
+    """Returns for each word the word whose span it belongs to, int32 [L].
+
+    Every word begins a span of clipped geometric length; a word under several spans goes to the one drawn first, so
+    taking words in the order of their owners' draws is SpanBERT's sampling without its loop.
+    """
+    (length,) = draw.shape
+    p, longest = masking.span_p, masking.span_max
+    shares = np.array([(1 - p) ** i * p for i in range(longest)])
+    cumulative = jnp.asarray(np.cumsum(shares / shares.sum()), jnp.float32)
+    words = 1 + jnp.searchsorted(cumulative[:-1], jax.random.uniform(key, (length,)), side="right")
+    segment = jnp.zeros(length, jnp.int32).at[unit].max(segment_ids)
+    index = jnp.arange(length)
+    best, owner = draw, index
+    for shift in range(1, longest):
+        start = index - shift
+        covers = (start >= 0) & (words[start] > shift) & (segment[start] == segment) & (draw[start] < best)
+        best, owner = jnp.where(covers, draw[start], best), jnp.where(covers, start, owner)
+    return owner

@@ -1,0 +1,185 @@
+"""What the encoder is (`EncoderConfig`), how it is computed (`Execution`), published architectures (`PRESETS`)."""
+
+import dataclasses
+from typing import Any
+
+from jaxlm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The architecture. The fields are the settings of section `model`, which tells what each one means."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    feed_forward_width: int
+    embedding_width: int
+    norm: str
+    norm_position: str
+    norm_epsilon: float
+    norm_bias: bool
+    attention_bias: bool
+    feed_forward_bias: bool
+    first_norm: bool
+    embedding_norm: bool
+    activation: str
+    positions: str
+    max_positions: int
+    position_offset: int
+    rotary_base: float
+    local_rotary_base: float
+    layer_pattern: str
+    window: int
+    token_types: int
+    tied_output: bool
+    output_bias: bool
+    output_bias_from_frequencies: bool
+    head_transform: bool
+    head_bias: bool
+    head_activation: str
+    dropout: float
+    attention_dropout: float
+    initialization: str
+    initialization_std: float
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def gated(self) -> bool:
+        return self.activation in ("geglu", "swiglu")
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees a window only: the pattern is tiled over the layers."""
+        return self.layer_pattern[layer % len(self.layer_pattern)] == "l"
+
+
+def encoder_config(settings: Any, tokenizer_size: int = 0) -> EncoderConfig:
+    """Returns the architecture of section `model`; its vocabulary is the tokenizer's unless set. Raises UserError."""
+    fields = {field.name: settings[field.name] for field in dataclasses.fields(EncoderConfig)}
+    fields["vocab_size"] = fields["vocab_size"] or tokenizer_size
+    fields["embedding_width"] = fields["embedding_width"] or fields["width"]
+    if fields["vocab_size"] < tokenizer_size:
+        raise UserError(
+            f"model.vocab_size={fields['vocab_size']} is smaller than the tokenizer's {tokenizer_size} entries; "
+            f"set it to 0 to follow the tokenizer, or to at least {tokenizer_size}"
+        )
+    if fields["vocab_size"] < 8:
+        raise UserError("model.vocab_size must be set where no tokenizer gives it")
+    return EncoderConfig(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model is computed, which never changes its parameters.
+
+    `compute_dtype` is that of matrix products, `activation_dtype` that between them. On CPU products of bfloat16 are
+    fast only with a float32 result, and gradients of kernels only with a transpose in memory (`transpose_gradients`),
+    which on more than one device would cost an all-gather.
+    """
+
+    compute_dtype: str = "float32"
+    activation_dtype: str = "float32"
+    transpose_gradients: bool = False
+    rematerialise: bool = False
+
+
+def choose_execution(compute_dtype: str, platform: str, devices: int, rematerialise: bool = False) -> Execution:
+    """Returns the execution that is fast on this platform ("cpu", "gpu", "tpu") and number of devices."""
+    on_cpu = platform == "cpu"
+    return Execution(
+        compute_dtype=compute_dtype,
+        activation_dtype="float32" if on_cpu else compute_dtype,
+        transpose_gradients=on_cpu and devices == 1,
+        rematerialise=rematerialise,
+    )
+
+
+def training_flops(config: EncoderConfig, batch: int, length: int, predictions: int) -> float:
+    """Returns the FLOPs of one update's matrix products, forward and backward (three times the forward).
+
+    Counts the layers' products, attention's two (all of a row, or the window in local layers), the head's and the
+    logits' at `predictions` positions; not lookups, norms, softmax, or what rematerialisation computes twice.
+    """
+    width, hidden, table = config.width, config.feed_forward_width, config.embedding_width
+    layer = 4 * width * width + (3 if config.gated else 2) * width * hidden
+    seen = sum(min(length, config.window + 1) if config.is_local(i) else length for i in range(config.layers))
+    head = (width * width if config.head_transform else 0) + (width * table if table != width else 0)
+    per_token = config.layers * layer + 2 * width * seen + (table * width if table != width else 0)
+    return 6.0 * (batch * length * per_token + predictions * (head + table * config.vocab_size))
+
+
+_BERT = {
+    "feed_forward_width": 3072,
+    "norm": "layer_norm",
+    "norm_position": "post",
+    "norm_epsilon": 1e-12,
+    "norm_bias": True,
+    "attention_bias": True,
+    "feed_forward_bias": True,
+    "embedding_norm": True,
+    "activation": "gelu",
+    "positions": "learned",
+    "max_positions": 512,
+    "token_types": 2,
+    "tied_output": True,
+    "output_bias": True,
+    "head_transform": True,
+    "head_bias": True,
+    "head_activation": "gelu",
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "initialization": "normal",
+    "vocab_size": 30_522,
+}
+_BASE = {"layers": 12, "width": 768, "heads": 12}
+_LARGE = {"layers": 24, "width": 1024, "heads": 16}
+_MODERNBERT = {
+    "norm": "layer_norm",
+    "norm_position": "pre",
+    "norm_epsilon": 1e-5,
+    "norm_bias": False,
+    "attention_bias": False,
+    "feed_forward_bias": False,
+    "first_norm": False,
+    "embedding_norm": True,
+    "activation": "geglu",
+    "positions": "rotary",
+    "rotary_base": 160_000.0,
+    "local_rotary_base": 10_000.0,
+    "layer_pattern": "gll",
+    "window": 128,
+    "token_types": 0,
+    "tied_output": True,
+    "output_bias": True,
+    "head_transform": True,
+    "head_bias": False,
+    "head_activation": "gelu",
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "initialization": "depth_scaled",
+    "vocab_size": 50_368,
+}
+
+# Section `model` of published architectures, for `config.model.update(PRESETS["bert_base"])` in a config file.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Devlin et al. 2018, arXiv 1810.04805
+    "bert_base": _BERT | _BASE,
+    "bert_large": _BERT | _LARGE | {"feed_forward_width": 4096},
+    # Liu et al. 2019, arXiv 1907.11692; positions begin at row 2 of the table
+    "roberta_base": _BERT | _BASE | {
+        "norm_epsilon": 1e-5, "max_positions": 514, "position_offset": 2, "token_types": 1, "vocab_size": 50_265,
+    },
+    # Portes et al. 2023, arXiv 2312.17482: BERT with ALiBi and a gated feed-forward, no dropout in attention
+    "mosaicbert_base": _BERT | _BASE | {
+        "activation": "geglu", "positions": "alibi", "attention_dropout": 0.0, "vocab_size": 30_528,
+    },
+    # Warner et al. 2024, arXiv 2412.13663
+    "modernbert_base": _MODERNBERT | {"layers": 22, "width": 768, "heads": 12, "feed_forward_width": 1152},
+    "modernbert_large": _MODERNBERT | {"layers": 28, "width": 1024, "heads": 16, "feed_forward_width": 2624},
+    # Weller et al. 2025, arXiv 2507.11412
+    "ettin_17m": _MODERNBERT | {"layers": 7, "width": 256, "heads": 4, "feed_forward_width": 384},
+}  # fmt: skip

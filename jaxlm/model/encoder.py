@@ -1,0 +1,186 @@
+"""The Transformer encoder, in Linen: BERT, RoBERTa, MosaicBERT and ModernBERT by settings.
+
+Shapes: B batch, L sequence length, D model width, N heads, H head width, F feed-forward width, V vocabulary.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxlm.model import attention
+from jaxlm.model.attention import AttentionMask
+from jaxlm.model.config import EncoderConfig, Execution
+from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init
+
+
+class Table(nn.Module):
+    """An embedding table [rows, width], looked up by ids."""
+
+    rows: int
+    width: int
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        # Tables start as BERT's whatever becomes of the output projections.
+        plain = dataclasses.replace(self.config, initialization="normal")
+        self.embedding = self.param("embedding", kernel_init(plain), (self.rows, self.width))
+
+    def __call__(self, ids: Array) -> Array:
+        return jnp.take(self.embedding, ids, axis=0)
+
+
+class Embeddings(nn.Module):
+    """Token ids [B, L] -> [B, L, D]: tokens, learned positions and token types, summed, normed, projected to D."""
+
+    config: EncoderConfig
+    execution: Execution
+
+    def setup(self) -> None:
+        config = self.config
+        self.token = Table(config.vocab_size, config.embedding_width, config)
+        if config.positions == "learned":
+            self.position = Table(config.max_positions, config.embedding_width, config)
+        if config.token_types:
+            self.token_type = Table(config.token_types, config.embedding_width, config)
+        if config.embedding_norm:
+            self.norm = Norm(config)
+        if config.embedding_width != config.width:
+            self.projection = Dense(config.width, config.attention_bias, config, self.execution)
+
+    def __call__(
+        self, tokens: Array, positions: Array, token_types: Array | None, dropout_seeds: Array | None
+    ) -> Array:
+        config = self.config
+        x = self.token(tokens)
+        if config.positions == "learned":
+            x += self.position(positions + config.position_offset)
+        if config.token_types:
+            x += self.token_type(jnp.zeros_like(tokens) if token_types is None else token_types)
+        if config.embedding_norm:
+            x = self.norm(x)
+        x = dropout(x, config.dropout, dropout_seeds, site=0).astype(self.execution.activation_dtype)
+        return self.projection(x) if config.embedding_width != config.width else x
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (arXiv 1706.03762) of x [B, L, D]; `rotary` is the table for this layer's base."""
+
+    config: EncoderConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array | None, bias: Array | None, rotary, seeds: Array | None, site: int
+    ) -> Array:
+        config = self.config
+
+        def heads(name: str) -> Array:
+            projected = Dense(config.width, config.attention_bias, config, self.execution, name=name)(x)
+            return projected.reshape(*x.shape[:2], config.heads, config.head_width)
+
+        query_blnh, key_blnh, value_blnh = heads("query"), heads("key"), heads("value")
+        if rotary is not None:
+            query_blnh, key_blnh = attention.rotate(query_blnh, rotary), attention.rotate(key_blnh, rotary)
+        mixed_blnh = attention.attend(
+            query_blnh, key_blnh, value_blnh, mask, self.execution, bias, config.attention_dropout, seeds, site
+        )
+        output = Dense(config.width, config.attention_bias, config, self.execution, "residual", name="output")
+        return output(mixed_blnh.reshape(x.shape))
+
+
+class FeedForward(nn.Module):
+    """Two products with an activation between; gated (arXiv 2002.05202): down(activation(gate(x)) * up(x))."""
+
+    config: EncoderConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+
+        def dense(name: str, width: int, role: str = "inner") -> Dense:
+            return Dense(width, config.feed_forward_bias, config, self.execution, role, name=name)
+
+        up = dense("up", config.feed_forward_width)(x)
+        if config.gated:
+            hidden = activate(config.activation, dense("gate", config.feed_forward_width)(x)) * up
+        else:
+            hidden = activate(config.activation, up)
+        return dense("down", config.width, "residual")(hidden)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each added to the residual stream, with the norm before (pre) or after (post)."""
+
+    config: EncoderConfig
+    execution: Execution
+    index: int
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, bias: Array | None, rotary, seeds: Array | None) -> Array:
+        config, site = self.config, 1 + 3 * self.index  # site 0 is the embeddings'
+        pre = config.norm_position == "pre"
+        attention_norm = Norm(config, name="attention_norm") if config.first_norm or self.index else lambda x: x
+        feed_forward_norm = Norm(config, name="feed_forward_norm")
+
+        attended = Attention(config, self.execution, name="attention")(
+            attention_norm(x) if pre else x, mask, bias, rotary, seeds, site
+        )
+        x += dropout(attended, config.dropout, seeds, site + 1)
+        x = x if pre else attention_norm(x)
+        fed = FeedForward(config, self.execution, name="feed_forward")(feed_forward_norm(x) if pre else x)
+        x += dropout(fed, config.dropout, seeds, site + 2)
+        return x if pre else feed_forward_norm(x)
+
+
+class Encoder(nn.Module):
+    """Token ids -> contextual states.
+
+    tokens, segment_ids and token_types are int32 [B, L]; segment_ids None means that a row is one document without
+    padding. Positions restart with each segment and attention stays within it, so a packed document's states are what
+    they would be alone. dropout_seeds uint32 [B, 2] turn dropout on. Returns [B, L, D] in the activation dtype.
+    """
+
+    config: EncoderConfig
+    execution: Execution
+
+    def setup(self) -> None:
+        config = self.config
+        self.embeddings = Embeddings(config, self.execution)
+        kind = nn.remat(Layer, prevent_cse=False) if self.execution.rematerialise else Layer
+        self.layers = [kind(config, self.execution, index) for index in range(config.layers)]
+        if config.norm_position == "pre":
+            self.final_norm = Norm(config)
+
+    def __call__(
+        self,
+        tokens: Array,
+        segment_ids: Array | None = None,
+        token_types: Array | None = None,
+        dropout_seeds: Array | None = None,
+        causal: bool = False,
+        prefix: Array | None = None,
+    ) -> Array:
+        config, length = self.config, tokens.shape[1]
+        if segment_ids is None:
+            positions = jnp.arange(length, dtype=jnp.int32)[None]
+        else:
+            positions = attention.positions_in_segments(segment_ids)
+        x = self.embeddings(tokens, positions, token_types, dropout_seeds)
+
+        # Layers of a kind share their mask and rotary table.
+        masks, rotaries = {}, {}
+        for local in {config.is_local(index) for index in range(config.layers)}:
+            mask = AttentionMask(segment_ids, prefix, config.window if local else None, causal)
+            masks[local] = mask.materialise(length)
+            base = config.local_rotary_base if local else config.rotary_base
+            if config.positions == "rotary":
+                rotaries[local] = attention.rotary_table(positions, config.head_width, base)
+        bias = attention.alibi_bias(config.heads, length) if config.positions == "alibi" else None
+
+        for index, layer in enumerate(self.layers):
+            local = config.is_local(index)
+            x = layer(x, masks[local], bias, rotaries.get(local), dropout_seeds)
+        return self.final_norm(x) if config.norm_position == "pre" else x

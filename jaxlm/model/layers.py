@@ -1,0 +1,210 @@
+"""The pieces that every layer is made of: products, norms, activations, dropout, and the initial weights."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from jaxlm.model.config import EncoderConfig, Execution
+
+
+def multiply(
+    x: Array, kernel: Array, execution: Execution, bias: Array | None = None, transposed: bool = False
+) -> Array:
+    """Returns x @ kernel + bias, or x @ kernel.T + bias if transposed: x [..., D], kernel [D, F] ([F, D]) -> [..., F].
+
+    Products are in the compute dtype and accumulate in float32; the result is in the activation dtype.
+    """
+    dtype = jnp.dtype(execution.compute_dtype)
+    if execution.activation_dtype == "float32":
+        flat = x.reshape(-1, x.shape[-1])  # XLA's CPU kernels run stacked products at half the speed of flat ones
+        product = _multiply(flat, kernel, bias, dtype, execution.transpose_gradients, transposed)
+        return product.reshape(*x.shape[:-1], product.shape[-1])
+    dimensions = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
+    y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), dimensions, preferred_element_type=dtype)
+    return y if bias is None else y + bias.astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _multiply(x, kernel, bias, dtype: jnp.dtype, transpose_gradients: bool, transposed: bool) -> Array:
+    """The product with operands cast to `dtype` and a float32 result, in the backward pass as well."""
+    return _multiply_forward(x, kernel, bias, dtype, transpose_gradients, transposed)[0]
+
+
+def _multiply_forward(x, kernel, bias, dtype, transpose_gradients, transposed):
+    x, cast_kernel = x.astype(dtype), kernel.astype(dtype)
+    y = _dot(x, cast_kernel, 1, 1 if transposed else 0)
+    return y if bias is None else y + bias, (x, cast_kernel, bias)
+
+
+def _multiply_backward(dtype, transpose_gradients, transposed, saved, gradient):
+    x, kernel, bias = saved
+    gradient = gradient.astype(dtype)
+    grad_x = _dot(gradient, kernel, 1, 0 if transposed else 1)
+    left, right = (gradient, x) if transposed else (x, gradient)
+    if transpose_gradients:
+        # XLA's fast CPU kernels take A B and A B^T but not A^T B, and would undo any transpose that is not in memory.
+        grad_kernel = _dot(with_layout_constraint(left.T, Layout(major_to_minor=(0, 1))), right, 1, 0)
+    else:
+        grad_kernel = _dot(left, right, 0, 0)
+    return grad_x, grad_kernel, None if bias is None else column_sums(gradient)
+
+
+def column_sums(x: Array) -> Array:
+    """Returns the sums of x [M, F] over its rows, float32 [F]: as a product, for XLA's own reduction is slow on CPU."""
+    return _dot(jnp.ones((1, x.shape[0]), x.dtype), x, 1, 0)[0]
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    dimensions = (((left_axis,), (right_axis,)), ((), ()))
+    return lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def kernel_init(config: EncoderConfig, role: str = "inner") -> nn.initializers.Initializer:
+    """Returns how a kernel starts; `role` is "inner", "residual" (its product is added to the stream) or "logits"."""
+    std = config.initialization_std
+    if config.initialization == "zero_output" and role != "inner":
+        return nn.initializers.zeros_init()
+    if config.initialization == "depth_scaled" and role == "residual":
+        std /= (2 * config.layers) ** 0.5
+    # BERT draws from a normal cut at two deviations and does not correct the deviation for the cut.
+    return nn.initializers.truncated_normal(std)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias; x [..., D] -> [..., features]."""
+
+    features: int
+    use_bias: bool
+    config: EncoderConfig
+    execution: Execution
+    role: str = "inner"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", kernel_init(self.config, self.role), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
+        return multiply(x, kernel, self.execution, bias)
+
+
+class Norm(nn.Module):
+    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) over the last axis, computed in float32."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        centre = self.config.norm == "layer_norm"
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        flat = normalise(x.reshape(-1, x.shape[-1]).astype(jnp.float32), self.config.norm_epsilon, centre)
+        y = _scale_rows(flat, scale)
+        if centre and self.config.norm_bias:
+            y = _add_row(y, self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],)))
+        return y.reshape(x.shape).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def normalise(x: Array, epsilon: float, centre: bool) -> Array:
+    """Returns rows of x float32 [M, D] at mean 0 (if `centre`) and mean square 1; its gradient needs only the result."""
+    return _normalise_forward(x, epsilon, centre)[0]
+
+
+def _normalise_forward(x, epsilon, centre):
+    if centre:
+        x = x - x.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    y = x * inverse
+    return y, (y, inverse)
+
+
+def _normalise_backward(epsilon, centre, saved, gradient):
+    y, inverse = saved
+    along = (gradient * y).mean(-1, keepdims=True)
+    across = gradient.mean(-1, keepdims=True) if centre else 0.0
+    return (inverse * (gradient - across - y * along),)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+@jax.custom_vjp
+def _scale_rows(x: Array, scale: Array) -> Array:
+    return x * scale
+
+
+_scale_rows.defvjp(lambda x, s: (x * s, (x, s)), lambda saved, g: (g * saved[1], column_sums(g * saved[0])))
+
+
+@jax.custom_vjp
+def _add_row(x: Array, row: Array) -> Array:
+    return x + row
+
+
+_add_row.defvjp(lambda x, row: (x + row, None), lambda _, g: (g, column_sums(g)))
+
+
+def activate(name: str, x: Array) -> Array:
+    """Returns the activation by its name in section `model`; for geglu and swiglu that of the gate."""
+    if name in ("gelu", "geglu"):
+        return gelu(x)
+    if name == "gelu_tanh":
+        return jax.nn.gelu(x, approximate=True)
+    if name == "swiglu":
+        return jax.nn.silu(x)
+    x = jax.nn.relu(x)
+    return x * x if name == "relu_squared" else x
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Returns x times the normal distribution's share below x (arXiv 1606.08415), exact, by erf."""
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x):
+    share = 0.5 * (1 + lax.erf(x * 0.5**0.5))
+    return x * share, x
+
+
+def _gelu_backward(x, gradient):
+    density = jnp.exp(-0.5 * jnp.square(x)) * (2 * jnp.pi) ** -0.5
+    return (gradient * (0.5 * (1 + lax.erf(x * 0.5**0.5)) + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
+    """Zeroes a share `rate` of x [B, ...] and scales the rest up; without seeds (uint32 [B, 2]) returns x.
+
+    The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
+    any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. `site` must differ
+    between the places where a model drops.
+    """
+    if seeds is None or rate == 0:
+        return x
+    inner = x.shape[1:]
+    strides = [1] * len(inner)
+    for axis in reversed(range(len(inner) - 1)):
+        strides[axis] = strides[axis + 1] * inner[axis + 1]
+    position = sum(
+        lax.broadcasted_iota(jnp.uint32, inner, axis) * jnp.uint32(strides[axis]) for axis in range(len(inner))
+    )
+    first = _mix(seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
+    second = _mix(seeds[:, 1] + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
+    bits = _mix(_mix(position[None] * jnp.uint32(0x9E3779B1) + first) ^ second)
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * (1 / (1 - rate)), 0).astype(x.dtype)
+
+
+def _mix(x: Array) -> Array:
+    """A 32-bit finaliser: two rounds of xor-shift and odd multiplication, each output bit depends on each input bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
+    return x ^ (x >> 15)

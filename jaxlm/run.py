@@ -1,0 +1,194 @@
+"""What a run is made of: the config resolved, its data, its model on the mesh. Only `train.py` moves it."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxlm import config as settings
+from jaxlm import hardware, masking, optimizer, sharding
+from jaxlm.data.pipeline import Phase, TrainRows, held_out_batches
+from jaxlm.data.prepare import Prepared, open_prepared, prepare
+from jaxlm.errors import UserError
+from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
+from jaxlm.masking import Masking
+from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
+from jaxlm.model.heads import MaskedLM, init_params
+from jaxlm.runlog import RunLog
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is made of; everything but the state and the clock."""
+
+    config: Any
+    workdir: Path
+    prepared: Prepared
+    encoder: EncoderConfig
+    execution: Execution
+    masking: Masking
+    mesh: Mesh
+    phases: list[dict[str, Any]]
+    rows: TrainRows
+    total_steps: int | None  # None: a time budget ends the run
+    update: optax.GradientTransformation
+    abstract_state: dict
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.sum([store.counts for store in self.prepared.train], axis=0)
+
+    @property
+    def own_rows(self) -> tuple[float, float]:
+        """The share of each global batch that this process reads."""
+        return jax.process_index() / jax.process_count(), (jax.process_index() + 1) / jax.process_count()
+
+    def fresh_state(self) -> dict:
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        seed = run_seeds(self.config)["init"]
+        return jax.jit(lambda: initial_state(self.encoder, self.update, seed, self.counts), out_shardings=places)()
+
+    def phase_number(self, step: int) -> int:
+        """Returns the index in `phases` of the phase that the update after `step` updates belongs to."""
+        for number, phase in enumerate(self.phases[:-1]):
+            if step < phase["steps"]:
+                return number
+            step -= phase["steps"]
+        return len(self.phases) - 1
+
+    def mask_rate(self, number: int, progress: float) -> float:
+        """Returns the rate of phase `number`, or where masking.final_rate is set a point on the line to it."""
+        first, last = self.phases[number]["mask_rate"], self.config.masking.final_rate
+        return first if last is None else first + (last - first) * progress
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+        place = sharding.batch_sharding(self.mesh)
+        return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+
+    @functools.cached_property
+    def evaluation_step(self) -> Callable:
+        model, piece_bytes = MaskedLM(self.encoder, self.execution), self.prepared.tokenizer.piece_bytes()
+        return make_evaluation_step(model, self.masking, self.counts, piece_bytes, self.config.data.sequence_length)
+
+    def evaluate(self, params: dict, log: RunLog, step: int) -> float:
+        """Judges the held-out sets, logs each, and returns the loss of the first (nan without any)."""
+        config, first = self.config, math.nan
+        length = config.data.sequence_length
+        size = config.evaluation.batch_size or config.train.batch_size
+        for name, store in self.prepared.held_out.items():
+            batches = held_out_batches(
+                store, length, size, config.evaluation.rows, config.data.prepend_begin,
+                self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id,
+            )  # fmt: skip
+            result = evaluate_held_out(self.evaluation_step, params, batches, self.put)
+            log.evaluation(step, name, result)
+            first = result["loss"] if math.isnan(first) else first
+        return first
+
+
+def initial_state(encoder: EncoderConfig, update: optax.GradientTransformation, seed: int, counts: Any = None) -> dict:
+    """Returns {"params", "opt_state"} before the first update; jit it with shardings, or ask only for its shapes."""
+    params = init_params(encoder, seed, counts)
+    return {"params": params, "opt_state": update.init(params)}
+
+
+def run_seeds(config: Any) -> dict[str, int]:
+    """Returns the seeds of "init", "data" and "mask": train.seed unless given."""
+    given = {name: config.train[f"{name}_seed"] for name in ("init", "data", "mask")}
+    return {name: config.train.seed if seed is None else seed for name, seed in given.items()}
+
+
+def set_up(config: Any, workdir: Path) -> Run:
+    """Prepares or finds the data, resolves what is "auto", writes config.json, and builds what the loop needs."""
+    before = None
+    if (workdir / "config.json").exists():
+        before = settings.load_config(str(workdir / "config.json"))
+    config = settings.config_from_dict(settings.config_to_dict(config), "config")
+    if config.train.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if config.train.compute_dtype == "auto":
+        fast = hardware.fast_bfloat16()
+        config.train.compute_dtype = before.train.compute_dtype if before else ("bfloat16" if fast else "float32")
+    if before:
+        config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
+        if changed := settings.changed_settings(before, config):
+            differences = "; ".join(changed)
+            raise UserError(
+                f"{workdir} holds a run with other settings ({differences}); give them as they were, or a new --workdir"
+            )
+    prepared = _prepared_data(config, workdir)
+    encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
+    config.model.vocab_size = encoder.vocab_size
+
+    mesh = sharding.make_mesh(config.mesh)
+    phases = settings.phases_of(config)
+    for phase in phases:
+        sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
+    shapes = [Phase(p["steps"] or 2**40, p["sequence_length"], p["batch_size"]) for p in phases]
+    rows = TrainRows(
+        prepared.train, list(config.data.weights) or None, shapes, run_seeds(config)["data"],
+        prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id,
+    )  # fmt: skip
+    seed = run_seeds(config)["init"]
+    shapes_of_params = jax.eval_shape(lambda: init_params(encoder, seed))
+    update = optimizer.make_optimizer(config.optimizer, shapes_of_params)
+    abstract = jax.eval_shape(lambda: initial_state(encoder, update, seed))
+    places = sharding.state_shardings(mesh, abstract)
+    abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
+    execution = choose_execution(
+        config.train.compute_dtype, jax.devices()[0].platform, mesh.size, config.train.rematerialise
+    )
+    how = masking.make_masking(
+        config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
+    )
+    settings.save_config(config, workdir / "config.json")
+    total = _total_steps(config, rows, shapes)
+    return Run(config, workdir, prepared, encoder, execution, how, mesh, phases, rows, total, update, abstract)
+
+
+def _prepared_data(config: Any, workdir: Path) -> Prepared:
+    """The data that this work directory was begun with, or those that the config names; keeps its tokenizer."""
+    record = workdir / "data.json"
+    if record.exists():
+        known = json.loads(record.read_text())
+        if Path(known["directory"]).is_dir():
+            prepared = open_prepared(Path(known["directory"]))
+            if prepared.fingerprint == known["fingerprint"]:
+                return prepared
+    prepared = prepare(config)
+    if record.exists() and prepared.fingerprint != known["fingerprint"]:
+        raise UserError(
+            f"the text at data.path is no longer what {workdir} was trained on; bring it back, or use a new --workdir"
+        )
+    prepared.tokenizer.save(workdir / "tokenizer")
+    np.save(
+        workdir / "token_counts.npy", np.sum([store.counts for store in prepared.train], axis=0), allow_pickle=False
+    )
+    settings.write_text(record, json.dumps({"directory": str(prepared.directory), "fingerprint": prepared.fingerprint}))
+    return prepared
+
+
+def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | None:
+    """How many updates train.steps, epochs or tokens mean; None for minutes."""
+    train = config.train
+    if train.minutes is not None:
+        return None
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is None and train.epochs is None:
+        raise UserError("one of train.steps, train.epochs, train.tokens and train.minutes must say when the run ends")
+    length, batch = shapes[-1].sequence_length, shapes[-1].batch_size
+    wanted = train.tokens if train.tokens is not None else train.epochs * rows.tokens_per_epoch
+    before = sum(phase.steps for phase in shapes[:-1])
+    wanted -= sum(phase.steps * phase.sequence_length * phase.batch_size for phase in shapes[:-1])
+    return max(before + math.ceil(wanted / (length * batch)), 1)

@@ -1,0 +1,347 @@
+"""The one training loop: step, log, evaluate, save; stop on NaN, on a signal, or when the run is done."""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from jaxlm import config as settings
+from jaxlm import hardware, objectives, optimizer
+from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
+from jaxlm.data.pipeline import train_batches
+from jaxlm.errors import UserError
+from jaxlm.masking import Masking, mask_tokens, prediction_slots
+from jaxlm.model.config import EncoderConfig, Execution, training_flops
+from jaxlm.model.heads import MaskedLM
+from jaxlm.run import Run, run_seeds, set_up
+from jaxlm.runlog import RunLog
+
+MASKS, DROPOUT = 0, 1  # what randomness is for, folded into the root key first
+TIME_UNITS = 1000.0  # a time budget's schedule counts in thousandths of it
+
+
+def make_train_step(
+    config: Any,
+    phase: dict[str, Any],
+    encoder: EncoderConfig,
+    execution: Execution,
+    masking: Masking,
+    update: optax.GradientTransformation,
+    total: float,
+) -> Callable:
+    """Returns (state, batch, step, done, mask_rate) -> (state, metrics) for one phase of a run; pure, not yet jitted.
+
+    state is {"params", "opt_state"}; batch the global batch: int32 tokens and segment_ids, bool word_starts [B, L];
+    step the updates done so far (int32); done the same in the schedule's unit (float32). Masks and dropout of row b
+    depend on (mask seed, step, b) only, whatever the mesh or the micro-batches. total is the schedule's length.
+    """
+    model = MaskedLM(dataclasses.replace(encoder, rotary_base=phase["rotary_base"]), execution)
+    schedule = optimizer.make_schedule(config.schedule, total)
+    accumulate, logits_bytes = phase["accumulate"], config.train.logits_megabytes * 2**20
+    slots = prediction_slots(
+        masking.scheme, max(phase["mask_rate"], config.masking.final_rate or 0), phase["sequence_length"]
+    )
+    mask_seed = run_seeds(config)["mask"]
+    dropping = encoder.dropout > 0 or encoder.attention_dropout > 0
+
+    def train_step(state: dict, batch: dict, step: Array, done: Array, mask_rate: Array) -> tuple[dict, dict]:
+        tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+        row = jnp.arange(tokens.shape[0])
+        root = jax.random.key(mask_seed)
+        mask_keys, dropout_keys = (
+            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.fold_in(root, purpose), step), row)
+            for purpose in (MASKS, DROPOUT)
+        )
+        masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
+        seeds = jax.vmap(lambda key: jax.random.bits(key, (2,)))(dropout_keys) if dropping else None
+
+        def summed_loss(params: dict, rows: tuple) -> tuple[Array, objectives.PredictionSums]:
+            sums = objectives.masked_lm(model, params, *rows, logits_bytes=logits_bytes)
+            return sums.loss, sums
+
+        gradient = jax.grad(summed_loss, has_aux=True)
+        rows = (masked, segment_ids, seeds)
+        if accumulate == 1:
+            grads, sums = gradient(state["params"], rows)
+        else:
+            # Row b goes to micro-batch b % accumulate, so that a batch split over devices stays where it is.
+            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
+            first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state["params"], rows))
+            add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state["params"], part)), None)  # noqa: E731
+            (grads, sums), _ = lax.scan(add, first, parts)
+
+        # One mean over the whole global batch: sums are divided once, by all its predictions.
+        grads = jax.tree.map(lambda g: g / jnp.maximum(sums.predictions, 1), grads)
+        updates, opt_state = update.update(grads, state["opt_state"], state["params"])
+        rate = config.optimizer.learning_rate * schedule(done)
+        params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)
+        ordinary = jnp.isin(tokens, jnp.asarray(masking.special_ids), invert=True) & (segment_ids > 0)
+        metrics = {
+            "loss": objectives.mean_loss(sums),
+            "accuracy": sums.correct / jnp.maximum(sums.predictions, 1),
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": rate,
+            "masked_share": sums.predictions / jnp.maximum(ordinary.sum(), 1),
+            "dropped_words": masked.dropped_words.sum(),
+            "padding": (segment_ids == 0).sum(),
+        }
+        return {"params": params, "opt_state": opt_state}, metrics
+
+    return train_step
+
+
+def compile_step(run: Run, number: int) -> Callable:
+    """Returns the jitted step of phase `number`; it takes the state's memory for the new state."""
+    total = TIME_UNITS if run.total_steps is None else run.total_steps
+    step = make_train_step(run.config, run.phases[number], run.encoder, run.execution, run.masking, run.update, total)
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+
+def train(config: Any, workdir: Path) -> dict[str, Any]:
+    """Trains what the config says in a work directory, or goes on where it stopped. Returns the final results.
+
+    Raises UserError for what the user can mend, with the newest whole checkpoint kept.
+    """
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(_locked(workdir))
+        run = set_up(config, workdir)
+        config = run.config
+
+        # 1. Resume from the newest whole checkpoint of this work directory, or begin with fresh weights.
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
+        cleanup.enter_context(contextlib.closing(checkpoints))
+        saved = checkpoints.restore(run.abstract_state)
+        if saved and saved.metadata["data"] != run.prepared.fingerprint:
+            raise UserError(f"{workdir} was trained on other data; bring them back, or begin in a new --workdir")
+        step = start = saved.step if saved else 0
+        clock = _Clock(config.train.minutes, run.total_steps, saved.metadata["elapsed_seconds"] if saved else 0.0)
+        state = saved.state if saved else run.fresh_state()
+        log = cleanup.enter_context(RunLog(
+            workdir, run.total_steps, tensorboard=config.logging.tensorboard, curve=config.logging.curve,
+            first_step=start, primary=jax.process_index() == 0,
+        ))  # fmt: skip
+        _announce(run, log, start, clock)
+
+        # 2. The loop. What an update does depends on the config and on how many were done before it.
+        stopped = cleanup.enter_context(_stop_signals())
+        batches = train_batches(run.rows, start, clock.last_step, *run.own_rows, prefetch=config.data.prefetch)
+        cleanup.enter_context(contextlib.closing(batches))
+        step_of_phase = functools.cache(lambda number: compile_step(run, number))
+        meter, metrics, held_out = _Meter(run), None, {}
+        while not clock.is_over(step) and not stopped:
+            number, (done, progress) = run.phase_number(step), clock.read(step)
+            rate = run.mask_rate(number, progress)
+            before = metrics
+            state, metrics = step_of_phase(number)(
+                state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate)
+            )
+            step += 1
+            meter.add(run.phases[number], metrics)
+            _stop_on_nan(before, step - 1, checkpoints)  # one update is always under way: look at the one before it
+
+            evaluating = _due(config.evaluation.every, step) and not clock.is_over(step)
+            saving = _due(config.checkpoint.every, step) and not clock.is_over(step)
+            if step % config.logging.every == 0 or step == clock.last_step:
+                log.train(step, meter.read() | {"progress": progress})
+            if evaluating or saving:
+                _stop_on_nan(metrics, step, checkpoints)
+                paused = time.monotonic()
+                if evaluating:
+                    held_out[step] = run.evaluate(state["params"], log, step)
+                if saving:
+                    _save(run, checkpoints, step, state, clock, held_out.get(step))
+                    log.event("checkpoint", step=step)
+                meter.skip(time.monotonic() - paused)
+        _stop_on_nan(metrics, step, checkpoints)
+
+        # 3. Stopped by a signal: save and say how to go on. Or done: the last evaluation, checkpoint and checksum.
+        if stopped and not clock.is_over(step):
+            _save(run, checkpoints, step, state, clock, None)
+            checkpoints.wait()
+            raise UserError(f"stopped by {stopped[0]}; step {step} is saved, and the same command goes on from there")
+        clock.stop()
+        _save(run, checkpoints, step, state, clock, run.evaluate(state["params"], log, step))
+        checkpoints.wait()
+        checksum = params_sha256(state["params"])
+        log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
+        log.note(f"params sha256 {checksum}")
+        return {"step": step, "params_sha256": checksum}
+
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+class _Clock:
+    """How far the run is: by updates, or under a time budget by its seconds, those before a resume included."""
+
+    def __init__(self, minutes: float | None, total_steps: int | None, elapsed: float) -> None:
+        self.budget, self.total_steps = (minutes or 0) * 60, total_steps
+        self.begin, self.end = time.monotonic() - elapsed, None
+        self.last_step = 2**40 if total_steps is None else total_steps
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far."""
+        return (self.end or time.monotonic()) - self.begin
+
+    def is_over(self, step: int) -> bool:
+        return self.elapsed >= self.budget if self.budget else step >= self.last_step
+
+    def read(self, step: int) -> tuple[float, float]:
+        """Returns the schedule's count, and the share of the run that is done."""
+        if self.budget:
+            share = min(self.elapsed / self.budget, 1.0)
+            return share * TIME_UNITS, share
+        return float(step), step / self.last_step
+
+    def stop(self) -> None:
+        self.end = time.monotonic()
+
+
+def _save(run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: _Clock, loss: float | None) -> None:
+    config = settings.config_to_dict(run.config)
+    about = {"elapsed_seconds": clock.elapsed, "data": run.prepared.fingerprint, "config": config}
+    try:
+        checkpoints.save(step, state, about, score=None if loss is None or math.isnan(loss) else loss)
+    except NonFinite as error:
+        raise _nan_error(step, checkpoints, str(error)) from error
+
+
+def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:
+    if metrics is not None and not np.isfinite(float(metrics["loss"])):
+        raise _nan_error(step, checkpoints, "the loss is not a number")
+
+
+def _nan_error(step: int, checkpoints: Checkpoints, what: str) -> UserError:
+    checkpoints.wait()
+    newest = checkpoints.newest()
+    kept = f"the checkpoint of step {newest} is kept" if newest is not None else "there was no checkpoint yet"
+    return UserError(f"step {step}: {what}; {kept}; lower optimizer.learning_rate, or lengthen schedule.warmup")
+
+
+class _Meter:
+    """Means of the metrics, and speed, since it was last read."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.peak = hardware.peak_flops(dtype=run.config.train.compute_dtype).flops * run.mesh.size
+        self._clear()
+
+    def _clear(self) -> None:
+        self.metrics, self.tokens, self.flops, self.last = [], 0, 0.0, time.monotonic()
+
+    def add(self, phase: dict[str, Any], metrics: dict[str, Array]) -> None:
+        batch, length = phase["batch_size"], phase["sequence_length"]
+        self.metrics.append(metrics)
+        self.tokens += batch * length
+        self.flops += training_flops(self.run.encoder, batch, length, int(phase["mask_rate"] * batch * length))
+
+    def skip(self, seconds: float) -> None:
+        """Leaves out time that was spent on other things than training."""
+        self.last += seconds
+
+    def read(self) -> dict[str, float]:
+        fetched = jax.device_get(self.metrics)
+        seconds = max(time.monotonic() - self.last, 1e-9)
+        columns = {name: np.array([entry[name] for entry in fetched], float) for name in fetched[0]}
+        result = {name: float(values.mean()) for name, values in columns.items()}
+        result |= {
+            "learning_rate": float(columns["learning_rate"][-1]),
+            "dropped_words": float(columns["dropped_words"].sum()),
+            "tokens_per_second": self.tokens / seconds,
+            "tokens_per_second_without_padding": (self.tokens - float(columns["padding"].sum())) / seconds,
+            "mfu": self.flops / seconds / self.peak,
+        }
+        self._clear()
+        return result
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds the work directory against other processes on this machine; it is freed when the process ends, however."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a directory")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with open(workdir / "lock", "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError as error:
+        raise UserError(f"{workdir} is in use by another process; wait for it, or name another --workdir") from error
+    except PermissionError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}; name another --workdir") from error
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """Gathers SIGTERM and SIGINT in a list that the loop looks at; a second one has its usual effect."""
+    received: list[str] = []
+    usual: dict[int, Any] = {}
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, usual[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        usual[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
+    train, tokens = run.config.train, run.rows.tokens_per_epoch
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state["params"]))
+    mesh = "x".join(str(size) for size in run.mesh.shape.values())
+    ends = f"{train.minutes:g} minutes" if run.total_steps is None else f"{run.total_steps:,} steps"
+    log.event("start", step=step, elapsed_seconds=clock.elapsed, total_steps=run.total_steps, parameters=parameters,
+              data=run.prepared.fingerprint, tokenizer=run.prepared.tokenizer.fingerprint, mesh=dict(run.mesh.shape),
+              compute_dtype=train.compute_dtype, **hardware.describe_machine())  # fmt: skip
+    log.note(
+        f"{parameters:,} parameters, vocabulary {run.encoder.vocab_size:,}; products in {train.compute_dtype} "
+        f"on {mesh} {jax.devices()[0].platform} (data x fsdp x tensor); {tokens:,} tokens an epoch; {ends}"
+    )
+    if clock.is_over(step):
+        log.note(f"this run is complete at step {step}: nothing is left to train; train.steps can prolong it")
+    elif step:
+        log.note(f"resuming after step {step}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`jaxlm train --config=FILE[:ARG] --workdir=DIR [--config.section.key=VALUE ...]`."""
+    overrides, rest = settings.split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        prog="jaxlm train", description="Train a masked language model, or go on where its work directory stopped.",
+        epilog="example: jaxlm train --config=configs/mini.py --workdir=runs/mini --config.train.steps=50",
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
+    parser.add_argument("--workdir", required=True, type=Path, help="where the run is kept; the same one resumes it")
+    args = parser.parse_args(rest)
+    config = settings.load_config(args.config, overrides)
+    try:
+        train(config, args.workdir)
+    except Exception as error:
+        if hardware.out_of_memory(error):
+            raise UserError(
+                "out of memory: lower train.batch_size, data.sequence_length or train.logits_megabytes, raise "
+                "train.accumulate, or set train.rematerialise=true"
+            ) from error
+        raise
+    return 0
