@@ -14,18 +14,18 @@ from jaxlm import config as settings
 from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
 from jaxlm.masking import make_masking, prediction_slots
-from jaxlm.model.config import choose_execution, encoder_config, training_flops
+from jaxlm.model.config import choose_execution, compiler_options, encoder_config, training_flops
 from jaxlm.run import initial_state
 from jaxlm.train import make_train_step
 
 SPECIAL_IDS = (0, 1, 2, 3, 4)  # of the synthetic vocabulary; the last is the mask
 
 
-def bench(config: Any, steps: int = 10, warmup: int = 2, batches: Any = None) -> dict[str, Any]:
+def bench(config: Any, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
     """Times the training step of a config's last phase, the very step that `jaxlm train` runs.
 
-    Without `batches`, on rows of random ordinary tokens that lie on the device: the accelerator alone. Seconds are medians
-    of single steps, from call to finished state; `spread` is the middle half of them over the median. FLOPs are those of
+    The rows are random ordinary tokens that lie on the device: the accelerator alone. Seconds are medians of single
+    steps, from call to finished state; `spread` is the middle half of them over the median. FLOPs are those of
     `training_flops`; mfu divides by the datasheet's peak, or on CPUs by the largest square product timed in this run.
     """
     phase = settings.phases_of(config)[-1]
@@ -51,7 +51,8 @@ def bench(config: Any, steps: int = 10, warmup: int = 2, batches: Any = None) ->
     step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
     scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
     begin = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars).compile()
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
+    compiled = lowered.compile(compiler_options(execution, device.platform))
     compile_seconds = time.perf_counter() - begin
 
     seconds = []
@@ -99,7 +100,10 @@ def measure_input(config: Any) -> float:
     prepared = prepare(config)
     phase = settings.phases_of(config)[-1]
     shape = Phase(2**40, phase["sequence_length"], phase["batch_size"])
-    rows = TrainRows(prepared.train, list(config.data.weights) or None, [shape], 0)
+    rows = TrainRows(
+        prepared.train, list(config.data.weights) or None, [shape], 0,
+        config.data.prepend_begin, prepared.tokenizer.begin_id, prepared.tokenizer.pad_id,
+    )  # fmt: skip
     return measure_input_rate(rows, max(20, 2_000_000 // (shape.batch_size * shape.sequence_length)))
 
 

@@ -14,7 +14,7 @@ VERBS = {
     "prepare": ("jaxlm.data.prepare", "turn text into a token store, without training"),
     "config": ("jaxlm.config", "print every setting, its value and what it means"),
     "fill-mask": ("jaxlm.predict", "fill in the blanks of a text"),
-    "evaluate": ("jaxlm.judge", "the held-out loss of a model on any text"),
+    "evaluate": ("jaxlm.evaluate", "the held-out loss of a model on any text"),
     "bench": ("jaxlm.bench", "tokens per second, share of peak, memory, input rate"),
 }
 

@@ -1,4 +1,4 @@
-"""Every setting of a run: its default, what it means, and which values it takes.
+"""Loading, overriding, checking, saving and replaying the config of a run.
 
 A config is an `ml_collections.ConfigDict` of sections. A file under `configs/` has a function `get_config(arg=None)`
 that starts from `default_config()` and changes what differs; the command line overrides single settings; the work
@@ -10,240 +10,22 @@ import importlib.util
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from jaxlm.errors import UserError
-
-
-class Setting(NamedTuple):
-    """One setting: its default, what it means, the only values or the interval that it takes, and its type."""
-
-    default: Any
-    help: str
-    choices: tuple = ()
-    within: str = ""  # a key of INTERVALS
-    kind: type | None = None  # where the default does not tell
-    item: type = str  # of the entries, where the setting is a tuple
-
-    @property
-    def type(self) -> type:
-        return self.kind or type(self.default)
-
-
-INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
-    ">=1": (lambda x: x >= 1, "at least 1 is needed"),
-    ">=0": (lambda x: x >= 0, "it cannot be negative"),
-    ">0": (lambda x: x > 0, "it must be above 0"),
-    ">1": (lambda x: x > 1, "it must be above 1"),
-    "(0,1)": (lambda x: 0 < x < 1, "a share between 0 and 1 is meant, such as 0.15"),
-    "[0,1)": (lambda x: 0 <= x < 1, "a share from 0 to below 1 is meant"),
-    "[0,1]": (lambda x: 0 <= x <= 1, "a share from 0 to 1 is meant"),
-    "(0,1]": (lambda x: 0 < x <= 1, "a number above 0 and up to 1 is meant"),
-}
-
-S = Setting
-
-SETTINGS: dict[str, dict[str, Setting]] = {
-    "data": {
-        "path": S((), "what to train on: files, folders, globs, 'tfds:NAME[:SPLIT]', 'pydocs'; several with commas"),
-        "weights": S(
-            (), "share of rows from each path, as 9,1; empty: every row of every path once an epoch", item=float
-        ),
-        "format": S("auto", "auto goes by the file name", ("auto", "text", "jsonl", "csv", "tsv", "parquet")),
-        "document": S("file", "what is one document of a text file", ("file", "paragraph", "line")),
-        "field": S("text", "the field that holds the text (JSON Lines, CSV, TSV, Parquet, TFDS)"),
-        "encoding": S("utf-8", "of text, JSON Lines, CSV and TSV files"),
-        "held_out": S((), "held-out sets with their own paths, as NAME=PATH; several with commas"),
-        "held_out_fraction": S(
-            0.01, "without data.held_out: this share of documents, by a hash of the text, is set aside", within="[0,1)"
-        ),
-        "deduplicate": S(True, "drop documents whose text was seen before, held-out text included"),
-        "max_document_characters": S(
-            1_000_000, "longer documents are cut there, at a space where there is one", within=">=1"
-        ),
-        "sequence_length": S(128, "tokens in a row", within=">=1"),
-        "prepend_begin": S(
-            False, "a row that begins inside a document gets the begin token in front, as inference will"
-        ),
-        "shard_bytes": S(256 * 2**20, "no file of the token store is larger than this", within=">=1"),
-        "cache": S("", "folder of token stores, shared by runs; empty: ~/.cache/jaxlm/stores"),
-        "workers": S(0, "processes that tokenize; 0: one for each processor", within=">=0"),
-        "prefetch": S(4, "batches prepared ahead of the accelerator", within=">=1"),
-    },
-    "tokenizer": {
-        "path": S(
-            "", "a .model, tokenizer.json or vocab.txt, or a folder with one; empty: train SentencePiece on the data"
-        ),
-        "algorithm": S("unigram", "of the trained vocabulary", ("unigram", "bpe")),
-        "vocab_size": S(8192, "entries of the trained vocabulary, special tokens included", within=">=1"),
-        "lower_case": S(False, "the trained vocabulary folds case"),
-        "character_coverage": S(
-            0.9995, "share of characters the trained vocabulary must spell; the rest are unknown", within="(0,1]"
-        ),
-        "byte_fallback": S(False, "spell unknown characters in bytes (256 entries)"),
-        "training_megabytes": S(
-            32.0, "text used to train the vocabulary, spread evenly over the documents", within=">0"
-        ),
-        "words": S(
-            "unicode",
-            "who finds words: Unicode boundaries, jieba (Chinese), ICU (Thai, Lao, Khmer, Burmese), or"
-            " the spaces of text that is already segmented",
-            ("unicode", "jieba", "icu", "spaces"),
-        ),
-    },
-    "model": {
-        "layers": S(4, "Transformer layers", within=">=1"),
-        "width": S(256, "width of the residual stream", within=">=1"),
-        "heads": S(4, "attention heads; they divide the width", within=">=1"),
-        "feed_forward_width": S(1024, "hidden width of the feed-forward; of each half where it is gated", within=">=1"),
-        "embedding_width": S(0, "width of the embedding tables; 0: the model's; another is projected", within=">=0"),
-        "vocab_size": S(0, "entries of the token table; 0: the tokenizer's size", within=">=0"),
-        "norm": S("layer_norm", "normalisation", ("layer_norm", "rms_norm")),
-        "norm_position": S("pre", "before each sublayer, or after the residual sum as in BERT", ("pre", "post")),
-        "norm_epsilon": S(1e-5, "added to the variance", within=">0"),
-        "norm_bias": S(True, "bias in the norms"),
-        "attention_bias": S(True, "bias in query, key, value and output projections"),
-        "feed_forward_bias": S(True, "bias in the feed-forward"),
-        "first_norm": S(True, "attention norm of the first layer; ModernBERT leaves it out"),
-        "embedding_norm": S(False, "norm after the embeddings"),
-        "activation": S(
-            "relu_squared",
-            "of the feed-forward; geglu and swiglu are gated",
-            ("gelu", "gelu_tanh", "relu", "relu_squared", "geglu", "swiglu"),
-        ),
-        "positions": S("rotary", "how tokens know their place", ("learned", "rotary", "alibi", "none")),
-        "max_positions": S(512, "rows of the learned position table", within=">=1"),
-        "position_offset": S(0, "first row of the position table that is used; RoBERTa's is 2", within=">=0"),
-        "rotary_base": S(10_000.0, "rotary base of global layers", within=">1"),
-        "local_rotary_base": S(10_000.0, "rotary base of local layers", within=">1"),
-        "layer_pattern": S("g", "tiled over the layers: g sees all of a document, l a window; ModernBERT's is gll"),
-        "window": S(128, "a local layer's window: half of it on each side", within=">=1"),
-        "token_types": S(0, "rows of the token-type table; 0: none", within=">=0"),
-        "tied_output": S(True, "the output projection is the token table"),
-        "output_bias": S(True, "bias on the vocabulary logits"),
-        "output_bias_from_frequencies": S(False, "the output bias starts at the log of token frequencies"),
-        "head_transform": S(True, "dense layer, activation and norm between encoder and logits"),
-        "head_bias": S(True, "bias in the head's dense layer"),
-        "head_activation": S("gelu", "of the head's dense layer", ("gelu", "gelu_tanh", "relu", "relu_squared")),
-        "dropout": S(0.0, "after embeddings and each sublayer", within="[0,1)"),
-        "attention_dropout": S(0.0, "of attention weights", within="[0,1)"),
-        "initialization": S(
-            "normal",
-            "normal: truncated at two deviations; depth_scaled: output projections divided by"
-            " sqrt(2 layers); zero_output: output projections at zero",
-            ("normal", "depth_scaled", "zero_output"),
-        ),
-        "initialization_std": S(0.02, "standard deviation of the initial weights", within=">0"),
-    },
-    "masking": {
-        "scheme": S("token", "what is masked as one", ("token", "whole_word", "span")),
-        "rate": S(0.15, "share of a row's ordinary tokens that are predicted", within="(0,1)"),
-        "final_rate": S(
-            None,
-            "the rate falls or rises on a line to this one at the end of the run; none: constant",
-            kind=float,
-            within="(0,1)",
-        ),
-        "mask_share": S(0.8, "of the predicted tokens: replaced by the mask token", within="[0,1]"),
-        "random_share": S(
-            0.1, "of the predicted tokens: replaced by an ordinary token; the rest stay as they are", within="[0,1]"
-        ),
-        "span_p": S(
-            0.2,
-            "of the geometric distribution of a span's words: 0.2, clipped at 10, has a mean of 3.8",
-            within="(0,1]",
-        ),
-        "span_max": S(10, "words of the longest span", within=">=1"),
-    },
-    "train": {
-        "steps": S(None, "stop after so many updates (one of steps, epochs, tokens, minutes)", kind=int, within=">0"),
-        "epochs": S(None, "stop after so many passes over the data", kind=float, within=">0"),
-        "tokens": S(None, "stop after so many tokens", kind=float, within=">0"),
-        "minutes": S(
-            None, "stop after so many minutes of training; the schedule follows the clock", kind=float, within=">0"
-        ),
-        "batch_size": S(32, "rows in the global batch", within=">=1"),
-        "accumulate": S(
-            1, "micro-batches a step, one after another; the result is that of the whole batch", within=">=1"
-        ),
-        "phases": S(
-            (),
-            "rows of settings that hold one after another, as JSON: steps (all but the last), sequence_length,"
-            " batch_size, accumulate, mask_rate, rotary_base",
-            item=dict,
-        ),
-        "seed": S(0, "of initialization, data order, masks and dropout", within=">=0"),
-        "init_seed": S(None, "of the initial weights; none: train.seed", kind=int, within=">=0"),
-        "data_seed": S(None, "of the order of rows; none: train.seed", kind=int, within=">=0"),
-        "mask_seed": S(None, "of masks and dropout; none: train.seed", kind=int, within=">=0"),
-        "compute_dtype": S(
-            "auto",
-            "of matrix products; auto: bfloat16 where the processor is fast at it",
-            ("auto", "float32", "bfloat16"),
-        ),
-        "deterministic": S(False, "the same bits each time on GPUs too, slower"),
-        "rematerialise": S(False, "compute a layer's activations again in the backward pass, to save memory"),
-        "logits_megabytes": S(256, "vocabulary logits are computed in pieces of at most this size", within=">=1"),
-    },
-    "optimizer": {
-        "name": S("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "lamb", "muon")),
-        "learning_rate": S(1e-3, "peak rate", within="(0,1]"),
-        "muon_learning_rate": S(0.02, "peak rate of the matrices under muon", within="(0,1]"),
-        "muon_momentum": S(0.95, "momentum of the matrices under muon", within="[0,1)"),
-        "beta1": S(0.9, "decay of the mean of gradients", within="[0,1)"),
-        "beta2": S(0.98, "decay of the mean of squared gradients", within="[0,1)"),
-        "epsilon": S(1e-8, "added to the root of the mean square", within=">0"),
-        "weight_decay": S(0.01, "decoupled weight decay, times the learning rate", within=">=0"),
-        "decay": S(
-            ("/(kernel|embedding)$=yes", "/(bias|scale)$=no"),
-            "which parameters decay: PATTERN=yes or no, the first that matches a parameter's path counts",
-        ),
-        "clip_norm": S(1.0, "gradients are scaled down to this global norm; 0: never", within=">=0"),
-    },
-    "schedule": {
-        "name": S(
-            "linear",
-            "after the warm-up: falls on a line, on a cosine, stays and falls at the end (wsd), stays",
-            ("linear", "cosine", "wsd", "constant"),
-        ),
-        "warmup": S(0.06, "steps of linear warm-up, or, below 1, its share of the run", within=">=0"),
-        "decay": S(0.1, "wsd: steps of the fall at the end, or, below 1, its share of the run", within=">=0"),
-        "decay_shape": S("linear", "wsd: 1-sqrt falls fast at first", ("linear", "1-sqrt")),
-        "final": S(0.0, "share of the peak rate that is left at the end", within="[0,1]"),
-    },
-    "mesh": {
-        "data": S(-1, "devices that split the batch; -1: all that are left"),
-        "fsdp": S(1, "devices that split batch and parameters", within=">=1"),
-        "tensor": S(1, "devices that split the matrices' widths", within=">=1"),
-    },
-    "checkpoint": {
-        "every": S(1000, "steps between checkpoints", within=">=1"),
-        "keep": S(2, "newest checkpoints kept", within=">=1"),
-        "keep_best": S(True, "keep the one with the lowest held-out loss too"),
-    },
-    "evaluation": {
-        "every": S(1000, "steps between evaluations on the held-out sets; 0: only at the end", within=">=0"),
-        "rows": S(512, "rows of each held-out set that are used, the first ones; 0: all", within=">=0"),
-        "batch_size": S(0, "rows in a batch; 0: train.batch_size", within=">=0"),
-    },
-    "logging": {
-        "every": S(10, "steps between lines of metrics.jsonl", within=">=1"),
-        "tensorboard": S(True, "write TensorBoard events"),
-        "curve": S(True, "draw curve.png"),
-    },
-}
-
-# What may differ when a run is resumed: it only prolongs, spreads or watches the run.
-RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.rematerialise", "data.cache",
-             "data.workers", "data.prefetch"}  # fmt: skip
-RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
-
-PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
-                  "rotary_base": float}  # fmt: skip
+from jaxlm.settings import (
+    INTERVALS,
+    PHASE_SETTINGS,
+    RESUMABLE,
+    RESUMABLE_SECTIONS,
+    SETTINGS,
+    Setting,
+)
 
 
 def default_config() -> ConfigDict:
@@ -254,7 +36,7 @@ def default_config() -> ConfigDict:
             name: config_dict.placeholder(setting.kind) if setting.default is None else setting.default
             for name, setting in settings.items()
         }
-    return ConfigDict(sections)
+    return ConfigDict(sections).lock()
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -265,9 +47,9 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     name, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
     path = Path(name)
     if not path.is_file():
-        known = sorted(str(p) for p in Path("configs").glob("*.py"))
-        near = difflib.get_close_matches(f"configs/{path.stem}.py", known, 1, 0.5)
-        raise UserError(f"there is no config file {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        known = {p.stem: p for p in sorted(Path("configs").glob("*.py"))}
+        near = difflib.get_close_matches(path.stem, known, 1)
+        raise UserError(f"there is no config file {name}" + (f"; did you mean {known[near[0]]}?" if near else ""))
     config = _read_json(path) if path.suffix == ".json" else _run_config_file(path, arg or None)
     for override in overrides:
         apply_override(config, override)
@@ -288,18 +70,28 @@ def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
         if arg is not None and not takes_arg:
             raise UserError(f"{path} has no variants, so :{arg} means nothing there")
         config = module.get_config(arg) if takes_arg else module.get_config()
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, NameError, ImportError) as error:
-        line = (
-            next((f.lineno for f in inspect.getinnerframes(error.__traceback__) if f.filename == str(path)), None)
-            if error.__traceback__
-            else None
-        )
-        line = error.lineno if isinstance(error, SyntaxError) else line
-        message = " ".join(str(error).split()).strip("'\"")
-        raise UserError(f"{path}{f', line {line}' if line else ''}: {message}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in inspect.getinnerframes(error.__traceback__) if f.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        raise UserError(f"{path}{f', line {line}' if line else ''}: {_reason(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not the config")
+    if any(name not in config.get(section, ()) for section, settings in SETTINGS.items() for name in settings):
+        raise UserError(f"{path}: get_config lacks settings; it must start from jaxlm.config.default_config()")
     return config
+
+
+def _reason(error: Exception) -> str:
+    """Returns what an error in a config file says, in one line; of an unknown key only its name and the nearest."""
+    wrapped = error.args and isinstance(error.args[0], KeyError)  # ml_collections' AttributeError
+    text = " ".join(str((error.args[0] if wrapped else error).args[0] if error.args else "").split())
+    if unknown := re.search(r'Did you mean "(.+)" instead of "(.+)"\?$', text):
+        return f"there is no setting {unknown[2]}; did you mean {unknown[1]}?"
+    if unknown := re.match(r'Key "(.+?)" does not exist', text):
+        return f"there is no setting {unknown[1]}; `jaxlm config` prints them all"
+    return text if isinstance(error, TypeError | ValueError | SyntaxError) else f"{type(error).__name__}: {text}"
 
 
 def _read_json(path: Path) -> ConfigDict:
@@ -307,6 +99,8 @@ def _read_json(path: Path) -> ConfigDict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no valid JSON ({error}); config.json is written by `jaxlm train`") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no sections of settings; config.json is written by `jaxlm train`")
     return config_from_dict(content, str(path))
 
 
@@ -393,7 +187,7 @@ def parse_value(key: str, text: str, setting: Setting) -> Any:
             raise UserError(f"{key}={text}: true or false is meant here")
         return words[text.lower()]
     if setting.type is tuple:
-        if text.startswith("[") or setting.item is dict:
+        if (text.startswith("[") and text.endswith("]")) or setting.item is dict:
             try:
                 return _as_kind(key, json.loads(text or "[]"), setting)
             except ValueError as error:
@@ -450,7 +244,8 @@ def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
         "rotary_base": config.model.rotary_base,
         "steps": None,
     }
-    phases = [common | dict(phase) for phase in config.train.phases or ({},)]
+    given: tuple[dict[str, Any], ...] = config.train.phases or ({},)
+    phases = [common | dict(phase) for phase in given]
     phases[-1]["steps"] = None
     return phases
 
@@ -485,7 +280,7 @@ def _check_together(config: ConfigDict) -> None:
         (model.layer_pattern and set(model.layer_pattern) <= {"g", "l"},
          f"model.layer_pattern={model.layer_pattern}: only g (global) and l (local) are known"),
         (masking.mask_share + masking.random_share < 1 + 1e-9,
-         f"masking.mask_share={masking.mask_share} and masking.random_share={masking.random_share} add up to more than 1"),
+         f"masking.mask_share={masking.mask_share} and masking.random_share={masking.random_share} are above 1"),
         (tokenizer.character_coverage > 0.5,
          f"tokenizer.character_coverage={tokenizer.character_coverage}: a share such as 0.9995 is meant"),
         (len(data.weights) in (0, len(data.path)),
@@ -516,13 +311,14 @@ def _check_end(config: ConfigDict) -> None:
 
 def _check_phases(config: ConfigDict) -> None:
     """Each phase is whole, and its rows fit the model."""
-    phases, model = config.train.phases, config.model
+    phases: tuple[dict[str, Any], ...] = config.train.phases
+    model = config.model
     for number, phase in enumerate(phases, 1):
         where = f"train.phases, entry {number}"
         for name, value in phase.items():
             if name not in PHASE_SETTINGS:
                 raise UserError(f"{where}: {name} is not one of {', '.join(PHASE_SETTINGS)}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{where}: {name}={value}: a number above 0 is meant")
             if PHASE_SETTINGS[name] is int and value != int(value):
                 raise UserError(f"{where}: {name}={value}: a whole number is meant")

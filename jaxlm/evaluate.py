@@ -1,31 +1,38 @@
 """How good a model is: held-out loss on blanks that are the same for every model, run and masking."""
 
+import argparse
+import json
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from jaxlm.masking import EVALUATION_RATE, Masking, evaluation_masking, mask_tokens, prediction_slots
-from jaxlm.model.heads import MaskedLM, gather_positions
+from jaxlm.config import apply_override, config_from_dict, config_to_dict, split_overrides
+from jaxlm.data.pipeline import held_out_batches
+from jaxlm.data.prepare import open_prepared, prepare
+from jaxlm.data.store import TokenStore
+from jaxlm.errors import UserError
+from jaxlm.loading import Trained, load_trained
+from jaxlm.masking import EVALUATION_RATE, Masking, evaluation_masking, make_masking, mask_tokens, prediction_slots
+from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
 from jaxlm.objectives import prediction_sums
 
 EVALUATION_SEED = 0  # never the run's: every run is judged by the same blanks
 
 
 class EvaluationSums(NamedTuple):
-    """Sums over blanks, float32 scalars."""
+    """Sums over blanks: float32 scalars of a batch, numbers of a whole set."""
 
-    loss: Array  # nats
-    correct: Array
-    correct_top5: Array
-    predictions: Array
-    bytes: Array  # of the text under the blanks
-    unigram_loss: Array  # nats, of a model that knows only how often each token occurs in the training text
-    unigram_top5: Array
+    loss: Any  # nats
+    correct: Any
+    correct_top5: Any
+    predictions: Any
+    bytes: Any  # of the text under the blanks
+    unigram_loss: Any  # nats, of a model that knows only how often each token occurs in the training text
+    unigram_top5: Any
 
 
 def make_evaluation_step(
@@ -52,8 +59,8 @@ def make_evaluation_step(
         masked = mask_tokens(
             keys, batch["tokens"], batch["segment_ids"], batch["word_starts"], EVALUATION_RATE, slots, masking
         )
-        states = model.apply({"params": params}, masked.inputs, batch["segment_ids"], method="encode")
-        logits = model.apply({"params": params}, gather_positions(states, masked.masked_positions), method="predict")
+        states = encode(model, params, masked.inputs, batch["segment_ids"])
+        logits = predict(model, params, gather_positions(states, masked.masked_positions))
         logits, labels = logits.reshape(-1, size), masked.labels.reshape(-1)
         weights = masked.weights.reshape(-1)
         sums = prediction_sums(logits, labels, weights)
@@ -72,23 +79,93 @@ def evaluate_held_out(
     """Returns the means over a held-out set's batches; `put` places a batch on the mesh.
 
     loss (nats per blank), perplexity, accuracy, accuracy_top5, nats_per_byte (of the text under the blanks, which
-    compares tokenizers), unigram_loss, unigram_top5, blanks.
+    compares tokenizers), unigram_loss, unigram_top5; nan where there is no blank; blanks.
     """
-    total = None
+    columns = np.zeros(len(EvaluationSums._fields))
     for batch in batches:
-        sums = jax.tree.map(float, step(params, put(batch)))
-        total = sums if total is None else EvaluationSums(*map(sum, zip(total, sums, strict=True)))
-    if total is None:
-        total = EvaluationSums(*[0.0] * len(EvaluationSums._fields))
-    blanks = max(total.predictions, 1)
+        columns += np.array(step(params, put(batch)), float)
+    total = EvaluationSums(*columns.tolist())
+    blanks = total.predictions or math.nan
     loss = total.loss / blanks
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700)),
         "accuracy": total.correct / blanks,
         "accuracy_top5": total.correct_top5 / blanks,
-        "nats_per_byte": total.loss / max(total.bytes, 1),
+        "nats_per_byte": total.loss / (total.bytes or math.nan),
         "unigram_loss": total.unigram_loss / blanks,
         "unigram_top5": total.unigram_top5 / blanks,
         "blanks": int(total.predictions),
     }
+
+
+def describe(name: str, result: dict[str, float]) -> str:
+    """Returns the figures of a held-out set as a line."""
+    return (
+        f"{name}: {result['loss']:.3f} nats a blank, perplexity {result['perplexity']:,.1f}, "
+        f"accuracy {result['accuracy']:.1%}, top-5 {result['accuracy_top5']:.1%}, "
+        f"{result['nats_per_byte']:.3f} nats a byte; unigram baseline {result['unigram_loss']:.3f} nats, "
+        f"top-5 {result['unigram_top5']:.1%}; {result['blanks']:,} blanks"
+    )
+
+
+def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> dict[str, dict[str, float]]:
+    """Returns the figures of `evaluate_held_out` for each store by its name; the first `rows` of each, 0 for all."""
+    config, tokenizer, length = trained.config, trained.tokenizer, trained.config.data.sequence_length
+    masking = make_masking(config.masking, trained.encoder.vocab_size, tokenizer.mask_id, tokenizer.special_ids)
+    step = make_evaluation_step(trained.model, masking, trained.counts, tokenizer.piece_bytes(), length)
+    size = config.evaluation.batch_size or config.train.batch_size
+    results = {}
+    for name, store in stores.items():
+        batches = held_out_batches(
+            store, length, size, rows, config.data.prepend_begin, tokenizer.begin_id, tokenizer.pad_id
+        )
+        results[name] = evaluate_held_out(step, trained.params, batches)
+    return results
+
+
+def main(argv: Sequence[str]) -> int:
+    """`jaxlm evaluate --model=DIR [--data.path=PATH ...] [--rows=N] [--json]`."""
+    overrides, rest = split_overrides([a.replace("--data.", "--config.data.", 1) for a in argv])
+    parser = argparse.ArgumentParser(
+        prog="jaxlm evaluate",
+        description="Judge a model by its held-out sets, or by any text: --data.path=PATH and the other settings of "
+        "section data say what is read. The blanks are the same for every model.",
+        epilog="example: jaxlm evaluate --model=runs/mini --data.path='notes/*.txt' --data.document=paragraph",
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train`")
+    parser.add_argument("--rows", type=int, default=0, help="rows of each set, the first ones (default: all)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    args = parser.parse_args(rest)
+    if args.rows < 0:
+        raise UserError(f"--rows={args.rows}: it cannot be negative")
+    if other := [override for override in overrides if not override.startswith("data.")]:
+        raise UserError(f"--config.{other[0]}: only settings of section data can be given here")
+    trained = load_trained(args.model)
+    if any(override.startswith("data.path=") for override in overrides):
+        stores = _stores_of_text(trained, overrides)
+    elif overrides:
+        raise UserError(f"--data.path is needed beside --{overrides[0]}")
+    else:
+        record = json.loads((trained.directory / "data.json").read_text())
+        stores = open_prepared(record["directory"]).held_out
+        if not stores:
+            raise UserError(f"{args.model} has no held-out sets; name a text with --data.path")
+    results = evaluate(trained, stores, args.rows)
+    if args.json:
+        print(json.dumps(results))
+    else:
+        for name, result in results.items():
+            print(describe(name, result))
+    return 0
+
+
+def _stores_of_text(trained: Trained, overrides: Sequence[str]) -> dict[str, TokenStore]:
+    """The token stores of a text, with the model's own tokenizer; one for each path."""
+    config = config_from_dict(config_to_dict(trained.config), "config")
+    config.data.update(held_out=(), held_out_fraction=0.0, weights=())
+    config.tokenizer.path = str(trained.directory / "tokenizer")
+    for override in overrides:
+        apply_override(config, override)
+    prepared = prepare(config)
+    return dict(zip(config.data.path, prepared.train, strict=True))

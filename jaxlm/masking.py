@@ -1,5 +1,6 @@
 """Which tokens a masked language model must predict, chosen on the accelerator inside the jitted step."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -73,13 +74,16 @@ def mask_tokens(
     """
     special = np.zeros(masking.vocab_size, bool)
     special[list(masking.special_ids)] = True
-    row = lambda *args: _mask_row(*args, rate, slots, masking, jnp.asarray(special), jnp.asarray(masking.ordinary_ids))  # noqa: E731
+    row = functools.partial(
+        _mask_row, rate=rate, slots=slots, masking=masking, special=jnp.asarray(special),
+        ordinary_ids=jnp.asarray(masking.ordinary_ids),
+    )  # fmt: skip
     return MaskedTokens(*jax.vmap(row)(keys, tokens, segment_ids, word_starts))
 
 
-def _mask_row(key, tokens, segment_ids, word_starts, rate, slots, masking: Masking, special, ordinary_ids):
+def _mask_row(key, tokens, segment_ids, word_starts, *, rate, slots, masking: Masking, special, ordinary_ids):
     (length,) = tokens.shape
-    order_key, edge_key, kind_key, replacement_key = jax.random.split(key, 4)
+    order_key, span_key, point_key, kind_key, replacement_key = jax.random.split(key, 5)
     index = jnp.arange(length)
     maskable = (segment_ids > 0) & ~special[tokens]
 
@@ -93,23 +97,23 @@ def _mask_row(key, tokens, segment_ids, word_starts, rate, slots, masking: Maski
         owner = unit
     draw = jax.random.uniform(order_key, (length,))
     if masking.scheme == "span":
-        owner = _span_owners(edge_key, draw, unit, segment_ids, masking)[unit]
-    elif masking.scheme == "whole_word":
-        owner = unit
-    order = jnp.lexsort((index, unit, draw[owner]))
+        owner = _span_owners(span_key, draw, unit, segment_ids, masking)[unit]
 
-    # Words are taken in random order until the budget is spent. The word that crosses the budget is taken if a uniform
-    # point in it lies before the budget: so the expected number of tokens is the budget, and a word's chance does not
-    # depend on its length. A budget with a fraction is met on average.
-    wanted = rate * maskable.sum()
+    # Words are taken in random order until the budget is spent, each whose first token is still within it. The order
+    # begins at a random point of the text: the word that holds it comes last, and what it has left after the point is
+    # spent already. So every word has the same chance, whatever its length, and the budget is met on average.
+    count = jnp.cumsum(maskable)
+    point = jax.random.uniform(point_key) * count[-1]
+    cut = unit[jnp.searchsorted(count, point, side="right")]
+    remainder = jnp.where(unit == cut, count, 0).max() - point
+    order = jnp.lexsort((index, unit, jnp.where(unit == cut, jnp.inf, draw[owner])))
     cost = maskable[order].astype(jnp.int32)
     spent = jnp.cumsum(cost)
     sorted_unit = unit[order]
     first = sorted_unit != jnp.concatenate([jnp.array([-1]), sorted_unit[:-1]])
     before = lax.cummax(jnp.where(first, spent - cost, 0))
     size = jnp.zeros(length, jnp.int32).at[sorted_unit].add(cost)[sorted_unit]
-    point = jax.random.uniform(jax.random.fold_in(edge_key, 1), ())
-    drawn = (before + point * size < wanted) & (cost > 0)
+    drawn = (before + remainder < rate * count[-1]) & (cost > 0)
     fits = before + size <= slots
     chosen = jnp.zeros(length, bool).at[order].set(drawn & fits)
     dropped_words = (drawn & ~fits & first).sum()

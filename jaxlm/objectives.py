@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlm.masking import MaskedTokens
-from jaxlm.model.heads import MaskedLM, gather_positions
+from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
 
 
 class PredictionSums(NamedTuple):
@@ -31,14 +31,14 @@ def masked_lm(
     Vocabulary logits exist at masked positions only, [B * P, V] float32 at once, or where that is more than
     `logits_bytes` in equal pieces whose logits are computed again in the backward pass.
     """
-    states = model.apply({"params": params}, masked.inputs, segment_ids, dropout_seeds=dropout_seeds, method="encode")
+    states = encode(model, params, masked.inputs, segment_ids, dropout_seeds=dropout_seeds)
     states = gather_positions(states, masked.masked_positions)
     states = states.reshape(-1, states.shape[-1])
     labels, weights = masked.labels.reshape(-1), masked.weights.reshape(-1)
 
     def sums(piece: tuple[Array, Array, Array]) -> PredictionSums:
         states, labels, weights = piece
-        logits = model.apply({"params": params}, states, method="predict")
+        logits = predict(model, params, states)
         return prediction_sums(logits, labels, weights)
 
     pieces = _pieces(len(labels), model.config.vocab_size * 4, logits_bytes)

@@ -55,6 +55,10 @@ def decay_mask(settings: Any, params: Any) -> Any:
         pattern, _, answer = rule.rpartition("=")
         if answer not in ("yes", "no") or not pattern:
             raise UserError(f"optimizer.decay: {rule}: PATTERN=yes or PATTERN=no is meant")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"optimizer.decay: {rule}: {pattern} is no regular expression ({error})") from error
         rules.append((pattern, answer == "yes"))
     return match_rules(rules, params, "optimizer.decay")
 

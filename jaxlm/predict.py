@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.loading import Trained, load_trained
-from jaxlm.model.heads import gather_positions
+from jaxlm.model.heads import encode, gather_positions, predict
 
 
 class Candidate(NamedTuple):
@@ -38,8 +37,8 @@ class Model:
         model = self.trained.model
 
         def logits(params, tokens, segment_ids, positions):
-            states = model.apply({"params": params}, tokens, segment_ids, method="encode")
-            return model.apply({"params": params}, gather_positions(states, positions), method="predict")
+            states = encode(model, params, tokens, segment_ids)
+            return predict(model, params, gather_positions(states, positions))
 
         return jax.jit(logits)
 
@@ -69,7 +68,8 @@ class Model:
         logits[:, :, list(tokenizer.special_ids)] = -np.inf
         logits[:, :, tokenizer.vocab_size :] = -np.inf
 
-        answers, starts = [], _occurrences(text, mask)
+        answers: list[list[Candidate]] = []
+        starts = _occurrences(text, mask)
         for number, place in enumerate(places):
             for slot in range(len(place)):
                 scores = logits[number, slot]

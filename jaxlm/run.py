@@ -48,11 +48,6 @@ class Run:
     def counts(self) -> np.ndarray:
         return np.sum([store.counts for store in self.prepared.train], axis=0)
 
-    @property
-    def own_rows(self) -> tuple[float, float]:
-        """The share of each global batch that this process reads."""
-        return jax.process_index() / jax.process_count(), (jax.process_index() + 1) / jax.process_count()
-
     def fresh_state(self) -> dict:
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         seed = run_seeds(self.config)["init"]
@@ -80,9 +75,9 @@ class Run:
         model, piece_bytes = MaskedLM(self.encoder, self.execution), self.prepared.tokenizer.piece_bytes()
         return make_evaluation_step(model, self.masking, self.counts, piece_bytes, self.config.data.sequence_length)
 
-    def evaluate(self, params: dict, log: RunLog, step: int) -> float:
-        """Judges the held-out sets, logs each, and returns the loss of the first (nan without any)."""
-        config, first = self.config, math.nan
+    def evaluate(self, params: dict, log: RunLog, step: int) -> dict[str, dict[str, float]]:
+        """Judges the held-out sets, logs each, and returns their figures by name, in order."""
+        config, results = self.config, {}
         length = config.data.sequence_length
         size = config.evaluation.batch_size or config.train.batch_size
         for name, store in self.prepared.held_out.items():
@@ -90,10 +85,9 @@ class Run:
                 store, length, size, config.evaluation.rows, config.data.prepend_begin,
                 self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id,
             )  # fmt: skip
-            result = evaluate_held_out(self.evaluation_step, params, batches, self.put)
-            log.evaluation(step, name, result)
-            first = result["loss"] if math.isnan(first) else first
-        return first
+            results[name] = evaluate_held_out(self.evaluation_step, params, batches, self.put)
+            log.evaluation(step, name, results[name])
+        return results
 
 
 def initial_state(encoder: EncoderConfig, update: optax.GradientTransformation, seed: int, counts: Any = None) -> dict:
@@ -111,7 +105,7 @@ def run_seeds(config: Any) -> dict[str, int]:
 def set_up(config: Any, workdir: Path) -> Run:
     """Prepares or finds the data, resolves what is "auto", writes config.json, and builds what the loop needs."""
     before = None
-    if (workdir / "config.json").exists():
+    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*")):
         before = settings.load_config(str(workdir / "config.json"))
     config = settings.config_from_dict(settings.config_to_dict(config), "config")
     if config.train.deterministic:
@@ -126,18 +120,21 @@ def set_up(config: Any, workdir: Path) -> Run:
             raise UserError(
                 f"{workdir} holds a run with other settings ({differences}); give them as they were, or a new --workdir"
             )
-    prepared = _prepared_data(config, workdir)
-    encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
-    config.model.vocab_size = encoder.vocab_size
-
+    # What the devices cannot do is refused before anything is read.
     mesh = sharding.make_mesh(config.mesh)
     phases = settings.phases_of(config)
     for phase in phases:
         sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
-    shapes = [Phase(p["steps"] or 2**40, p["sequence_length"], p["batch_size"]) for p in phases]
+    sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
+
+    prepared = _prepared_data(config, workdir)
+    encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
+    config.model.vocab_size = encoder.vocab_size
+
+    shapes = [Phase(p["steps"], p["sequence_length"], p["batch_size"]) for p in phases]
     rows = TrainRows(
         prepared.train, list(config.data.weights) or None, shapes, run_seeds(config)["data"],
-        prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id,
+        prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id, pad_id=prepared.tokenizer.pad_id,
     )  # fmt: skip
     seed = run_seeds(config)["init"]
     shapes_of_params = jax.eval_shape(lambda: init_params(encoder, seed))
@@ -189,6 +186,6 @@ def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | Non
         raise UserError("one of train.steps, train.epochs, train.tokens and train.minutes must say when the run ends")
     length, batch = shapes[-1].sequence_length, shapes[-1].batch_size
     wanted = train.tokens if train.tokens is not None else train.epochs * rows.tokens_per_epoch
-    before = sum(phase.steps for phase in shapes[:-1])
-    wanted -= sum(phase.steps * phase.sequence_length * phase.batch_size for phase in shapes[:-1])
-    return max(before + math.ceil(wanted / (length * batch)), 1)
+    earlier = [(phase.steps or 0, phase.sequence_length * phase.batch_size) for phase in shapes[:-1]]
+    wanted -= sum(steps * tokens for steps, tokens in earlier)
+    return max(sum(steps for steps, _ in earlier) + math.ceil(wanted / (length * batch)), 1)

@@ -4,8 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import functools
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +21,9 @@ from jaxlm import hardware, objectives, optimizer
 from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
 from jaxlm.data.pipeline import train_batches
 from jaxlm.errors import UserError
+from jaxlm.evaluate import describe
 from jaxlm.masking import Masking, mask_tokens, prediction_slots
-from jaxlm.model.config import EncoderConfig, Execution, training_flops
+from jaxlm.model.config import EncoderConfig, Execution, compiler_options, training_flops
 from jaxlm.model.heads import MaskedLM
 from jaxlm.run import Run, run_seeds, set_up
 from jaxlm.runlog import RunLog
@@ -68,8 +67,9 @@ def make_train_step(
         masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
         seeds = jax.vmap(lambda key: jax.random.bits(key, (2,)))(dropout_keys) if dropping else None
 
-        def summed_loss(params: dict, rows: tuple) -> tuple[Array, objectives.PredictionSums]:
-            sums = objectives.masked_lm(model, params, *rows, logits_bytes=logits_bytes)
+        def summed_loss(params: dict, rows: Any) -> tuple[Array, objectives.PredictionSums]:
+            masked, segment_ids, seeds = rows
+            sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes)
             return sums.loss, sums
 
         gradient = jax.grad(summed_loss, has_aux=True)
@@ -103,12 +103,13 @@ def make_train_step(
     return train_step
 
 
-def compile_step(run: Run, number: int) -> Callable:
-    """Returns the jitted step of phase `number`; it takes the state's memory for the new state."""
+def compile_step(run: Run, number: int, *example: Any) -> Callable:
+    """Returns the compiled step of phase `number` for arguments like `example`; it reuses the old state's memory."""
     total = TIME_UNITS if run.total_steps is None else run.total_steps
     step = make_train_step(run.config, run.phases[number], run.encoder, run.execution, run.masking, run.update, total)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(*example)
+    return lowered.compile(compiler_options(run.execution, jax.default_backend()))
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
@@ -138,17 +139,21 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
         # 2. The loop. What an update does depends on the config and on how many were done before it.
         stopped = cleanup.enter_context(_stop_signals())
-        batches = train_batches(run.rows, start, clock.last_step, *run.own_rows, prefetch=config.data.prefetch)
+        share = (jax.process_index(), jax.process_count())
+        batches = train_batches(run.rows, start, clock.last_step, *share, prefetch=config.data.prefetch)
         cleanup.enter_context(contextlib.closing(batches))
-        step_of_phase = functools.cache(lambda number: compile_step(run, number))
-        meter, metrics, held_out = _Meter(run), None, {}
+        meter, compiled, held_out = _Meter(run), dict[int, Callable](), dict[int, float | None]()
+        metrics: dict[str, Array] | None = None
         while not clock.is_over(step) and not stopped:
             number, (done, progress) = run.phase_number(step), clock.read(step)
             rate = run.mask_rate(number, progress)
+            begin = time.monotonic()
+            inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate))
+            if number not in compiled:
+                compiled[number] = compile_step(run, number, *inputs)
+                meter.skip(time.monotonic() - begin)
             before = metrics
-            state, metrics = step_of_phase(number)(
-                state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate)
-            )
+            state, metrics = compiled[number](*inputs)
             step += 1
             meter.add(run.phases[number], metrics)
             _stop_on_nan(before, step - 1, checkpoints)  # one update is always under way: look at the one before it
@@ -161,7 +166,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
                 _stop_on_nan(metrics, step, checkpoints)
                 paused = time.monotonic()
                 if evaluating:
-                    held_out[step] = run.evaluate(state["params"], log, step)
+                    held_out[step] = _score(run.evaluate(state["params"], log, step))
                 if saving:
                     _save(run, checkpoints, step, state, clock, held_out.get(step))
                     log.event("checkpoint", step=step)
@@ -174,12 +179,20 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             checkpoints.wait()
             raise UserError(f"stopped by {stopped[0]}; step {step} is saved, and the same command goes on from there")
         clock.stop()
-        _save(run, checkpoints, step, state, clock, run.evaluate(state["params"], log, step))
+        results = run.evaluate(state["params"], log, step)
+        _save(run, checkpoints, step, state, clock, _score(results))
         checkpoints.wait()
         checksum = params_sha256(state["params"])
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
+        for name, result in results.items():
+            log.note(describe(name, result))
         log.note(f"params sha256 {checksum}")
-        return {"step": step, "params_sha256": checksum}
+        return {"step": step, "params_sha256": checksum, "held_out": results}
+
+
+def _score(results: dict[str, dict[str, float]]) -> float | None:
+    """The loss that decides which checkpoint is best: that of the first held-out set."""
+    return next((result["loss"] for result in results.values()), None)
 
 
 def _due(every: int, step: int) -> bool:
@@ -191,7 +204,8 @@ class _Clock:
 
     def __init__(self, minutes: float | None, total_steps: int | None, elapsed: float) -> None:
         self.budget, self.total_steps = (minutes or 0) * 60, total_steps
-        self.begin, self.end = time.monotonic() - elapsed, None
+        self.begin = time.monotonic() - elapsed
+        self.end: float | None = None
         self.last_step = 2**40 if total_steps is None else total_steps
 
     @property
@@ -213,11 +227,11 @@ class _Clock:
         self.end = time.monotonic()
 
 
-def _save(run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: _Clock, loss: float | None) -> None:
+def _save(run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: _Clock, score: float | None) -> None:
     config = settings.config_to_dict(run.config)
     about = {"elapsed_seconds": clock.elapsed, "data": run.prepared.fingerprint, "config": config}
     try:
-        checkpoints.save(step, state, about, score=None if loss is None or math.isnan(loss) else loss)
+        checkpoints.save(step, state, about, score=score)
     except NonFinite as error:
         raise _nan_error(step, checkpoints, str(error)) from error
 
@@ -243,7 +257,8 @@ class _Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.metrics, self.tokens, self.flops, self.last = [], 0, 0.0, time.monotonic()
+        self.metrics: list[dict[str, Array]] = []
+        self.tokens, self.flops, self.last = 0, 0.0, time.monotonic()
 
     def add(self, phase: dict[str, Any], metrics: dict[str, Array]) -> None:
         batch, length = phase["batch_size"], phase["sequence_length"]
@@ -291,19 +306,19 @@ def _locked(workdir: Path) -> Iterator[None]:
 def _stop_signals() -> Iterator[list[str]]:
     """Gathers SIGTERM and SIGINT in a list that the loop looks at; a second one has its usual effect."""
     received: list[str] = []
-    usual: dict[int, Any] = {}
+    usual: dict[Any, Any] = {}
 
     def receive(number: int, frame: Any) -> None:
         received.append(signal.Signals(number).name)
         signal.signal(number, usual[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        usual[number] = signal.signal(number, receive)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        usual[name] = signal.signal(name, receive)
     try:
         yield received
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        for name, handler in usual.items():
+            signal.signal(name, handler)
 
 
 def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:

@@ -98,6 +98,12 @@ def choose_execution(compute_dtype: str, platform: str, devices: int, rematerial
     )
 
 
+def compiler_options(execution: Execution, platform: str) -> dict[str, str]:
+    """Returns what XLA must be told to compile a step: its CPU scheduler would recompute all layers at once."""
+    save_memory = execution.rematerialise and platform == "cpu"
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if save_memory else {}
+
+
 def training_flops(config: EncoderConfig, batch: int, length: int, predictions: int) -> float:
     """Returns the FLOPs of one update's matrix products, forward and backward (three times the forward).
 
@@ -107,7 +113,7 @@ def training_flops(config: EncoderConfig, batch: int, length: int, predictions: 
     width, hidden, table = config.width, config.feed_forward_width, config.embedding_width
     layer = 4 * width * width + (3 if config.gated else 2) * width * hidden
     seen = sum(min(length, config.window + 1) if config.is_local(i) else length for i in range(config.layers))
-    head = (width * width if config.head_transform else 0) + (width * table if table != width else 0)
+    head = width * table if config.head_transform or table != width else 0
     per_token = config.layers * layer + 2 * width * seen + (table * width if table != width else 0)
     return 6.0 * (batch * length * per_token + predictions * (head + table * config.vocab_size))
 

@@ -149,7 +149,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config, self.execution)
-        kind = nn.remat(Layer, prevent_cse=False) if self.execution.rematerialise else Layer
+        kind = nn.remat(Layer) if self.execution.rematerialise else Layer
         self.layers = [kind(config, self.execution, index) for index in range(config.layers)]
         if config.norm_position == "pre":
             self.final_norm = Norm(config)

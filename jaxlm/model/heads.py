@@ -1,5 +1,7 @@
 """What stands on the encoder: the masked-LM head, applied at the masked positions only."""
 
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,11 +40,7 @@ class MaskedLMHead(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """An encoder with its masked-LM head.
-
-    `model.apply({"params": params}, tokens, segment_ids, method="encode")` gives states [B, L, D], method="predict"
-    logits of any states; calling it gives logits at masked_positions int32 [B, P], or everywhere without them.
-    """
+    """An encoder with its masked-LM head; `encode` and `predict` below apply them. Calling it gives all logits."""
 
     config: EncoderConfig
     execution: Execution = Execution()
@@ -57,11 +55,18 @@ class MaskedLM(nn.Module):
     def predict(self, states: Array) -> Array:
         return self.head(states, self.encoder.embeddings.token.embedding)
 
-    def __call__(self, tokens: Array, segment_ids: Array | None = None, masked_positions: Array | None = None) -> Array:
-        states = self.encoder(tokens, segment_ids)
-        if masked_positions is not None:
-            states = gather_positions(states, masked_positions)
-        return self.predict(states)
+    def __call__(self, tokens: Array, segment_ids: Array | None = None) -> Array:
+        return self.predict(self.encoder(tokens, segment_ids))
+
+
+def encode(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array | None = None, **more: Any) -> Array:
+    """Returns the encoder's states [B, L, D]; arguments as of `Encoder`."""
+    return cast(Array, model.apply({"params": params}, tokens, segment_ids, method="encode", **more))
+
+
+def predict(model: MaskedLM, params: dict, states: Array) -> Array:
+    """Returns vocabulary logits float32 [..., V] of states [..., D]."""
+    return cast(Array, model.apply({"params": params}, states, method="predict"))
 
 
 def gather_positions(states: Array, positions: Array) -> Array:

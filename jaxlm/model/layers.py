@@ -111,7 +111,7 @@ class Norm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def normalise(x: Array, epsilon: float, centre: bool) -> Array:
-    """Returns rows of x float32 [M, D] at mean 0 (if `centre`) and mean square 1; its gradient needs only the result."""
+    """Returns rows of x float32 [M, D] at mean 0 (if `centre`) and mean square 1; the gradient needs only these."""
     return _normalise_forward(x, epsilon, centre)[0]
 
 

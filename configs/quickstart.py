@@ -1,0 +1,25 @@
+"""From nothing to a trained encoder in four minutes: the docstrings of this machine's Python packages.
+
+command:  jaxlm train --config=configs/quickstart.py --workdir=runs/quickstart
+hardware: 2 CPU cores
+result:   not yet run
+"""
+
+from jaxlm.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.path = ("pydocs",)
+    config.tokenizer.vocab_size = 8192
+    config.tokenizer.training_megabytes = 4.0
+    config.model.update(
+        layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
+        tied_output=False, output_bias_from_frequencies=True, initialization="zero_output",
+    )  # fmt: skip
+    config.train.minutes = 2.0
+    config.train.batch_size = 32
+    config.optimizer.learning_rate = 3e-3
+    config.evaluation.every = 200
+    config.checkpoint.every = 200
+    return config

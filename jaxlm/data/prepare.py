@@ -1,0 +1,596 @@
+"""From documents to token stores: duplicates dropped, held-out text set aside, the vocabulary trained, all tokenized.
+
+A prepared directory holds `prepared.json` (what it was made of, and how), `tokenizer/`, `train/<n>/` (a token store for
+each path of data.path) and `held_out/<name>/`. Its content depends on the text and the settings alone, never on the
+number of workers. It is written under another name and renamed, so that one which is there is whole.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import heapq
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxlm import __version__
+from jaxlm.config import config_to_dict, load_config, split_overrides
+from jaxlm.data.sources import (
+    Tally,
+    cut_text,
+    map_in_processes,
+    read_documents,
+    source_fingerprint,
+    worker_count,
+)
+from jaxlm.data.store import StoreWriter, TokenStore
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxlm.errors import UserError
+
+FORMAT_VERSION = 1
+NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")  # of the data section
+CHUNK_CHARACTERS = 2**20
+SAMPLE_PIECE_CHARACTERS = 10_000
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Prepared(NamedTuple):
+    """A prepared directory, opened: a store for each path of data.path, and each held-out set by its name.
+
+    `fingerprint` names the content: it is the same wherever tokenizer and stores are the same.
+    """
+
+    directory: Path
+    tokenizer: Tokenizer
+    train: list[TokenStore]
+    held_out: dict[str, TokenStore]
+    fingerprint: str
+
+
+def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> Prepared:
+    """Returns the token stores of the config's data, made now or found: in `directory`, else in the cache.
+
+    Says on standard output what was made or reused; progress goes to standard error. Raises UserError where the text,
+    the settings or the disk do not allow it, and where `directory` was prepared with other settings.
+    """
+    if not config.data.path:
+        raise UserError("data.path is empty: name the text, as in --config.data.path='notes/*.txt', or pydocs")
+    given = load_tokenizer(config.tokenizer.path, config.tokenizer.words) if config.tokenizer.path else None
+    origin = _origin(config, given)
+    name = _digest([FORMAT_VERSION, __version__, origin])
+    target = Path(directory).expanduser().absolute() if directory else cache_directory(config) / name
+    if _is_prepared(target, config, origin):
+        _say_reused(target, directory is not None)
+        return open_prepared(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            if _is_prepared(target, config, origin):  # by another process, in the meantime
+                _say_reused(target, directory is not None)
+                return open_prepared(target)
+            if directory is None:
+                _remove_leftovers(target.parent)
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
+            try:
+                partial.mkdir()
+                table = _build(config, given, origin, partial)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write the token store {target}: {error.strerror or error}") from error
+    print(f"{table}\ntoken store: {target}")
+    return open_prepared(target)
+
+
+def open_prepared(directory: str | os.PathLike) -> Prepared:
+    """Opens a prepared directory and checks all of it. Raises UserError that names what is missing or damaged."""
+    directory = Path(directory)
+    record = _read_record(directory)
+    tokenizer = load_tokenizer(str(directory / "tokenizer"), record["settings"]["tokenizer"]["words"])
+    if tokenizer.fingerprint != record["tokenizer"]["fingerprint"]:
+        raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these stores: prepare the data again")
+    stores = {}
+    for name, written in record["stores"].items():
+        stores[name] = store = TokenStore.open(directory / name)
+        if store.fingerprint != written["fingerprint"] or store.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{directory / name} is not the store that was prepared here: prepare the data again")
+    train = [stores[f"train/{number}"] for number in range(len(record["settings"]["data"]["path"]))]
+    held_out = {name.partition("/")[2]: store for name, store in stores.items() if name.startswith("held_out/")}
+    return Prepared(directory, tokenizer, train, held_out, record["fingerprint"])
+
+
+def cache_directory(config: ConfigDict) -> Path:
+    """Returns the folder of token stores that runs share."""
+    if config.data.cache:
+        return Path(config.data.cache).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "jaxlm" / "stores"
+
+
+# What a prepared directory was made of
+
+
+def _origin(config: ConfigDict, given: Tokenizer | None) -> dict[str, Any]:
+    """Returns all that decides the content, as JSON: settings, with files and tokenizer by their fingerprints."""
+    settings = config_to_dict(config)
+    data, tokenizer = settings["data"], settings["tokenizer"]
+    origin = {f"data.{name}": value for name, value in data.items() if name not in NOT_PREPARED}
+    origin["data.path"] = [source_fingerprint(path, config.data) for path in data["path"]]
+    origin["data.held_out"] = {
+        name: source_fingerprint(path, config.data) for name, path in _held_out_paths(config).items()
+    }
+    if data["held_out"]:
+        del origin["data.held_out_fraction"]
+    if given:
+        return origin | {"tokenizer.path": given.fingerprint, "tokenizer.words": tokenizer["words"]}
+    return origin | {f"tokenizer.{name}": value for name, value in tokenizer.items()}
+
+
+def _held_out_paths(config: ConfigDict) -> dict[str, str]:
+    return dict(entry.split("=", 1) for entry in config.data.held_out)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    path = directory / "prepared.json"
+    if not path.is_file():
+        raise UserError(f"{directory} was not made by `jaxlm prepare`: there is no {path}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: remove {directory} and prepare the data again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format {version}, this jaxlm reads {FORMAT_VERSION}: prepare the data again")
+    return record
+
+
+def _is_prepared(target: Path, config: ConfigDict, origin: dict[str, Any]) -> bool:
+    """Returns whether the directory is there; raises UserError where it was made of something else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    if not (target / "prepared.json").is_file():
+        raise UserError(f"{target} is there and holds other files: name a new folder")
+    record = _read_record(target)
+    settings, differences = config_to_dict(config), []
+    files = {"data.path", "data.held_out"}
+    if origin.get("tokenizer.words") == record["origin"].get("tokenizer.words"):  # which is in the fingerprint
+        files.add("tokenizer.path")
+    for key in sorted(origin.keys() | record["origin"].keys()):
+        if origin.get(key) != record["origin"].get(key):
+            section, _, name = key.partition(".")
+            old, new = (json.dumps(content[section].get(name)) for content in (record["settings"], settings))
+            if old != new:
+                differences.append(f"{key}: {old} -> {new}")
+            elif key in files:
+                differences.append(f"{key}: its files have changed")
+    if differences:
+        raise UserError(
+            f"{target} was prepared with other settings ({'; '.join(differences)}): name another, or remove this one"
+        )
+    return True
+
+
+def _say_reused(target: Path, named: bool) -> None:
+    print(f"token store: {target} is complete already" if named else f"token store: reused {target}")
+
+
+# Locks
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Lets one process at a time prepare `target`."""
+    path = target.with_name(f".{target.name}.lock")
+    file = _lock(path, wait=False)
+    if file is None:
+        print(f"waiting for another process that prepares {target}", file=sys.stderr)
+        file = _lock(path, wait=True)
+    assert file is not None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(path: Path, wait: bool) -> io.TextIOWrapper | None:
+    while True:
+        file = open(path, "a")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file  # else its last owner removed it: the lock is on a file that nobody else will see
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:
+            pass
+        file.close()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have left in the cache."""
+    for partial in folder.glob(".*.partial"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.partial", partial.name):
+            path = partial.with_suffix(".lock")
+            file = _lock(path, wait=False)
+            if file:
+                shutil.rmtree(partial, ignore_errors=True)
+                path.unlink(missing_ok=True)
+                file.close()
+
+
+# The work
+
+
+def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], folder: Path) -> str:
+    """Writes the prepared directory `folder`, and returns the closing table."""
+    tallies: dict[str, Tally] = {}
+    seconds: dict[str, float] = {}
+    record: dict[str, Any] = {"format_version": FORMAT_VERSION, "jaxlm": __version__, "origin": origin}
+    began = time.monotonic()
+    with _Progress() as progress:
+        if given:
+            tokenizer = given
+            tokenizer.save(folder / "tokenizer")
+            stores = _write_stores(_routed(config, tallies), config, tokenizer, folder, progress)
+            _need_documents(config, tallies, Counter({name: store.documents for name, store in stores.items()}))
+            seconds["read and tokenize"] = time.monotonic() - began
+        else:
+            spill = folder / "documents.zst"
+            sample = Sample(int(config.tokenizer.training_megabytes * 1e6))
+            progress.begin("read")
+            documents = _spilled(_routed(config, tallies), spill, sample, progress)
+            _need_documents(config, tallies, documents)
+            seconds["read"] = time.monotonic() - began
+            total = progress.bytes
+            progress.begin(f"train the tokenizer on {sample.bytes / 1e6:,.1f} MB")
+            tokenizer = train_tokenizer(sample.texts(), config.tokenizer, folder / "tokenizer")
+            seconds["train the tokenizer"] = time.monotonic() - began - sum(seconds.values())
+            stores = _write_stores(_read_spilled(spill), config, tokenizer, folder, progress, total)
+            spill.unlink()
+            seconds["tokenize"] = time.monotonic() - began - sum(seconds.values())
+            record["tokenizer_sample"] = {"pieces": len(sample.heap), "bytes": sample.bytes}
+    paths = {f"held_out/{name}": path for name, path in _held_out_paths(config).items()}
+    paths |= {f"train/{number}": path for number, path in enumerate(config.data.path)}
+    record |= {
+        "settings": {section: config_to_dict(config)[section] for section in ("data", "tokenizer")},
+        "sources": [_source_record(name, path, tallies[name]) for name, path in paths.items()],
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "stores": {
+            name: {
+                "documents": store.documents,
+                "bytes": store.text_bytes,
+                "tokens": store.tokens,
+                "fingerprint": store.fingerprint,
+            }
+            for name, store in stores.items()
+        },
+        "fingerprint": _digest([tokenizer.fingerprint, {name: store.fingerprint for name, store in stores.items()}]),
+        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+    }
+    with open(folder / "prepared.json", "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    return _table(stores, paths, tallies, seconds)
+
+
+def _source_record(name: str, path: str, tally: Tally) -> dict[str, Any]:
+    return {
+        "store": name, "path": path, "documents": tally.documents, "bytes": tally.bytes, "cut": tally.cut,
+        "dropped": dict(tally.dropped), "places": tally.places,
+    }  # fmt: skip
+
+
+def _need_documents(config: ConfigDict, tallies: dict[str, Tally], documents: Counter[str]) -> None:
+    for name, tally in tallies.items():
+        if not documents[name]:
+            kind, _, which = name.partition("/")
+            path = config.data.path[int(which)] if kind == "train" else _held_out_paths(config)[which]
+            why = "; ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
+            raise UserError(
+                f"there is no document for {'training' if kind == 'train' else f'the held-out set {which}'} in {path}"
+                f"{f' ({why})' if why else ''}: see data.path, data.field, data.held_out and data.held_out_fraction"
+            )
+
+
+def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str, str, int]]:
+    """Yields (store, text, key) for the documents that are kept; the key is a hash of the text, below 2**64."""
+    data = config.data
+    held_out = Hashes()
+    for name, path in _held_out_paths(config).items():
+        store = f"held_out/{name}"
+        tally = tallies[store] = Tally()
+        seen = Hashes()  # sets may share documents
+        for text in read_documents(path, data, tally):
+            first, _, key = _hashes(text)
+            held_out.add(first)
+            if data.deduplicate and not seen.add(first):
+                tally.drop("duplicates")
+            else:
+                yield store, text, key
+    below = 0 if data.held_out else int(data.held_out_fraction * 2**64)
+    seen = Hashes()
+    for number, path in enumerate(data.path):
+        store = f"train/{number}"
+        tally = tallies[store] = Tally()
+        for text in read_documents(path, data, tally):
+            first, second, key = _hashes(text)
+            if data.deduplicate and first in held_out:
+                tally.drop("documents of a held-out set")
+            elif data.deduplicate and not seen.add(first):
+                tally.drop("duplicates")
+            else:
+                yield ("held_out/held_out" if second < below else store), text, key
+
+
+def _hashes(text: str) -> tuple[int, int, int]:
+    digest = hashlib.blake2b(text.encode(), digest_size=24).digest()
+    return int.from_bytes(digest[:8]), int.from_bytes(digest[8:16]), int.from_bytes(digest[16:])
+
+
+class Hashes:
+    """A set of 64-bit numbers in 12 to 24 bytes each: open addressing in one array, zero for a free place."""
+
+    def __init__(self) -> None:
+        self.table = array("Q", bytes(8 * 1024))
+        self.count = 0
+
+    def add(self, key: int) -> bool:
+        """Returns whether the number is new."""
+        place = self._place(key)
+        if self.table[place]:
+            return False
+        self.table[place] = key or 1
+        self.count += 1
+        if 3 * self.count > 2 * len(self.table):
+            old, self.table = self.table, array("Q", bytes(16 * len(self.table)))
+            for other in old:
+                if other:
+                    self.table[self._place(other)] = other
+        return True
+
+    def __contains__(self, key: int) -> bool:
+        return self.table[self._place(key)] != 0
+
+    def _place(self, key: int) -> int:
+        key = key or 1
+        mask = len(self.table) - 1
+        place = key & mask
+        while self.table[place] not in (0, key):
+            place = (place + 1) & mask
+        return place
+
+
+class Sample:
+    """Text for the tokenizer, about `size` bytes of UTF-8: the pieces of documents with the smallest hashes.
+
+    So each piece of the text has the same chance, wherever it stands, and all of a text that fits is taken.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.bytes, self.limit, self.number = size, 0, 2**64, 0
+        self.heap: list[tuple[int, int, bytes]] = []  # (minus the hash, order of arrival, piece)
+
+    def offer(self, text: str, key: int) -> None:
+        """Takes what belongs into the sample of a document whose hash is `key`."""
+        for number, piece in enumerate(cut_text(text, SAMPLE_PIECE_CHARACTERS)):
+            if number:
+                key = int.from_bytes(hashlib.blake2b(key.to_bytes(8), digest_size=8).digest())
+            if key >= self.limit:
+                continue
+            self.number += 1
+            content = piece.encode()
+            heapq.heappush(self.heap, (-key, self.number, content))
+            self.bytes += len(content)
+            while self.bytes > self.size and len(self.heap) > 1:
+                largest, _, content = heapq.heappop(self.heap)
+                self.limit = -largest
+                self.bytes -= len(content)
+
+    def texts(self) -> Iterator[str]:
+        """Yields the sample in the order of the text."""
+        for _, _, content in sorted(self.heap, key=lambda entry: entry[1]):
+            yield content.decode()
+
+
+def _spilled(routed: Iterable[tuple[str, str, int]], file: Path, sample: Sample, progress: "_Progress") -> Counter[str]:
+    """Writes the documents to a compressed file, so that no source is read twice, and offers them to the sample.
+
+    Returns the number of documents of each store.
+    """
+    import zstandard
+
+    documents: Counter[str] = Counter()
+    with zstandard.open(file, "wt", cctx=zstandard.ZstdCompressor(1), encoding="utf-8", newline="\n") as spill:
+        for store, text, key in routed:
+            spill.write(json.dumps([store, text], ensure_ascii=False) + "\n")
+            documents[store] += 1
+            if store.startswith("train/"):
+                sample.offer(text, key)
+            progress.advance(1, len(text.encode()))
+    return documents
+
+
+def _read_spilled(file: Path) -> Iterator[tuple[str, str, int]]:
+    import zstandard
+
+    with zstandard.open(file, "rt", encoding="utf-8", newline="\n") as spill:
+        for line in spill:
+            store, text = json.loads(line)
+            yield store, text, 0
+
+
+def _write_stores(
+    routed: Iterable[tuple[str, str, int]], config: ConfigDict, tokenizer: Tokenizer, folder: Path,
+    progress: "_Progress", total: int = 0,
+) -> dict[str, TokenStore]:  # fmt: skip
+    """Tokenizes the documents in worker processes and writes the stores below `folder`, in the order of the text."""
+    progress.begin("tokenize" if total else "read and tokenize", total)
+    writers: dict[str, StoreWriter] = {}
+    with contextlib.ExitStack() as stack:
+        encoded = map_in_processes(
+            _encode,
+            _chunks(routed),
+            worker_count(config.data),
+            _load,
+            (str(folder / "tokenizer"), config.tokenizer.words),
+        )
+        stack.enter_context(contextlib.closing(encoded))
+        for store, ids, word_starts, ends, sizes in encoded:
+            if store not in writers:
+                writers[store] = stack.enter_context(
+                    StoreWriter(folder / store, tokenizer.vocab_size, tokenizer.fingerprint, config.data.shard_bytes)
+                )
+            begin = 0
+            for end, size in zip(ends, sizes, strict=True):
+                writers[store].add(ids[begin:end], word_starts[begin:end], size)
+                begin = end
+            progress.advance(len(sizes), sum(sizes))
+    return {store: writers[store].close() for store in sorted(writers)}
+
+
+def _chunks(routed: Iterable[tuple[str, str, int]]) -> Iterator[tuple[str, list[str]]]:
+    """Yields (store, texts) of about a million characters, the texts of each store in order."""
+    held: dict[str, list[str]] = {}
+    sizes: Counter[str] = Counter()
+    for store, text, _ in routed:
+        held.setdefault(store, []).append(text)
+        sizes[store] += len(text)
+        if sizes[store] >= CHUNK_CHARACTERS:
+            yield store, held.pop(store)
+            sizes[store] = 0
+    yield from held.items()
+
+
+_tokenizer: Tokenizer | None = None  # of a worker process
+
+
+def _load(path: str, words: str) -> None:
+    global _tokenizer
+    _tokenizer = load_tokenizer(path, words)
+
+
+def _encode(chunk: tuple[str, list[str]]) -> tuple[str, np.ndarray, np.ndarray, list[int], list[int]]:
+    """Returns (store, ids int32 [T], word_starts bool [T], ends and text bytes of each document)."""
+    store, texts = chunk
+    tokenizer = _tokenizer
+    assert tokenizer is not None
+    begin, end, special = np.array([tokenizer.begin_id]), np.array([tokenizer.end_id]), np.array([True])
+    ids, word_starts, ends = [], [], []
+    for encoding in tokenizer.encode_batch(texts):
+        ids += [begin, encoding.ids, end]
+        word_starts += [special, encoding.word_starts, special]
+        ends.append(len(encoding.ids) + 2)
+    sizes = [len(text.encode()) for text in texts]
+    totals = np.cumsum(ends).tolist()
+    return store, np.concatenate(ids).astype(np.int32), np.concatenate(word_starts), totals, sizes
+
+
+# What is said
+
+
+class _Progress:
+    """Says on standard error how far it is: a bar on a terminal, else a line every few seconds."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.title, self.documents, self.bytes, self.total = "", 0, 0, 0
+        self.said = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+            self.bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def begin(self, title: str, total: int = 0) -> None:
+        """Begins a phase of `total` bytes, 0 where that is not known."""
+        self.title, self.documents, self.bytes, self.total = title, 0, 0, total
+        if self.bar:
+            for task in self.bar.task_ids:
+                self.bar.remove_task(task)
+            self.bar.add_task(title, total=total or None)
+        else:
+            print(title, file=sys.stderr, flush=True)
+
+    def advance(self, documents: int, size: int) -> None:
+        """Adds what is done, documents and bytes."""
+        self.documents += documents
+        self.bytes += size
+        now = time.monotonic()
+        if now - self.said < (0.2 if self.bar else SECONDS_BETWEEN_LINES):
+            return
+        self.said = now
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=self.bytes)
+        else:
+            share = f" of {self.total / 1e6:,.0f}" if self.total else ""
+            done = f"{self.documents:,} documents, {self.bytes / 1e6:,.0f}{share} MB"
+            print(f"{self.title}: {done}", file=sys.stderr, flush=True)
+
+
+def _table(
+    stores: dict[str, TokenStore], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
+) -> str:
+    rows = [("store", "documents", "bytes", "tokens", "bytes/token", "from")]
+    for name, store in stores.items():
+        counts = f"{store.documents:,}", f"{store.text_bytes:,}", f"{store.tokens:,}"
+        rows.append((name, *counts, f"{store.text_bytes / store.tokens:.2f}", paths.get(name, "data.path, by hash")))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]) for row in rows
+    ]
+    for name, tally in tallies.items():
+        for reason, count in sorted(tally.dropped.items()):
+            places = f" (the first: {'; '.join(tally.places[reason])})" if reason in tally.places else ""
+            lines.append(f"{name}: dropped {count:,} {reason}{places}")
+        if tally.cut:
+            lines.append(f"{name}: cut {tally.cut:,} documents that were too long (data.max_document_characters)")
+    if not any(name.startswith("held_out/") for name in stores):
+        lines.append("no held-out set: data.held_out names none, and no document fell into data.held_out_fraction")
+    lines.append("seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items()))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`jaxlm prepare --config=FILE[:ARG] [--output=DIR] [--config.section.key=VALUE ...]`."""
+    import argparse
+
+    overrides, rest = split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        prog="jaxlm prepare", description="Train the tokenizer and write the token stores of a config's data.",
+        epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes",
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
+    parser.add_argument("--output", metavar="DIR", help="a new folder; without it, the cache that training looks in")
+    args = parser.parse_args(rest)
+    prepare(load_config(args.config, overrides), args.output)
+    return 0

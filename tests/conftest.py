@@ -1,0 +1,109 @@
+"""Text, configs and commands that several tests share."""
+
+import atexit
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Compiled steps are shared by all tests and commands of a session; set before JAX is imported.
+COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+SUBJECTS = [
+    "the cat",
+    "a river",
+    "my brother",
+    "the old captain",
+    "every student",
+    "the machine",
+    "a small bird",
+    "our neighbour",
+]
+VERBS = ["sees", "follows", "paints", "forgets", "carries", "repairs", "describes", "admires", "counts", "buries"]
+OBJECTS = [
+    "the house",
+    "seven stones",
+    "a letter",
+    "the broken wheel",
+    "his garden",
+    "some music",
+    "the harbour",
+    "an answer",
+]
+PLACES = ["in the morning", "near the bridge", "without a word", "after the storm", "for no reason", "at the market"]
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Returns made-up English with enough order in it for a small model to learn."""
+    rng = random.Random(seed)
+    parts = (SUBJECTS, VERBS, OBJECTS, PLACES)
+    return [" ".join(rng.choice(part) for part in parts).capitalize() + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """A text file of 400 paragraphs, 5 sentences each."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = sentences(2000)
+    path.write_text("\n\n".join(" ".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """A cache of token stores, so that runs of a session share them."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def mini(text_file, cache):
+    """Returns the mini recipe on the text file, with overrides such as "train.steps=20"."""
+    from jaxlm.config import load_config
+
+    def make(*overrides: str):
+        return load_config(str(ROOT / "configs" / "mini.py"), [*mini_overrides(text_file, cache), *overrides])
+
+    return make
+
+
+def mini_overrides(text_file: Path, cache: Path) -> list[str]:
+    """Returns what turns the mini recipe into a run of seconds on the text file."""
+    return [
+        f"data.path={text_file}", "data.document=paragraph", f"data.cache={cache}", "data.workers=1",
+        "data.held_out_fraction=0.05", "tokenizer.vocab_size=80", "data.sequence_length=32", "model.width=32",
+        "model.feed_forward_width=64", "train.batch_size=8", "train.steps=20", "checkpoint.every=5",
+        "evaluation.every=10", "logging.every=2", "logging.tensorboard=false", "logging.curve=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def jaxlm():
+    """Runs `jaxlm ARGS...` as a user does and returns the finished process; check=True demands exit status 0."""
+
+    def run(*args: str, check: bool = False, **kwargs) -> subprocess.CompletedProcess:
+        result = subprocess.run(command(*args), env=environment(), capture_output=True, text=True, **kwargs)
+        assert "Traceback" not in result.stderr, result.stderr
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+def command(*args: object) -> list[str]:
+    """Returns the command line of `jaxlm ARGS...` with this Python."""
+    return [sys.executable, "-m", "jaxlm.cli", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    """Returns the environment of a command that runs this checkout's jaxlm from any directory."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,0 +1,128 @@
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm.config import SETTINGS, check_config, default_config
+from jaxlm.errors import UserError
+from jaxlm.model.config import PRESETS, EncoderConfig, Execution, choose_execution, encoder_config, training_flops
+from jaxlm.model.heads import MaskedLM, abstract_params, encode, gather_positions, parameter_count, predict
+from jaxlm.optimizer import param_path
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+RENEW = "JAXLM_RENEW_GOLDEN"
+
+
+def architecture(preset="", tokenizer_size=0, **changes):
+    config = default_config()
+    config.model.update(PRESETS[preset] if preset else {})
+    config.model.update(changes)
+    config.data.sequence_length = 64
+    check_config(config)
+    return encoder_config(config.model, tokenizer_size)
+
+
+@pytest.mark.parametrize("name", ["default", "bert_base", "roberta_base", "modernbert_base", "mosaicbert_base"])
+def test_parameter_tree_is_the_golden_one(name):
+    config = architecture(vocab_size=8192) if name == "default" else architecture(name)
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    tree = "".join(f"{param_path(path)} {'x'.join(map(str, leaf.shape))} {leaf.dtype}\n" for path, leaf in leaves)
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get(RENEW):
+        golden.write_text(tree)
+    assert tree == golden.read_text(), (
+        f"the parameters of {name} are not those of {golden}: checkpoints of before no longer load. "
+        f"If that is meant, run the test with {RENEW}=1 to renew the file, and look at its diff"
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"),
+    [
+        ("bert_base", 109_514_298),
+        ("bert_large", 335_174_458),
+        ("roberta_base", 124_697_433),
+        ("modernbert_base", 149_655_232),
+    ],
+)
+def test_parameter_count_is_the_published_one(preset, published):
+    assert parameter_count(architecture(preset)) == published
+
+
+def test_every_model_setting_is_a_field_of_the_architecture():
+    assert {field.name for field in dataclasses.fields(EncoderConfig)} == set(SETTINGS["model"])
+
+
+def test_vocabulary_follows_the_tokenizer_unless_set():
+    assert architecture(tokenizer_size=100).vocab_size == 100
+    assert architecture(tokenizer_size=100, vocab_size=128).vocab_size == 128
+    with pytest.raises(UserError, match=r"vocab_size=64 is smaller than the tokenizer's 100 entries"):
+        architecture(tokenizer_size=100, vocab_size=64)
+    with pytest.raises(UserError, match=r"vocab_size must be set"):
+        architecture()
+
+
+def test_embedding_width_follows_the_width_unless_set():
+    assert architecture(vocab_size=64, width=48).embedding_width == 48
+    assert architecture(vocab_size=64, width=48, embedding_width=20).embedding_width == 20
+
+
+def test_layer_pattern_is_tiled_over_the_layers():
+    config = architecture("modernbert_base")
+    assert [index for index in range(22) if not config.is_local(index)] == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert not any(architecture("bert_base").is_local(index) for index in range(12))
+
+
+def test_transposed_gradients_are_for_a_single_cpu_device_only():
+    assert choose_execution("bfloat16", "cpu", 1) == Execution("bfloat16", "float32", True, False)
+    assert choose_execution("bfloat16", "cpu", 2) == Execution("bfloat16", "float32", False, False)
+    assert choose_execution("bfloat16", "tpu", 1) == Execution("bfloat16", "bfloat16", False, False)
+    assert choose_execution("float32", "gpu", 1, rematerialise=True) == Execution("float32", "float32", False, True)
+
+
+def product_flops(jaxpr):
+    """Two FLOPs for each multiplication of every matrix product in a jaxpr, those of inner ones included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += product_flops(inner)
+    return total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"activation": "swiglu"},
+        {"embedding_width": 12},
+        {"embedding_width": 12, "head_transform": False},
+        {"head_transform": False, "tied_output": False},
+        {"layer_pattern": "gl", "window": 64},
+    ],
+    ids=str,
+)
+def test_training_flops_are_three_times_the_products_of_the_forward_pass(changes):
+    config = architecture(vocab_size=50, layers=3, width=16, heads=2, feed_forward_width=24, **changes)
+    batch, length, predictions = 3, 20, 12
+    params = abstract_params(config)
+    tokens, places = jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch, predictions // batch), jnp.int32)
+    model = MaskedLM(config)
+    apply = lambda params: predict(model, params, gather_positions(encode(model, params, tokens), places))  # noqa: E731
+    counted = product_flops(jax.make_jaxpr(apply)(params).jaxpr)
+    assert training_flops(config, batch, length, predictions) == 3 * counted
+
+
+def test_training_flops_count_a_local_layer_by_its_window():
+    wide, narrow = (architecture(vocab_size=50, layers=2, layer_pattern="gl", window=w) for w in (2000, 10))
+    saved = training_flops(wide, 4, 512, 0) - training_flops(narrow, 4, 512, 0)
+    assert saved == 6 * 4 * 512 * 2 * wide.width * (512 - 11)

@@ -1,0 +1,241 @@
+"""The real commands, run as users run them: killed, stopped, resumed, and given wrong input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, command, environment, mini_overrides
+
+RECIPE = ROOT / "configs" / "mini.py"
+
+
+def train_arguments(text_file, cache, workdir, *overrides) -> list[str]:
+    settings = [f"--config.{override}" for override in (*mini_overrides(text_file, cache), *overrides)]
+    return ["train", f"--config={RECIPE}", f"--workdir={workdir}", *settings]
+
+
+def checksum(output: str) -> str:
+    return output.rpartition("params sha256 ")[2].split()[0]
+
+
+def entries(workdir: Path, kind: str) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def wait_for(condition, process, seconds: float = 120) -> bool:
+    """Waits until the condition holds; False where the process ended before it did."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < end, "the run does not move"
+        time.sleep(0.01)
+    return True
+
+
+@pytest.fixture(scope="module")
+def trained(jaxlm, text_file, cache, tmp_path_factory) -> Path:
+    """A small trained run."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    jaxlm(*train_arguments(text_file, cache, workdir, "train.steps=300", "checkpoint.every=150"), check=True)
+    return workdir
+
+
+def test_help_answers_in_under_a_second():
+    best = float("inf")
+    for _ in range(3):
+        begin = time.monotonic()
+        result = subprocess.run([sys.executable, "-m", "jaxlm.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+        best = min(best, time.monotonic() - begin)
+    assert result.returncode == 0
+    assert "fill-mask" in result.stdout
+    assert best < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), ("train.accumulate=2", "train.batch_size=64")])
+def test_five_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_path, extra):
+    settings = ("train.steps=600", "checkpoint.every=20", "evaluation.every=200", *extra)  # batches of 64: epoch 100
+    whole = jaxlm(*train_arguments(text_file, cache, tmp_path / "whole", *settings), check=True)
+    other = jaxlm(*train_arguments(text_file, cache, tmp_path / "other", *settings, "train.seed=1"), check=True)
+    workdir, rng, kills = tmp_path / "killed", random.Random(len(extra)), 0
+    arguments = train_arguments(text_file, cache, workdir, *settings)
+    while kills < 5:
+        done = max((entry["step"] for entry in entries(workdir, "train")), default=0)
+        if done > 500:
+            break
+        process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.PIPE)
+        target = done + rng.randrange(20, 120)
+        assert wait_for(lambda: entries(workdir, "train") and entries(workdir, "train")[-1]["step"] >= target, process)  # noqa: B023
+        time.sleep(rng.random() / 20)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        kills += 1
+    last = jaxlm(*arguments, check=True)
+    assert checksum(last.stdout) == checksum(whole.stdout) != checksum(other.stdout)
+    assert kills == 5
+    starts = [entry["step"] for entry in entries(workdir, "start")]
+    assert len(starts) == 6
+    assert starts[0] == 0
+    assert all(step > 0 and step % 20 == 0 for step in starts[1:])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    reached = 0
+    for line in lines:
+        if line["kind"] == "start":  # two saves may be lost: one under way, and the steps since
+            assert reached - line["step"] <= 2 * 20
+        if line["kind"] == "train":
+            reached = line["step"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_the_same_command_goes_on(jaxlm, text_file, cache, tmp_path, name):
+    settings = ("train.steps=400", "checkpoint.every=1000", "evaluation.every=0")
+    whole = jaxlm(*train_arguments(text_file, cache, tmp_path / "whole", *settings), check=True)
+    arguments = train_arguments(text_file, cache, tmp_path / "stopped", *settings)
+    process = subprocess.Popen(
+        command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert wait_for(lambda: len(entries(tmp_path / "stopped", "train")) > 5, process)
+    process.send_signal(getattr(signal, name))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"stopped by {name}; step " in error
+    assert "Traceback" not in error
+    again = jaxlm(*arguments, check=True)
+    assert "resuming after step" in again.stdout
+    assert checksum(again.stdout) == checksum(whole.stdout)
+
+
+def test_a_work_directory_in_use_is_refused(jaxlm, text_file, cache, tmp_path):
+    arguments = train_arguments(text_file, cache, tmp_path, "train.steps=100000", "checkpoint.every=1000")
+    process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        assert wait_for(lambda: entries(tmp_path, "train"), process)
+        second = jaxlm(*arguments)
+    finally:
+        process.kill()
+        process.wait()
+    assert second.returncode == 1
+    assert "in use by another process" in second.stderr
+
+
+def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
+    result = jaxlm(
+        "fill-mask", f"--model={trained}", "The cat sees the [MASK].", "A [MASK] follows a [MASK].", check=True
+    )
+    assert "The cat sees the house." in result.stdout or "The cat sees the harbour." in result.stdout
+    assert "blank 2" in result.stdout
+    answer = jaxlm(
+        "fill-mask", f"--model={trained}", "--json", "--top=3", input="The cat [MASK] the house.\n", check=True
+    )
+    blanks = json.loads(answer.stdout)["blanks"]
+    assert len(blanks) == 1
+    assert len(blanks[0]) == 3
+    assert all(candidate["text"].startswith("The cat ") for candidate in blanks[0])
+
+
+def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
+    text = "The cat sees the house in the morning. " * 40 + "The cat sees the [MASK]. " + "A letter. " * 40
+    result = jaxlm("fill-mask", f"--model={trained}", "--json", text, check=True)
+    assert len(json.loads(result.stdout)["blanks"]) == 1
+
+
+def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file, cache):
+    own = json.loads(jaxlm("evaluate", f"--model={trained}", "--json", check=True).stdout.splitlines()[-1])
+    end = [entry for entry in entries(trained, "evaluation") if entry["step"] == 300][-1]
+    assert own["held_out"]["loss"] == pytest.approx(end["loss"], rel=0.02)  # float32 here, the run's dtype there
+    other = jaxlm("evaluate", f"--model={trained}", f"--data.path={text_file}", "--json", check=True)
+    figures = json.loads(other.stdout.splitlines()[-1])[str(text_file)]
+    assert 0 < figures["loss"] < figures["unigram_loss"]
+
+
+def test_three_lines_of_python_do_the_same(trained):
+    import jaxlm
+
+    candidates = jaxlm.load(trained).fill_mask("The cat sees the [MASK].", top=2)[0]
+    assert len(candidates) == 2
+    assert candidates[0].probability >= candidates[1].probability
+    assert candidates[0].text == f"The cat sees the {candidates[0].word}."
+
+
+def test_bench_by_shape_gives_its_figures(jaxlm):
+    result = jaxlm(
+        "bench", "--shape=2x64", "--vocab=500", "--batch=4", "--length=32", "--steps=3", "--json", check=True
+    )
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert {"tokens_per_second", "step_seconds", "model_flops_per_second", "mfu", "peak_bytes"} <= set(figures)
+    assert figures["tokens_per_second"] == pytest.approx(4 * 32 / figures["step_seconds"])
+    assert 0 < figures["mfu"] < 1
+
+
+WRONG = [
+    ((), "", "VERB"),
+    (("trian",), "there is no verb trian", None),
+    (("train", "--config=configs/min.py", "--workdir=w"), "did you mean configs/mini.py", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.train.stepz=3"), "did you mean train.steps", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.masking.rate=15"), "masking.rate=15", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.model.heads=3"), "model.heads=3 do not divide", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=nowhere/*.txt"), "nowhere", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=bad.txt"), "bad.txt, line 2", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=broken.jsonl"), "broken.jsonl, line 2", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=other.jsonl"), "text", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=small.txt"), "tokenizer.vocab_size", None),
+    (("train", f"--config={RECIPE}", "--workdir=file.txt"), "is a file", None),
+    (("fill-mask", "--model=nowhere", "x [MASK]"), "there is no directory nowhere", None),
+    (("fill-mask", "--model=.", "x [MASK]"), "config.json", None),
+    (("bench",), "--config=FILE or --shape", None),
+    (("bench", "--shape=4y256"), "LAYERSxWIDTH", None),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "output"), WRONG)
+def test_wrong_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, arguments, error, output):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mini.py").write_text(RECIPE.read_text())
+    (tmp_path / "bad.txt").write_bytes(b"good\ncaf\xe9 bad\n")
+    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "other.jsonl").write_text('{"body": "fine"}\n')
+    (tmp_path / "small.txt").write_text("Three lines.\nOf text.\nAnd no more.\n")
+    (tmp_path / "file.txt").write_text("x")
+    extra = ["--config.data.cache=cache", "--config.data.workers=1"] if arguments[:1] == ("train",) else []
+    result = jaxlm(*arguments, *extra, cwd=tmp_path)
+    if output:
+        assert result.returncode == 0
+        assert output in result.stdout
+        return
+    assert result.returncode == 1
+    assert error in result.stderr
+    assert len(result.stderr.strip().splitlines()[-1]) < 400
+
+
+def test_a_text_without_a_mask_is_told_so(jaxlm, trained):
+    result = jaxlm("fill-mask", f"--model={trained}", "No blank here.")
+    assert result.returncode == 1
+    assert "no mask in" in result.stderr
+
+
+def test_a_truncated_shard_is_named_and_the_run_can_be_mended(jaxlm, text_file, cache, tmp_path):
+    arguments = train_arguments(
+        text_file, cache, tmp_path / "run", f"data.cache={tmp_path / 'stores'}", "train.steps=4"
+    )
+    first = jaxlm(*arguments, check=True)
+    shard = next((tmp_path / "stores").glob("*/train/0/tokens-*.bin"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    second = jaxlm(*arguments)
+    assert second.returncode == 1
+    assert shard.name in second.stderr
+    import shutil
+
+    shutil.rmtree(tmp_path / "stores")
+    third = jaxlm(*arguments, check=True)
+    assert checksum(third.stdout) == checksum(first.stdout)

@@ -1,0 +1,141 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from jaxlm.config import default_config
+from jaxlm.errors import UserError
+from jaxlm.model.config import PRESETS, encoder_config
+from jaxlm.model.heads import abstract_params
+from jaxlm.optimizer import make_optimizer, param_path
+from jaxlm.sharding import (
+    PARAM_RULES,
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    param_shardings,
+    replicated,
+    state_shardings,
+)
+
+
+def mesh_of(data, fsdp, tensor):
+    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def params_of(preset="", **changes):
+    config = default_config().model
+    config.update(PRESETS[preset] if preset else {"vocab_size": 64})
+    config.update(changes)
+    return abstract_params(encoder_config(config))
+
+
+def by_path(tree):
+    return {param_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def first_rule(path):
+    return next((number for number, (pattern, _) in enumerate(PARAM_RULES) if re.search(pattern, path)), None)
+
+
+def test_rules_cover_every_parameter_and_each_is_used():
+    trees = [params_of(preset) for preset in PRESETS] + [params_of(tied_output=False, embedding_width=32)]
+    used = {first_rule(path) for tree in trees for path in by_path(tree)}
+    assert used == set(range(len(PARAM_RULES)))
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(UserError, match=r"no rule of PARAM_RULES in sharding.py covers encoder/layers_0/router"):
+        param_shardings(mesh_of(1, 2, 2), {"encoder": {"layers_0": {"router": np.zeros((4, 4))}}})
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_large_parameter_is_split_by_fsdp_and_products_by_tensor(preset):
+    mesh, params = mesh_of(1, 2, 2), by_path(params_of(preset))
+    shardings = by_path(param_shardings(mesh, params_of(preset)))
+    for path, leaf in params.items():
+        axes = tuple(shardings[path].spec) + (None,) * (leaf.ndim - len(shardings[path].spec))
+        if leaf.ndim == 2 and leaf.size > 2**16:
+            assert "fsdp" in axes, path
+        if re.search("(query|key|value|up|gate)/kernel", path):
+            assert axes == ("fsdp", "tensor")  # columns here and rows below, so that nothing between is gathered
+        if re.search("(output|down)/kernel", path):
+            assert axes == ("tensor", "fsdp")
+        assert shardings[path].shard_shape(leaf.shape)  # raises where the axes do not divide
+
+
+def test_a_dimension_that_an_axis_does_not_divide_stays_whole():
+    params = params_of(vocab_size=51, width=36, heads=2, feed_forward_width=20, layers=1)
+    shardings = by_path(param_shardings(mesh_of(1, 8, 4), params))
+    assert shardings["encoder/embeddings/token/embedding"].spec == PartitionSpec(None, None)  # 51 x 36
+    assert shardings["encoder/layers_0/attention/query/kernel"].spec == PartitionSpec(None, "tensor")  # 36 x 36
+    assert shardings["encoder/layers_0/feed_forward/down/kernel"].spec == PartitionSpec("tensor", None)  # 20 x 36
+    assert shardings["head/bias"].spec == PartitionSpec(None)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+def test_optimizer_state_follows_its_parameter(name):
+    settings = default_config().optimizer
+    settings.name = name
+    params = params_of("bert_base", layers=2)
+    state = {"params": params, "opt_state": jax.eval_shape(make_optimizer(settings, params).init, params)}
+    shardings = by_path(state_shardings(mesh_of(1, 2, 2), state))
+    params, state = by_path(params), by_path(state)
+    followers = dict.fromkeys(params, 0)
+    for path, leaf in state.items():
+        if path.startswith("opt_state/") and leaf.ndim:
+            (owner,) = [name for name in params if path.endswith("/" + name)]
+            assert leaf.shape == params[owner].shape
+            assert shardings[path] == shardings[f"params/{owner}"]
+            followers[owner] += 1
+        elif not leaf.ndim:
+            assert shardings[path].spec == PartitionSpec()
+    muon = {path for path in params if "/layers_" in path and path.endswith("kernel")} if name == "muon" else set()
+    assert followers == {path: 1 if path in muon else 2 for path in params}
+
+
+def test_batch_is_split_over_data_and_fsdp():
+    assert batch_sharding(mesh_of(2, 2, 2)).shard_shape((8, 5)) == (2, 5)
+    assert replicated(mesh_of(2, 2, 2)).shard_shape((8, 5)) == (8, 5)
+
+
+def mesh_settings(**changes):
+    settings = default_config().mesh
+    settings.update(changes)
+    return settings
+
+
+def test_mesh_takes_all_devices():
+    here = len(jax.devices())
+    for data in (-1, here):
+        mesh = make_mesh(mesh_settings(data=data))
+        assert dict(mesh.shape) == {"data": here, "fsdp": 1, "tensor": 1}
+        assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data": 3}, {"fsdp": 3}, {"tensor": 5}, {"data": -1, "fsdp": 2, "tensor": 4}, {"data": 0}], ids=str
+)
+def test_a_mesh_that_is_not_the_devices_is_refused(monkeypatch, changes):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 4)
+    with pytest.raises(UserError) as error:
+        make_mesh(mesh_settings(**changes))
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | changes
+    for name, size in sizes.items():
+        assert f"mesh.{name}={size}" in str(error.value)
+    assert "do not multiply to the 4 devices that are here" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "good"), [(8, 1, True), (8, 2, True), (6, 1, False), (12, 2, False), (8, 4, False)]
+)
+def test_a_batch_must_be_divided_by_devices_times_micro_batches(batch, accumulate, good):
+    mesh = mesh_of(2, 2, 3)  # tensor does not split the batch
+    if good:
+        check_batch(mesh, batch, accumulate)
+        return
+    with pytest.raises(UserError, match=rf"train.batch_size={batch} is not divided by the 4 devices") as error:
+        check_batch(mesh, batch, accumulate)
+    assert (f"{accumulate} micro-batches" in str(error.value)) == (accumulate > 1)

@@ -1,0 +1,220 @@
+"""The training loop in this process: resuming, phases, limits, and what stops it."""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import train as training
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.errors import UserError
+from jaxlm.runlog import read_metrics
+from jaxlm.train import train
+
+CONSTANT = ("schedule.name=constant", "schedule.warmup=0")  # so that a run may be cut short and prolonged
+
+
+def resumes(workdir) -> list[int]:
+    return [entry["step"] for entry in read_metrics(workdir) if entry["kind"] == "start"]
+
+
+def test_a_run_learns_and_leaves_what_it_promises(mini, tmp_path):
+    shown = ("logging.curve=true", "logging.tensorboard=true")
+    result = train(mini("train.steps=60", "optimizer.learning_rate=0.01", *shown), tmp_path)
+    kinds = {entry["kind"] for entry in read_metrics(tmp_path)}
+    assert {"start", "train", "evaluation", "checkpoint", "end"} <= kinds
+    losses = [entry["loss"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+    held_out = result["held_out"]["held_out"]
+    assert held_out["blanks"] > 50
+    assert held_out["loss"] < losses[0]
+    for name in ("config.json", "tokenizer", "checkpoints/60", "metrics.jsonl", "curve.png", "tensorboard"):
+        assert (tmp_path / name).exists(), name
+
+
+@pytest.mark.parametrize("extra", [(), ("train.accumulate=2",), ("model.dropout=0",), ("masking.scheme=whole_word",)])
+def test_six_steps_are_three_and_three(mini, tmp_path, extra):
+    settings = (*CONSTANT, "checkpoint.every=3", *extra)
+    whole = train(mini("train.steps=6", *settings), tmp_path / "whole")
+    train(mini("train.steps=3", *settings), tmp_path / "parts")
+    parts = train(mini("train.steps=6", *settings), tmp_path / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"]
+    assert resumes(tmp_path / "parts") == [0, 3]
+
+
+def test_a_resume_in_a_later_epoch_gives_the_same_bits(mini, tmp_path):
+    # About 340 rows of 32 tokens: 64 rows a step begin the second epoch after step 5.
+    settings = (*CONSTANT, "train.batch_size=64", "checkpoint.every=4")
+    whole = train(mini("train.steps=16", *settings), tmp_path / "whole")
+    train(mini("train.steps=12", *settings), tmp_path / "parts")
+    assert train(mini("train.steps=16", *settings), tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
+
+
+def test_another_seed_gives_another_model(mini, tmp_path):
+    one, two = (train(mini("train.steps=3", f"train.seed={seed}"), tmp_path / str(seed)) for seed in (0, 1))
+    assert one["params_sha256"] != two["params_sha256"]
+
+
+@pytest.mark.parametrize("seed", ["init_seed", "data_seed", "mask_seed"])
+def test_each_seed_is_its_own(mini, tmp_path, seed):
+    given = {"init_seed": 0, "data_seed": 0, "mask_seed": 0}
+    same, other = (
+        train(mini("train.steps=3", "train.seed=5", *(f"train.{k}={v}" for k, v in seeds.items())), tmp_path / name)
+        for name, seeds in (("same", given), ("other", given | {seed: 9}))
+    )
+    plain = train(mini("train.steps=3", "train.seed=0"), tmp_path / "plain")
+    assert same["params_sha256"] == plain["params_sha256"] != other["params_sha256"]
+
+
+def test_a_finished_run_says_so_and_keeps_its_result(mini, tmp_path, capsys):
+    config = mini("train.steps=4")
+    first = train(config, tmp_path)
+    again = train(config, tmp_path)
+    assert again["params_sha256"] == first["params_sha256"]
+    assert "complete at step 4" in capsys.readouterr().out
+
+
+def test_config_json_replays_the_run(mini, tmp_path):
+    from jaxlm.config import load_config
+
+    first = train(mini("train.steps=4"), tmp_path / "first")
+    replayed = train(load_config(str(tmp_path / "first" / "config.json")), tmp_path / "second")
+    assert replayed["params_sha256"] == first["params_sha256"]
+
+
+def test_another_config_is_refused_by_the_names_of_what_differs(mini, tmp_path):
+    train(mini("train.steps=4"), tmp_path)
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.002"):
+        train(mini("train.steps=4", "optimizer.learning_rate=0.002"), tmp_path)
+    train(mini("train.steps=6", "logging.every=1", "checkpoint.keep=1", "evaluation.every=3"), tmp_path)
+
+
+def test_phases_change_length_batch_and_rate_and_resume_inside(mini, tmp_path):
+    phases = '[{"steps": 4, "sequence_length": 16, "batch_size": 16, "mask_rate": 0.3}, {"sequence_length": 32}]'
+    settings = (f"train.phases={phases}", *CONSTANT, "checkpoint.every=3")
+    whole = train(mini("train.steps=9", *settings), tmp_path / "whole")
+    train(mini("train.steps=6", *settings), tmp_path / "parts")
+    assert train(mini("train.steps=9", *settings), tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
+    shares = {e["step"]: e["masked_share"] for e in read_metrics(tmp_path / "whole") if e["kind"] == "train"}
+    assert abs(shares[4] - 0.3) < 0.03
+    assert abs(shares[8] - 0.15) < 0.03
+
+
+def test_the_mask_rate_follows_its_line(mini, tmp_path):
+    train(mini("train.steps=20", "masking.rate=0.4", "masking.final_rate=0.1", "logging.every=1"), tmp_path)
+    shares = [entry["masked_share"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
+    np.testing.assert_allclose(shares, np.linspace(0.4, 0.1, 21)[:20], atol=0.04)
+
+
+@pytest.mark.parametrize(("end", "steps"), [("train.epochs=0.5", None), ("train.tokens=2000", 8)])
+def test_epochs_and_tokens_end_a_run(mini, tmp_path, end, steps):
+    result = train(mini("train.steps=none", end), tmp_path)
+    start = next(entry for entry in read_metrics(tmp_path) if entry["kind"] == "start")
+    assert result["step"] == start["total_steps"]
+    if steps:
+        assert result["step"] == steps  # 2,000 tokens in batches of 8 x 32
+    else:
+        assert 100 < result["step"] < 110
+
+
+def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path):
+    settings = ("train.steps=none", "schedule.warmup=0.1", "logging.every=1")
+    train(
+        mini("train.minutes=0.001", *settings), tmp_path / "compiled"
+    )  # the clock of the next run counts no compiling
+    train(mini("train.minutes=0.1", *settings), tmp_path)
+    entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
+    rates = [entry["learning_rate"] for entry in entries]
+    assert max(rates) > 0.5e-3
+    assert rates[-1] < 0.15e-3
+    metadata = Checkpoints(tmp_path / "checkpoints").read_metadata(entries[-1]["step"])
+    assert 6 <= metadata["elapsed_seconds"] < 20
+    again = train(mini("train.minutes=0.1", *settings), tmp_path)
+    assert again["step"] == entries[-1]["step"]
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monkeypatch):
+    settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1")
+    original = training.compile_step
+
+    def poisoned(*args):
+        compiled = original(*args)
+
+        def step(state, batch, number, *rest):
+            if number == 12:
+                state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, state)
+            return compiled(state, batch, number, *rest)
+
+        return step
+
+    monkeypatch.setattr(training, "compile_step", poisoned)
+    with pytest.raises(UserError, match="not a number; the checkpoint of step 10 is kept"):
+        train(mini(*settings), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").newest() == 10
+    monkeypatch.undo()
+    assert train(mini(*settings), tmp_path)["step"] == 20
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):
+    settings = ("train.steps=10", "checkpoint.every=5", *CONSTANT)
+    whole = train(mini(*settings), tmp_path)
+    (tmp_path / "checkpoints" / "999999").mkdir()
+    array = max((tmp_path / "checkpoints" / "10").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 1
+    array.write_bytes(bytes(content))
+    with caplog.at_level(logging.WARNING, "jaxlm"):
+        assert train(mini(*settings), tmp_path)["params_sha256"] == whole["params_sha256"]
+    assert "999999" in caplog.text
+    assert "10" in caplog.text
+    assert resumes(tmp_path) == [0, 5]
+
+
+def test_a_step_at_a_million_begins_at_once(mini, tmp_path, monkeypatch):
+    config = mini("train.steps=1000002", *CONSTANT, "checkpoint.every=1000000")
+    monkeypatch.setattr(Checkpoints, "restore", lambda self, abstract: _restored(abstract, 1_000_000, data))
+    from jaxlm.run import set_up
+
+    data = set_up(config, tmp_path).prepared.fingerprint
+    assert train(config, tmp_path)["step"] == 1_000_002
+
+
+def _restored(abstract, step, data):
+    from jaxlm.checkpoint import Saved
+
+    state = jax.tree.map(lambda a: jax.device_put(np.full(a.shape, 0.01, a.dtype), a.sharding), abstract)
+    return Saved(step, state, {"elapsed_seconds": 1.0, "data": data})
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused_before_anything_is_read(mini, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxlm.run.prepare", lambda config: pytest.fail("data was read"))
+    with pytest.raises(UserError, match=r"mesh\.data=3"):
+        train(mini("mesh.data=3"), tmp_path)
+
+
+def test_running_out_of_memory_names_the_settings_to_lower(mini, tmp_path, monkeypatch, capsys):
+    from jaxlm.cli import main
+
+    def explode(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+
+    mini("train.steps=2")
+    monkeypatch.setattr(training, "train", explode)
+    recipe = Path(__file__).parent.parent / "configs" / "mini.py"
+    assert main(["train", f"--config={recipe}", f"--workdir={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "out of memory" in error
+    assert "train.batch_size" in error
+
+
+def test_the_loop_fits_on_a_few_pages():
+    assert len(Path(training.__file__).read_text().splitlines()) <= 400
+
+
+def test_metrics_are_valid_json_lines(mini, tmp_path):
+    train(mini("train.steps=6"), tmp_path)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert isinstance(json.loads(line), dict)
