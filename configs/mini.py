@@ -11,6 +11,7 @@ from jaxlm.config import default_config
 def get_config():
     config = default_config()
     config.data.path = ("pydocs",)
+    config.data.max_megabytes = 2.0
     config.data.sequence_length = 64
     config.tokenizer.vocab_size = 1024
     config.tokenizer.training_megabytes = 1.0

@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        lines = [f.lineno for f in inspect.getinnerframes(error.__traceback__) if f.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         raise UserError(f"{path}{f', line {line}' if line else ''}: {_reason(error)}") from error
     if not isinstance(config, ConfigDict):
@@ -242,12 +244,22 @@ def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
         "accumulate": config.train.accumulate,
         "mask_rate": config.masking.rate,
         "rotary_base": config.model.rotary_base,
+        "learning_rate": config.optimizer.learning_rate,
         "steps": None,
     }
     given: tuple[dict[str, Any], ...] = config.train.phases or ({},)
     phases = [common | dict(phase) for phase in given]
     phases[-1]["steps"] = None
     return phases
+
+
+def phase_number(phases: Sequence[dict[str, Any]], step: int) -> int:
+    """Returns which of `phases_of` the update after `step` updates belongs to."""
+    for number, phase in enumerate(phases[:-1]):
+        if step < phase["steps"]:
+            return number
+        step -= phase["steps"]
+    return len(phases) - 1
 
 
 def check_config(config: ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """A trained model from its work directory: parameters, architecture, tokenizer."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxlm.checkpoint import restore_params
-from jaxlm.config import load_config, phases_of
+from jaxlm.config import load_config, phase_number, phases_of
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
@@ -46,13 +47,12 @@ def load_trained(directory: str | Path, compute_dtype: str = "float32") -> Train
         raise UserError(f"{directory} holds no config.json; --model is a work directory of `jaxlm train`")
     config = load_config(str(directory / "config.json"))
     tokenizer = load_tokenizer(directory / "tokenizer", config.tokenizer.words)
-    # The last phase's base is what the model ended with.
-    config = config.copy_and_resolve_references()
-    config.model.rotary_base = phases_of(config)[-1]["rotary_base"]
     encoder = encoder_config(config.model, tokenizer.vocab_size)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract_params(encoder))
     saved = restore_params(directory / "checkpoints", shapes)
+    phases = phases_of(config)
+    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
     execution = choose_execution(compute_dtype, jax.devices()[0].platform, 1)
     counts = np.load(directory / "token_counts.npy", allow_pickle=False)
     return Trained(directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts)

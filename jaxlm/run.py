@@ -27,7 +27,7 @@ from jaxlm.model.heads import MaskedLM, init_params
 from jaxlm.runlog import RunLog
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """What a run is made of; everything but the state and the clock."""
 
@@ -53,14 +53,6 @@ class Run:
         seed = run_seeds(self.config)["init"]
         return jax.jit(lambda: initial_state(self.encoder, self.update, seed, self.counts), out_shardings=places)()
 
-    def phase_number(self, step: int) -> int:
-        """Returns the index in `phases` of the phase that the update after `step` updates belongs to."""
-        for number, phase in enumerate(self.phases[:-1]):
-            if step < phase["steps"]:
-                return number
-            step -= phase["steps"]
-        return len(self.phases) - 1
-
     def mask_rate(self, number: int, progress: float) -> float:
         """Returns the rate of phase `number`, or where masking.final_rate is set a point on the line to it."""
         first, last = self.phases[number]["mask_rate"], self.config.masking.final_rate
@@ -70,14 +62,17 @@ class Run:
         place = sharding.batch_sharding(self.mesh)
         return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
 
-    @functools.cached_property
-    def evaluation_step(self) -> Callable:
-        model, piece_bytes = MaskedLM(self.encoder, self.execution), self.prepared.tokenizer.piece_bytes()
+    @functools.cache  # noqa: B019  (a process has one run)
+    def evaluation_step(self, rotary_base: float) -> Callable:
+        """Returns the compiled judging step of a phase, by what its model does otherwise than the others."""
+        encoder = dataclasses.replace(self.encoder, rotary_base=rotary_base)
+        model, piece_bytes = MaskedLM(encoder, self.execution), self.prepared.tokenizer.piece_bytes()
         return make_evaluation_step(model, self.masking, self.counts, piece_bytes, self.config.data.sequence_length)
 
     def evaluate(self, params: dict, log: RunLog, step: int) -> dict[str, dict[str, float]]:
         """Judges the held-out sets, logs each, and returns their figures by name, in order."""
         config, results = self.config, {}
+        phase = self.phases[settings.phase_number(self.phases, max(step - 1, 0))]
         length = config.data.sequence_length
         size = config.evaluation.batch_size or config.train.batch_size
         for name, store in self.prepared.held_out.items():
@@ -85,7 +80,8 @@ class Run:
                 store, length, size, config.evaluation.rows, config.data.prepend_begin,
                 self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id,
             )  # fmt: skip
-            results[name] = evaluate_held_out(self.evaluation_step, params, batches, self.put)
+            judge = self.evaluation_step(phase["rotary_base"])
+            results[name] = evaluate_held_out(judge, params, batches, self.put)
             log.evaluation(step, name, results[name])
         return results
 

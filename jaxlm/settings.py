@@ -50,6 +50,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "max_document_characters": S(
             1_000_000, "longer documents are cut there, at a space where there is one", within=">=1"
         ),
+        "max_megabytes": S(None, "read only about so much text of each path; none: all", within=">0", kind=float),
         "sequence_length": S(128, "tokens in a row", within=">=1"),
         "prepend_begin": S(
             False, "a row that begins inside a document gets the begin token in front, as inference will"
@@ -158,7 +159,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "phases": S(
             (),
             "rows of settings that hold one after another, as JSON: steps (all but the last), sequence_length,"
-            " batch_size, accumulate, mask_rate, rotary_base",
+            " batch_size, accumulate, mask_rate, learning_rate, rotary_base",
             item=dict,
         ),
         "seed": S(0, "of initialization, data order, masks and dropout", within=">=0"),
@@ -228,4 +229,4 @@ RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "tr
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
-                  "rotary_base": float}  # fmt: skip
+                  "rotary_base": float, "learning_rate": float}  # fmt: skip

@@ -86,7 +86,7 @@ def make_train_step(
         # One mean over the whole global batch: sums are divided once, by all its predictions.
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums.predictions, 1), grads)
         updates, opt_state = update.update(grads, state["opt_state"], state["params"])
-        rate = config.optimizer.learning_rate * schedule(done)
+        rate = phase["learning_rate"] * schedule(done)
         params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)
         ordinary = jnp.isin(tokens, jnp.asarray(masking.special_ids), invert=True) & (segment_ids > 0)
         metrics = {
@@ -145,7 +145,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         meter, compiled, held_out = _Meter(run), dict[int, Callable](), dict[int, float | None]()
         metrics: dict[str, Array] | None = None
         while not clock.is_over(step) and not stopped:
-            number, (done, progress) = run.phase_number(step), clock.read(step)
+            number, (done, progress) = settings.phase_number(run.phases, step), clock.read(step)
             rate = run.mask_rate(number, progress)
             begin = time.monotonic()
             inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate))
@@ -160,7 +160,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
             evaluating = _due(config.evaluation.every, step) and not clock.is_over(step)
             saving = _due(config.checkpoint.every, step) and not clock.is_over(step)
-            if step % config.logging.every == 0 or step == clock.last_step:
+            if step % config.logging.every == 0:
                 log.train(step, meter.read() | {"progress": progress})
             if evaluating or saving:
                 _stop_on_nan(metrics, step, checkpoints)
@@ -172,6 +172,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
                     log.event("checkpoint", step=step)
                 meter.skip(time.monotonic() - paused)
         _stop_on_nan(metrics, step, checkpoints)
+        if meter.metrics:
+            log.train(step, meter.read() | {"progress": clock.read(step)[1]})
 
         # 3. Stopped by a signal: save and say how to go on. Or done: the last evaluation, checkpoint and checksum.
         if stopped and not clock.is_over(step):

@@ -334,6 +334,8 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
         store = f"train/{number}"
         tally = tallies[store] = Tally()
         for text in read_documents(path, data, tally):
+            if data.max_megabytes and tally.bytes > data.max_megabytes * 1e6:
+                break
             first, second, key = _hashes(text)
             if data.deduplicate and first in held_out:
                 tally.drop("documents of a held-out set")

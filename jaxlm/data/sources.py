@@ -597,7 +597,7 @@ def map_in_processes(
     pending: deque[Future] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            pending.append(pool.submit(_call, function, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -608,11 +608,24 @@ def map_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+_failed_start: Exception | None = None
+
+
 def _start_worker(initializer: Callable | None, arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; they need not print tracebacks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer:
-        initializer(*arguments)
+        try:
+            initializer(*arguments)
+        except Exception as error:  # raised here it would only break the pool; the first item tells it
+            global _failed_start
+            _failed_start = error
+
+
+def _call(function: Callable, item: Any) -> Any:
+    if _failed_start:
+        raise _failed_start
+    return function(item)
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import io
-import itertools
 import json
 import logging
 import re
@@ -46,7 +45,8 @@ CONFIG_KEYS = {  # of tokenizer_config.json and special_tokens_map.json
 RECORD = "jaxlm_tokenizer.json"
 FORMAT_VERSION = 1
 SENTENCE_BYTES = 4192  # SentencePiece leaves out longer lines
-TRAINING_THREADS = 4  # a unigram vocabulary depends on it (FACTS.md), so it must not be the machine's
+LEAST_COVERAGE = 0.98
+TRAINING_THREADS = 4  # a unigram vocabulary depends on it, so it must not be the machine's
 HIDDEN = "\U0010ffff"  # a noncharacter: no text of any use holds it
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -333,8 +333,11 @@ class _SentencePiece:
             for code in np.unique(codes[found == _UNSEEN]).tolist():
                 normal = self._processor.normalize(f"x{chr(code)}x")
                 core = re.fullmatch(f"{_SPACE}*x(.*)x{_SPACE}*", normal, re.DOTALL)
-                text = core[1].replace(_SPACE, "").replace(" ", "") if core else "??"
-                self._normal[code] = _INVISIBLE if not text else ord(text) if len(text) == 1 else _IRREGULAR
+                text = core[1] if core else "??"
+                if text.strip(_SPACE + " "):
+                    self._normal[code] = ord(text) if len(text) == 1 else _IRREGULAR
+                else:
+                    self._normal[code] = _INVISIBLE
             found = self._normal[codes]
         return found
 
@@ -524,7 +527,7 @@ def load_tokenizer(path: str | Path, words: str | None = None) -> Tokenizer:
 
     `words` is the word rule; None takes the one that was saved with the tokenizer, else "unicode". Raises UserError.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"there is no tokenizer {path}: a .model, tokenizer.json or vocab.txt, or a folder with one")
     if not (path / RECORD).is_file():
@@ -709,17 +712,17 @@ def train_tokenizer(texts: Iterable[str], settings: Any, directory: str | Path) 
     import sentencepiece
 
     check_rule(settings.words)
-    sentences = _sentences(texts)
-    first = next(sentences, None)
-    if first is None:
-        raise UserError("there is no text to train the tokenizer on: see data.path and tokenizer.training_megabytes")
+    if settings.character_coverage < LEAST_COVERAGE:
+        raise UserError(
+            f"tokenizer.character_coverage={settings.character_coverage}: SentencePiece takes {LEAST_COVERAGE} to 1"
+        )
     names = {"pad": "pad", "unk": "unk", "begin": "bos", "end": "eos"}
     specials: dict[str, Any] = {f"{name}_id": ROLES.index(role) for role, name in names.items()}
     specials |= {f"{name}_piece": SPECIAL_PIECES[role] for role, name in names.items()}
     content = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences), model_writer=content,
+            sentence_iterator=_sentences(texts), model_writer=content,
             model_type=settings.algorithm, vocab_size=settings.vocab_size,
             character_coverage=settings.character_coverage, byte_fallback=settings.byte_fallback,
             normalization_rule_name="nmt_nfkc_cf" if settings.lower_case else "nmt_nfkc",
@@ -763,6 +766,8 @@ def _training_error(message: str, settings: Any) -> str:
             f"{size} is too small for the characters of this text: at least {match[1]}, or lower"
             " tokenizer.character_coverage"
         )
-    if "!sentences_.empty()" in message:
+    if "insert_id" in message:
+        return f"{size} is too small: the special tokens alone are {len(ROLES)}"
+    if "!sentences_.empty()" in message or "all_chars_count" in message:
         return "there is no text to train the tokenizer on: see data.path and tokenizer.training_megabytes"
     return f"SentencePiece could not train the tokenizer: {message}"

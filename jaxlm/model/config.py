@@ -98,7 +98,7 @@ def choose_execution(compute_dtype: str, platform: str, devices: int, rematerial
     )
 
 
-def compiler_options(execution: Execution, platform: str) -> dict[str, str]:
+def compiler_options(execution: Execution, platform: str) -> dict[str, str | bool]:
     """Returns what XLA must be told to compile a step: its CPU scheduler would recompute all layers at once."""
     save_memory = execution.rematerialise and platform == "cpu"
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if save_memory else {}
@@ -187,5 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "modernbert_base": _MODERNBERT | {"layers": 22, "width": 768, "heads": 12, "feed_forward_width": 1152},
     "modernbert_large": _MODERNBERT | {"layers": 28, "width": 1024, "heads": 16, "feed_forward_width": 2624},
     # Weller et al. 2025, arXiv 2507.11412
-    "ettin_17m": _MODERNBERT | {"layers": 7, "width": 256, "heads": 4, "feed_forward_width": 384},
+    "ettin_17m": _MODERNBERT | {
+        "layers": 7, "width": 256, "heads": 4, "feed_forward_width": 384, "local_rotary_base": 160_000.0,
+    },
 }  # fmt: skip

@@ -500,6 +500,18 @@ def _own_pid(_):
     return os.getpid()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_worker_or_at_its_start_arrives_as_itself(workers):
+    with pytest.raises(UserError, match=r"^no such tokenizer$"):
+        list(sources.map_in_processes(abs, [1, 2], workers, _refuse, ("no such tokenizer",)))
+    with pytest.raises(UserError, match=r"^bad item$"):
+        list(sources.map_in_processes(_refuse, ["bad item"] * 2, workers))
+
+
+def _refuse(message):
+    raise UserError(message)
+
+
 def test_a_worker_that_is_killed_is_reported():
     with pytest.raises(UserError, match=r"a worker process was killed.*data.workers"):
         list(sources.map_in_processes(os._exit, [1, 1], 2))

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2 as protobuf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxlm.config import default_config
@@ -30,13 +31,15 @@ STRANGE = "½ﬁ…e\u0301\u0308🦙日本　ＡBc\xa0\u200b\u200d\xad\0\x01▁\
 
 
 def sentences(count=300, seed=0):
+    """Frequent words among rare ones, as in real text, so that frequent words become one token each."""
     draw = random.Random(seed)
-    syllables = ["ka", "lo", "mi", "tu", "ren", "sol", "par", "ing", "ed", "wal", "the", "mus", "eum"]
-    rare = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(200)]
-    return [
-        " ".join(draw.choices([*WORDS, *["Paris", "the", "capital", "of"] * 5], k=10) + draw.choices(rare, k=3)) + "."
-        for _ in range(count)
-    ]
+    letters = "etaoinshrdlucmfwypvbgkTE"
+    texts = []
+    for _ in range(count):
+        rare = ["".join(draw.choices(letters, range(24, 0, -1), k=draw.randint(2, 7))) for _ in range(4)]
+        words = [*draw.choices(WORDS, k=8), *draw.choices(["Paris", "the", "capital", "of", "is"], k=4), *rare]
+        texts.append(" ".join(draw.sample(words, len(words))) + ".")
+    return texts
 
 
 def tokenizer_settings(**changes):
@@ -188,6 +191,33 @@ def test_word_starts_from_lengths_are_those_from_the_librarys_offsets(tokenizers
             bool(boundaries[at]) and (number == 0 or firsts[number - 1] != at) for number, at in enumerate(firsts)
         ]
         assert word_starts.tolist() == expected
+
+
+@every_sentencepiece
+def test_ordinary_text_needs_none_of_the_librarys_slow_offsets(tokenizers, name, monkeypatch):
+    text = "the Paris\tof\n\n  Zoë 🦙🦙 is 日本語 ＡＢ\xa0walked, THE 3.14."
+    _, firsts, _, boundaries = tokenizers[name]._spans(text, False)
+    monkeypatch.setattr(tokenizers[name]._library, "encode_spans", None)
+    starts = tokenizers[name].encode_batch(["a.", text, "the end"])[1].word_starts
+    assert starts.tolist() == (boundaries[firsts] & (np.diff(firsts, prepend=-1) != 0)).tolist()
+
+
+def test_words_begin_at_their_places_where_normalisation_moves_text_both_ways(tmp_path):
+    rules = tmp_path / "rules.tsv"
+    rules.write_text("61 62\t78 79 7A\n63 64\t71\n")  # ab: xyz, cd: q
+    texts = ["ab-pp cd-ab", "x y z q p - pp", "a b c d"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(tmp_path / "m"), vocab_size=17, minloglevel=2, pad_id=3,
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"], normalization_rule_tsv=str(rules), model_type="char",
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path / "m.model")
+    ids, word_starts = tokenizer.encode("ab-pp cd")
+    words = [
+        tokenizer.token(id) for id, start in zip(ids, np.append(word_starts[1:], True), strict=True) if start
+    ]  # the last token of each
+    assert [tokenizer.token(id) for id in ids] == ["▁", *"xyz-pp", "▁", "q"]
+    assert words == ["z", "-", "p", "q"]
 
 
 # The mask
@@ -447,13 +477,13 @@ def test_training_is_repeatable_and_ids_are_fixed(tokenizers, tmp_path):
     assert (again.pad_id, again.unk_id, again.begin_id, again.end_id, again.mask_id) == (0, 1, 2, 3, 4)
     assert again.special_ids == (0, 1, 2, 3, 4)
     assert again.vocab_size == 225
+    model = protobuf.ModelProto.FromString((tmp_path / "again" / "tokenizer.model").read_bytes())
+    assert model.trainer_spec.num_threads == 4  # not the machine's number
     other = train_tokenizer(sentences(), tokenizer_settings(lower_case=True), tmp_path / "other")
     assert other.fingerprint != again.fingerprint
 
 
 def test_the_fingerprint_is_not_that_of_the_files_bytes(tokenizers, tmp_path):
-    from sentencepiece import sentencepiece_model_pb2 as protobuf
-
     tokenizers["unigram"].save(tmp_path)
     file = tmp_path / "tokenizer.model"
     model = protobuf.ModelProto.FromString(file.read_bytes())
@@ -480,7 +510,16 @@ def test_a_vocabulary_too_large_names_the_largest_that_fits(tmp_path, algorithm)
         train_tokenizer(texts, tokenizer_settings(vocab_size=10, algorithm=algorithm), tmp_path)
 
 
-@pytest.mark.parametrize("texts", [[], [" ", "\n"]])
+def test_what_sentencepiece_refuses_is_said_in_our_words(tmp_path):
+    with pytest.raises(UserError, match="vocab_size=3 is too small: the special tokens alone are 5"):
+        train_tokenizer(["hello world"], tokenizer_settings(vocab_size=3), tmp_path)
+    with pytest.raises(UserError, match=r"character_coverage=0\.9: SentencePiece takes 0\.98 to 1"):
+        train_tokenizer(["hello world"], tokenizer_settings(character_coverage=0.9), tmp_path)
+    with pytest.raises(UserError, match="at least 2"):  # 256 bytes among them
+        train_tokenizer(["hello world"], tokenizer_settings(vocab_size=100, byte_fallback=True), tmp_path)
+
+
+@pytest.mark.parametrize("texts", [[], [" ", "\n"], ["▅"], ["\u200b\u3000"]])
 def test_no_text_to_train_on_is_an_error(tmp_path, texts):
     with pytest.raises(UserError, match="there is no text to train the tokenizer on"):
         train_tokenizer(texts, tokenizer_settings(), tmp_path)
@@ -534,7 +573,7 @@ def test_a_foreign_model_without_mask_and_pad_is_refused(tmp_path):
 
 def test_a_foreign_models_special_tokens_are_found(tmp_path):
     file = train_foreign(
-        tmp_path, pad_id=3, user_defined_symbols=["<mask>", "<sep>"], control_symbols=["[CLS]", "[SEP]"]
+        tmp_path, pad_id=3, user_defined_symbols=["<mask>", "<sep>", "[SEP]"], control_symbols=["[CLS]"]
     )
     tokenizer = load_tokenizer(file)
     names = [tokenizer.token(id) for id in (tokenizer.pad_id, tokenizer.unk_id, tokenizer.begin_id, tokenizer.end_id)]
@@ -542,6 +581,7 @@ def test_a_foreign_models_special_tokens_are_found(tmp_path):
     assert tokenizer.mask_token == "<mask>"
     assert pieces(tokenizer, "the <mask> the") == ["▁the", "<mask>", "▁the"]
     assert "<mask>" not in pieces(tokenizer, "the <mask> of", find_mask=False)
+    assert "[SEP]" not in pieces(tokenizer, "the [SEP] of", find_mask=False)
     assert "<sep>" in pieces(tokenizer, "the <sep> of")  # an ordinary symbol of that model
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"cls_token": "<s>", "sep_token": {"content": "</s>"}}))
     assert load_tokenizer(tmp_path).token(load_tokenizer(tmp_path).begin_id) == "<s>"

@@ -1,0 +1,33 @@
+"""BERT-base, uncased English: rows of 128 tokens for 90% of the updates, then of 512.
+
+command:  jaxlm train --config=configs/bert_base.py --workdir=runs/bert_base
+variants: :512 has rows of 512 from the first update on
+hardware: none yet; published on 4 Cloud TPUs (16 chips), 4 days
+result:   not yet run
+source:   Devlin et al. 2018, arXiv 1810.04805; epsilon, clipping and what decays from google-research/bert
+differs:  no next-sentence prediction, so no sentence pairs: rows are packed, and attention stays within a document.
+          Masks are drawn anew each time, not ten times in advance. Adam corrects its means for their bias.
+          SentencePiece in place of WordPiece unless tokenizer.path is given. Wikipedia and BooksCorpus are not at hand:
+          data.path is yours.
+"""
+
+from jaxlm.config import default_config
+from jaxlm.model.config import PRESETS
+
+
+def get_config(arg=None):
+    if arg not in (None, "512"):
+        raise ValueError(f"{arg} is no variant; there is 512")
+    config = default_config()
+    config.data.update(path=("corpus/*.jsonl",), prepend_begin=True)
+    config.tokenizer.update(vocab_size=30_522, lower_case=True)
+    config.model.update(PRESETS["bert_base"])
+    config.train.steps = 1_000_000
+    config.train.batch_size = 256
+    if arg == "512":
+        config.data.sequence_length = 512
+    else:
+        config.train.phases = ({"steps": 900_000}, {"sequence_length": 512})
+    config.optimizer.update(learning_rate=1e-4, beta2=0.999, epsilon=1e-6, weight_decay=0.01, clip_norm=1.0)
+    config.schedule.update(name="linear", warmup=10_000)
+    return config

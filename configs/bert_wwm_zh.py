@@ -1,0 +1,51 @@
+"""BERT-wwm, Chinese: BERT-base with whole words masked, rows of 128 tokens, then of 512.
+
+command:  jaxlm train --config=configs/bert_wwm_zh.py --workdir=runs/bert_wwm_zh
+variants: :mini has 4 layers x 256 and learns from a megabyte or two of text in about ten minutes on 2 CPU cores
+hardware: none yet; published on a TPU v3
+result:   not yet run
+source:   Cui et al. 2019, arXiv 1906.08101; steps, batches and LAMB also in ymcui/Chinese-BERT-wwm
+differs:  fresh weights; published from those of Google's Chinese BERT. No next-sentence prediction, so no sentence
+          pairs. jieba in place of LTP finds the words. SentencePiece, whose pieces may hold several characters, in
+          place of BERT's vocabulary of single ones unless tokenizer.path is given. One warm-up and one fall of the
+          rate over both phases. What the report leaves open (betas, epsilon, decay, clipping) is BERT's.
+          Chinese Wikipedia is not at hand: data.path is yours.
+"""
+
+from jaxlm.config import default_config
+from jaxlm.model.config import PRESETS
+
+
+def get_config(arg=None):
+    if arg not in (None, "mini"):
+        raise ValueError(f"{arg} is no variant; there is mini")
+    config = default_config()
+    config.data.update(path=("corpus/*.jsonl",), prepend_begin=True)
+    config.tokenizer.update(vocab_size=21_128, words="jieba")
+    config.masking.scheme = "whole_word"
+    if arg == "mini":
+        return shrink(config)
+    config.model.update(PRESETS["bert_base"], vocab_size=21_128)
+    config.train.steps = 200_000
+    config.train.update(batch_size=2560, accumulate=4)
+    config.train.phases = ({"steps": 100_000}, {"sequence_length": 512, "batch_size": 384})
+    config.evaluation.batch_size = 256
+    config.optimizer.update(
+        name="lamb", learning_rate=1e-4, beta2=0.999, epsilon=1e-6, weight_decay=0.01, clip_norm=1.0
+    )  # fmt: skip
+    config.schedule.update(name="linear", warmup=10_000)
+    return config
+
+
+def shrink(config):
+    """The same task for a small text: a small vocabulary, and a model that learns fast."""
+    config.tokenizer.vocab_size = 6000
+    config.model.update(
+        layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
+        tied_output=False, output_bias_from_frequencies=True, initialization="zero_output",
+    )  # fmt: skip
+    config.train.update(minutes=9.0, batch_size=32)
+    config.optimizer.learning_rate = 3e-3
+    config.evaluation.every = 200
+    config.checkpoint.every = 200
+    return config

@@ -1,0 +1,302 @@
+"""Every file in configs/ and its variants: the header, the config, and the shapes that it would train."""
+
+import ast
+import functools
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm.config import config_to_dict, load_config, phases_of, save_config, split_overrides
+from jaxlm.data.words import check_rule
+from jaxlm.errors import UserError
+from jaxlm.model.config import encoder_config
+from jaxlm.model.heads import abstract_params
+from jaxlm.optimizer import decay_mask, make_optimizer, make_schedule, param_path
+from jaxlm.sharding import check_batch, param_shardings
+from tests.conftest import ROOT
+
+FILES = sorted((ROOT / "configs").glob("*.py"))
+OWN = {"mini", "quickstart"}  # nobody published these
+FIELDS = ["command", "variants", "hardware", "result", "source", "differs"]
+OPTIONAL = {"variants"}
+
+
+def read_header(text: str) -> dict[str, str]:
+    """Returns the fields of a recipe's docstring by name; "what" is its first paragraph."""
+    what, _, rest = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")
+    fields = re.findall(r"^(\w+): +(.*(?:\n +.*)*)", rest, re.MULTILINE)
+    assert sum(len(value.split("\n")) for _, value in fields) == len(rest.split("\n")), "a line belongs to no field"
+    return {"what": what} | {name: " ".join(value.split()) for name, value in fields}
+
+
+def header_of(path: Path) -> dict[str, str]:
+    return read_header(path.read_text(encoding="utf-8"))
+
+
+def variants_of(path: Path) -> list[str]:
+    return re.findall(r"(?<!\S):(\w+)", header_of(path).get("variants", ""))
+
+
+def is_result(text: str) -> bool:
+    """Whether it says that nothing was run, or a figure and the day."""
+    date = r"\b20\d\d-[01]\d-[0-3]\d\b"
+    return text == "not yet run" or bool(re.search(date, text) and re.search(r"\d", re.sub(date, "", text)))
+
+
+SPECS = [f"{path.name}{variant}" for path in FILES for variant in ["", *(f":{name}" for name in variants_of(path))]]
+PUBLISHED = [spec for spec in SPECS if spec.partition(".")[0] not in OWN]
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+each_recipe = pytest.mark.parametrize("spec", SPECS)
+each_published = pytest.mark.parametrize("spec", PUBLISHED)
+
+
+@functools.cache
+def load(spec: str):
+    return load_config(str(ROOT / "configs" / spec))
+
+
+@functools.cache
+def shapes_of(encoder):
+    return abstract_params(encoder)
+
+
+def encoder_of(spec: str):
+    config = load(spec)
+    return encoder_config(config.model, config.tokenizer.vocab_size)
+
+
+def paths_and_leaves(tree) -> dict:
+    return {param_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def tokens_of(phase: dict) -> int:
+    return phase["batch_size"] * phase["sequence_length"]
+
+
+def all_steps(spec: str) -> list[int]:
+    """Returns the updates of each phase of a run that ends by steps or tokens, the last one's worked out."""
+    config = load(spec)
+    *earlier, last = phases_of(config)
+    done = [phase["steps"] for phase in earlier]
+    if config.train.steps is not None:
+        return [*done, config.train.steps - sum(done)]
+    spent = sum(steps * tokens_of(phase) for steps, phase in zip(done, earlier, strict=True))
+    return [*done, round((config.train.tokens - spent) / tokens_of(last))]
+
+
+# The header
+
+
+@each_file
+def test_header_has_each_field_in_order(path):
+    header = header_of(path)
+    assert header["what"].endswith(".")
+    assert len(header["what"].split("\n")) == 1
+    known = [name for name in FIELDS if name in header]
+    assert list(header) == ["what", *known], "fields are missing, unknown or in another order"
+    missing = set(FIELDS) - set(known) - OPTIONAL
+    assert missing <= ({"source", "differs"} if path.stem in OWN else set())
+    assert all(header.values())
+
+
+@each_file
+def test_command_trains_this_very_file(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides, arguments = split_overrides(shlex.split(header_of(path)["command"]))
+    assert arguments == ["jaxlm", "train", f"--config=configs/{path.name}", f"--workdir=runs/{path.stem}"]
+    load_config(f"configs/{path.name}", overrides)
+
+
+@each_file
+def test_result_is_not_yet_run_or_a_figure_and_a_date(path):
+    assert is_result(header_of(path)["result"])
+
+
+@pytest.mark.parametrize("text", ["not yet run", "held-out loss 4.31 in 4 minutes, 2026-11-30"])
+def test_results_that_are_accepted(text):
+    assert is_result(text)
+
+
+@pytest.mark.parametrize("text", ["", "not run yet", "very good", "held-out loss 4.31", "good, 2026-11-30"])
+def test_results_that_are_refused(text):
+    assert not is_result(text)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in OWN], ids=lambda path: path.stem)
+def test_source_names_a_paper_by_its_arxiv_number(path):
+    assert re.search(r"\barXiv \d{4}\.\d{5}\b", header_of(path)["source"])
+
+
+@each_file
+def test_a_variant_that_is_not_there_is_refused(path):
+    with pytest.raises(UserError) as refused:
+        load_config(f"{path}:nonsense")
+    assert all(name in str(refused.value) for name in ["nonsense", *variants_of(path)])
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if ":" in spec])
+def test_a_variant_differs_from_its_recipe(spec):
+    assert config_to_dict(load(spec)) != config_to_dict(load(spec.partition(":")[0]))
+
+
+# The config
+
+
+@each_recipe
+def test_config_survives_its_replay_from_json(spec, tmp_path):
+    save_config(load(spec), tmp_path / "config.json")
+    assert config_to_dict(load_config(str(tmp_path / "config.json"))) == config_to_dict(load(spec))
+
+
+@each_recipe
+def test_run_has_text_words_and_an_end(spec):
+    config = load(spec)
+    assert config.data.path
+    check_rule(config.tokenizer.words)
+    assert any(config.train[end] is not None for end in ("steps", "epochs", "tokens", "minutes"))
+
+
+@each_published
+def test_phases_add_up_to_the_run(spec):
+    config = load(spec)
+    if config.train.minutes is not None:
+        assert not config.train.phases
+        return
+    steps = all_steps(spec)
+    assert all(number > 0 for number in steps)
+    total, schedule = sum(steps), config.schedule
+    warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total
+    decay = schedule.decay if schedule.name == "wsd" else 0
+    assert warmup + decay < total
+    factor = make_schedule(schedule, total)
+    assert float(factor(jnp.float32(warmup))) == pytest.approx(1, abs=1e-6)
+    assert float(factor(jnp.float32(total))) == pytest.approx(schedule.final, abs=1e-3)
+
+
+@each_recipe
+def test_model_of_the_last_phase_is_the_model_that_is_kept(spec):
+    config = load(spec)
+    assert phases_of(config)[-1]["rotary_base"] == config.model.rotary_base
+
+
+BILLION = 10**9
+# Billions of tokens by row length, in order; where the papers count rows instead, these are rows times length.
+PUBLISHED_TOKENS = {
+    "bert_base.py": [(128, 900_000 * 256 * 128 / BILLION), (512, 100_000 * 256 * 512 / BILLION)],
+    "bert_base.py:512": [(512, 1_000_000 * 256 * 512 / BILLION)],
+    "bert_large.py": [(128, 900_000 * 256 * 128 / BILLION), (512, 100_000 * 256 * 512 / BILLION)],
+    "roberta_base.py": [(512, 500_000 * 8192 * 512 / BILLION)],
+    "mosaicbert_base.py": [(128, 286_720_000 * 128 / BILLION)],
+    "modernbert_base.py": [(1024, 1719), (8192, 300)],
+    "modernbert_large.py": [(1024, 1719), (8192, 300)],
+    "ettin_17m.py": [(1024, 1700), (8192, 300)],
+    "bert_wwm_zh.py": [(128, 100_000 * 2560 * 128 / BILLION), (512, 100_000 * 384 * 512 / BILLION)],
+}
+
+
+@pytest.mark.parametrize(("spec", "published"), PUBLISHED_TOKENS.items(), ids=PUBLISHED_TOKENS)
+def test_phases_hold_the_published_tokens(spec, published):
+    found: dict[int, float] = {}
+    for steps, phase in zip(all_steps(spec), phases_of(load(spec)), strict=True):
+        found[phase["sequence_length"]] = found.get(phase["sequence_length"], 0) + steps * tokens_of(phase) / BILLION
+    assert list(found) == [length for length, _ in published]
+    assert list(found.values()) == pytest.approx([tokens for _, tokens in published], rel=1e-4)
+
+
+# Billions of tokens: the warm-up of the rate, that of the batch, the fall at the end.
+PUBLISHED_WARMUPS = {
+    "modernbert_base.py": (3, 50, 50),
+    "modernbert_large.py": (2, 10, 50),
+    "ettin_17m.py": (4, 125, 300),
+}
+
+
+@pytest.mark.parametrize(("spec", "published"), PUBLISHED_WARMUPS.items(), ids=PUBLISHED_WARMUPS)
+def test_warmups_and_decay_hold_the_published_tokens(spec, published):
+    config, phases, steps = load(spec), phases_of(load(spec)), all_steps(spec)
+
+    def tokens(first: float, last: float) -> float:
+        """Of the updates from `first` to `last`."""
+        found, begin = 0.0, 0
+        for number, phase in zip(steps, phases, strict=True):
+            inside = min(last, begin + number) - max(first, begin)
+            found, begin = found + max(inside, 0) * tokens_of(phase), begin + number
+        return found / BILLION
+
+    total = sum(steps)
+    sizes = [phase["batch_size"] for phase in phases if phase["sequence_length"] == 1024]
+    growing = sum(steps[: len(sizes) - 1])
+    found = (tokens(0, config.schedule.warmup), tokens(0, growing), tokens(total - config.schedule.decay, total))
+    assert found == pytest.approx(published, rel=2e-3)
+    assert sizes == sorted(set(sizes))
+
+
+# The shapes
+
+
+@each_recipe
+def test_parameters_have_shapes_without_being_made(spec):
+    params = paths_and_leaves(shapes_of(encoder_of(spec)))
+    assert {type(leaf) for leaf in params.values()} == {jax.ShapeDtypeStruct}
+    assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}
+    rows, _ = params["encoder/embeddings/token/embedding"].shape
+    assert rows >= load(spec).tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("spec", "published"),
+    [
+        ("bert_base.py", 109_514_298),
+        ("bert_large.py", 335_174_458),
+        ("roberta_base.py", 124_697_433),
+        ("modernbert_base.py", 149_655_232),
+        ("modernbert_large.py", 395_881_664),
+        ("ettin_17m.py", 16_913_600),
+        ("bert_wwm_zh.py", 102_290_312),  # BERT-base with 21,128 entries
+    ],
+)
+def test_parameter_count_is_the_published_one(spec, published):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(encoder_of(spec)))) == published
+
+
+@each_recipe
+def test_optimizer_covers_every_parameter(spec):
+    settings, shapes = load(spec).optimizer, shapes_of(encoder_of(spec))
+    update = make_optimizer(settings, shapes)
+    state = jax.eval_shape(update.init, shapes)
+    updates, _ = jax.eval_shape(update.update, shapes, state, shapes)
+    assert updates == shapes
+
+
+@each_recipe
+def test_norms_and_biases_decay_only_where_the_published_code_does_it(spec):
+    decays = paths_and_leaves(decay_mask(load(spec).optimizer, shapes_of(encoder_of(spec))))
+    everything = spec.partition(".")[0] in ("roberta_base", "mosaicbert_base")
+    assert all(decay == (everything or not path.endswith(("/scale", "/bias"))) for path, decay in decays.items())
+
+
+@each_recipe
+def test_one_device_holds_every_row_and_every_parameter_whole(spec):
+    axes = ("data", "fsdp", "tensor")
+    mesh = jax.make_mesh((1, 1, 1), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    shapes = shapes_of(encoder_of(spec))
+    places = paths_and_leaves(param_shardings(mesh, shapes))
+    for path, leaf in paths_and_leaves(shapes).items():
+        assert places[path].shard_shape(leaf.shape) == leaf.shape
+    check_batches(load(spec), mesh)
+
+
+@each_published
+def test_eight_devices_divide_every_batch(spec):
+    check_batches(load(spec), SimpleNamespace(shape={"data": 8, "fsdp": 1, "tensor": 1}))
+
+
+def check_batches(config, mesh) -> None:
+    for phase in phases_of(config):
+        check_batch(mesh, phase["batch_size"], phase["accumulate"])
+    check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")

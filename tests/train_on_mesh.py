@@ -1,0 +1,143 @@
+"""Trains a small model with dropout on all devices of this process, and prints what each step saw, as JSON.
+
+`test_devices.py` runs it with one, two and four devices: python tests/train_on_mesh.py '{"fsdp": 2, "tensor": 2}'
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import sharding, train
+from jaxlm.config import default_config, phases_of
+from jaxlm.masking import make_masking
+from jaxlm.model import attention, encoder
+from jaxlm.model.config import choose_execution, encoder_config
+from jaxlm.model.heads import abstract_params
+from jaxlm.model.layers import dropout
+from jaxlm.optimizer import make_optimizer
+from jaxlm.run import initial_state
+
+STEPS, BATCH, LENGTH, VOCABULARY, SPECIAL = 20, 8, 32, 64, (0, 1, 2, 3, 4)
+
+
+def make_config(accumulate: int, name: str):
+    config = default_config()
+    config.model.update(
+        vocab_size=VOCABULARY, layers=2, width=32, heads=2, feed_forward_width=64, activation="geglu",
+        positions="rotary", layer_pattern="gl", window=8, dropout=0.1, attention_dropout=0.1,
+    )  # fmt: skip
+    config.masking.scheme = "whole_word"
+    config.data.sequence_length, config.train.batch_size, config.train.accumulate = LENGTH, BATCH, accumulate
+    config.train.steps, config.optimizer.name, config.optimizer.learning_rate = STEPS, name, 0.01
+    return config
+
+
+def synthetic_rows(step: int) -> dict[str, np.ndarray]:
+    """Packed rows of several documents, some with much padding, so that predictions differ from row to row."""
+    random = np.random.default_rng(step)
+    tokens = random.integers(len(SPECIAL), VOCABULARY, (BATCH, LENGTH)).astype(np.int32)
+    tokens[:, 1::2] = (tokens[:, ::2] + 7) % (VOCABULARY - 5) + 5  # something to learn
+    segment_ids = 1 + np.cumsum(random.random((BATCH, LENGTH)) < 0.1, axis=1).astype(np.int32)
+    segment_ids[np.arange(LENGTH) >= random.integers(4, 2 * LENGTH, (BATCH, 1))] = 0
+    return {"tokens": tokens, "segment_ids": segment_ids, "word_starts": random.random((BATCH, LENGTH)) < 0.7}
+
+
+def digest(tree) -> str:
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        whole.update(np.asarray(leaf).tobytes())
+    return whole.hexdigest()[:16]
+
+
+class Watch:
+    """Stands where the train step finds `mask_tokens` and `dropout`, and notes what they gave while it is traced."""
+
+    def __init__(self) -> None:
+        self.masked, self.kept = None, []
+        self.mask_tokens, train.mask_tokens = train.mask_tokens, self.mask
+        encoder.dropout = attention.dropout = self.drop
+
+    def mask(self, *args):
+        self.masked = self.mask_tokens(*args)
+        return self.masked
+
+    def drop(self, x, rate, seeds, site):
+        self.kept.append(dropout(jnp.ones(x.shape), rate, seeds, site) > 0)
+        return dropout(x, rate, seeds, site)
+
+
+def make_run(mesh, dtype: str, accumulate: int, name: str):
+    """Returns a fresh state on the mesh, where its arrays lie, and the step with its execution as an argument."""
+    config = make_config(accumulate, name)
+    architecture = encoder_config(config.model)
+    sharding.check_batch(mesh, BATCH, accumulate)
+    (phase,) = phases_of(config)
+    masking = make_masking(config.masking, VOCABULARY, 4, SPECIAL)
+    update = make_optimizer(config.optimizer, abstract_params(architecture))
+    places = sharding.state_shardings(mesh, jax.eval_shape(lambda: initial_state(architecture, update, 0)))
+    state = jax.jit(lambda: initial_state(architecture, update, 0), out_shardings=places)()
+
+    def step_of(execution):
+        return train.make_train_step(config, phase, architecture, execution, masking, update, STEPS)
+
+    return state, places, step_of, choose_execution(dtype, "cpu", mesh.size)
+
+
+def put(mesh, step: int) -> tuple:
+    rows = jax.device_put(synthetic_rows(step), sharding.batch_sharding(mesh))
+    return rows, np.int32(step), np.float32(step), np.float32(0.15)
+
+
+def losses_and_digests(mesh, watch: Watch, dtype: str, accumulate: int, name: str) -> dict:
+    state, places, step_of, execution = make_run(mesh, dtype, accumulate, name)
+    step = step_of(execution)
+
+    def watched(state, batch, number, done, rate):
+        watch.kept.clear()
+        state, metrics = step(state, batch, number, done, rate)
+        # Under accumulation the bits live inside a loop: there the losses must tell.
+        seen = {"rows": batch, "masks": watch.masked, "dropout": list(watch.kept) if accumulate == 1 else []}
+        return state, metrics["loss"], seen
+
+    jitted = jax.jit(watched, out_shardings=(places, None, None))
+    result: dict = {"losses": [], "rows": [], "masks": [], "dropout": []}
+    for number in range(STEPS):
+        state, loss, seen = jitted(state, *put(mesh, number))
+        result["losses"].append(float(loss))
+        for what, arrays in seen.items():
+            result[what].append(digest(arrays))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    return result | {"share_of_state": held / sum(leaf.nbytes for leaf in jax.tree.leaves(state))}
+
+
+def all_gathers(mesh, transpose_gradients: bool) -> int:
+    state, places, step_of, execution = make_run(mesh, "bfloat16", 1, "adamw")
+    step = step_of(dataclasses.replace(execution, transpose_gradients=transpose_gradients))
+    text = jax.jit(step, out_shardings=(places, None)).lower(state, *put(mesh, 0)).compile().as_text()
+    return len(re.findall(r" all-gather(?:-start)?\(", text))
+
+
+def main() -> None:
+    settings = default_config().mesh
+    settings.update(json.loads(sys.argv[1]))
+    mesh = sharding.make_mesh(settings)
+    gathers = {str(on): all_gathers(mesh, on) for on in (False, True)} if dict(mesh.shape)["data"] == 2 else {}
+    watch = Watch()
+    variants = {
+        "float32": ("float32", 1, "adamw"),
+        "accumulated": ("float32", 2, "adamw"),
+        "muon": ("float32", 1, "muon"),
+        "bfloat16": ("bfloat16", 1, "adamw"),
+    }
+    runs = {name: losses_and_digests(mesh, watch, *variant) for name, variant in variants.items()}
+    print(json.dumps({"devices": mesh.size, "all_gathers": gathers, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
