@@ -6,8 +6,8 @@ hardware: none yet; published on a TPU v3
 result:   not yet run
 source:   Cui et al. 2019, arXiv 1906.08101; steps, batches and LAMB also in ymcui/Chinese-BERT-wwm
 differs:  fresh weights; published from those of Google's Chinese BERT. No next-sentence prediction, so no sentence
-          pairs. jieba in place of LTP finds the words. SentencePiece, whose pieces may hold several characters, in
-          place of BERT's vocabulary of single ones unless tokenizer.path is given. One warm-up and one fall of the
+          pairs. jieba in place of LTP finds the words. SentencePiece, at most one Chinese character a piece, in
+          place of BERT's own vocabulary unless tokenizer.path is given. One warm-up and one fall of the
           rate over both phases. What the report leaves open (betas, epsilon, decay, clipping) is BERT's.
           Chinese Wikipedia is not at hand: data.path is yours.
 """
@@ -21,7 +21,7 @@ def get_config(arg=None):
         raise ValueError(f"{arg} is no variant; there is mini")
     config = default_config()
     config.data.update(path=("corpus/*.jsonl",), prepend_begin=True)
-    config.tokenizer.update(vocab_size=21_128, words="jieba")
+    config.tokenizer.update(vocab_size=21_128, words="jieba", split_han=True)
     config.masking.scheme = "whole_word"
     if arg == "mini":
         return shrink(config)
@@ -39,7 +39,7 @@ def get_config(arg=None):
 
 def shrink(config):
     """The same task for a small text: a small vocabulary, and a model that learns fast."""
-    config.tokenizer.vocab_size = 6000
+    config.tokenizer.vocab_size = 4700
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
         tied_output=False, output_bias_from_frequencies=True, initialization="zero_output",

@@ -248,7 +248,7 @@ def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
         "steps": None,
     }
     given: tuple[dict[str, Any], ...] = config.train.phases or ({},)
-    phases = [common | dict(phase) for phase in given]
+    phases = [common | {name: PHASE_SETTINGS[name](value) for name, value in phase.items()} for phase in given]
     phases[-1]["steps"] = None
     return phases
 

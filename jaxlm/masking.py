@@ -106,7 +106,7 @@ def _mask_row(key, tokens, segment_ids, word_starts, *, rate, slots, masking: Ma
     point = jax.random.uniform(point_key) * count[-1]
     cut = unit[jnp.searchsorted(count, point, side="right")]
     remainder = jnp.where(unit == cut, count, 0).max() - point
-    order = jnp.lexsort((index, unit, jnp.where(unit == cut, jnp.inf, draw[owner])))
+    order = jnp.argsort(jnp.where(unit == cut, jnp.inf, draw[owner]), stable=True)
     cost = maskable[order].astype(jnp.int32)
     spent = jnp.cumsum(cost)
     sorted_unit = unit[order]

@@ -179,6 +179,7 @@ class _Lines:
             self._print_step()
 
     def say(self, text: str) -> None:
+        self.close()  # what is said belongs to the steps before it
         _print(text)
 
     def close(self) -> None:

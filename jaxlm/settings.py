@@ -70,6 +70,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "character_coverage": S(
             0.9995, "share of characters the trained vocabulary must spell; the rest are unknown", within="(0,1]"
         ),
+        "split_han": S(False, "a piece of the trained vocabulary holds at most one Chinese character, as BERT's do"),
         "byte_fallback": S(False, "spell unknown characters in bytes (256 entries)"),
         "training_megabytes": S(
             32.0, "text used to train the vocabulary, spread evenly over the documents", within=">0"

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import cli, config
-from jaxlm.config import apply_override, check_config, default_config, load_config, phases_of
+from jaxlm.config import apply_override, check_config, default_config, load_config, phase_number, phases_of
 from jaxlm.errors import UserError
-from jaxlm.settings import INTERVALS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
+from jaxlm.settings import INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
 
 ROOT = Path(__file__).parents[1]
 KEYS = {f"{section}.{name}": setting for section, table in SETTINGS.items() for name, setting in table.items()}
@@ -241,16 +241,24 @@ def test_no_value_outside_a_settings_interval_passes(data, key):
 
 def test_phases_fill_in_what_they_leave_out_and_the_last_goes_on_to_the_end():
     result = with_overrides(
-        'train.phases=[{"steps": 9, "sequence_length": 64, "mask_rate": 0.3}, {"steps": 5, "rotary_base": 160000}]'
+        'train.phases=[{"steps": 1e2, "sequence_length": 64.0, "mask_rate": 0.3}, {"steps": 5, "rotary_base": 160000}]'
     )
     check_config(result)
     first, last = phases_of(result)
-    assert first == {"steps": 9, "sequence_length": 64, "batch_size": 32, "accumulate": 1, "mask_rate": 0.3,
-                     "rotary_base": 10_000.0}  # fmt: skip
+    assert first == {"steps": 100, "sequence_length": 64, "batch_size": 32, "accumulate": 1, "mask_rate": 0.3,
+                     "rotary_base": 10_000.0, "learning_rate": 1e-3}  # fmt: skip
     assert last == {"steps": None, "sequence_length": 128, "batch_size": 32, "accumulate": 1, "mask_rate": 0.15,
-                    "rotary_base": 160_000}  # fmt: skip
+                    "rotary_base": 160_000.0, "learning_rate": 1e-3}  # fmt: skip
+    for name, kind in PHASE_SETTINGS.items():
+        assert type(first[name]) is kind
     (only,) = phases_of(default_config())
     assert only["steps"] is None
+
+
+def test_a_phase_lasts_its_steps_and_the_last_one_for_ever():
+    phases = [{"steps": 3}, {"steps": 1}, {"steps": None}]
+    assert [phase_number(phases, step) for step in (0, 2, 3, 4, 10**9)] == [0, 0, 1, 2, 2]
+    assert phase_number([{"steps": None}], 7) == 0
 
 
 # Config files

@@ -49,6 +49,8 @@ LEAST_COVERAGE = 0.98
 TRAINING_THREADS = 4  # a unigram vocabulary depends on it, so it must not be the machine's
 HIDDEN = "\U0010ffff"  # a noncharacter: no text of any use holds it
 _SPACE = "▁"
+_CUT = "\ue000"  # of private use: where the trainer must end a piece
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE_TYPE = 1, 2, 3, 4, 5, 6  # SentencePiece's types of pieces
 
@@ -719,14 +721,17 @@ def train_tokenizer(texts: Iterable[str], settings: Any, directory: str | Path) 
     names = {"pad": "pad", "unk": "unk", "begin": "bos", "end": "eos"}
     specials: dict[str, Any] = {f"{name}_id": ROLES.index(role) for role, name in names.items()}
     specials |= {f"{name}_piece": SPECIAL_PIECES[role] for role, name in names.items()}
-    content = io.BytesIO()
+    content, sentences = io.BytesIO(), _sentences(texts)
+    if settings.split_han:
+        sentences = (_HAN.sub(f"{_CUT}\\g<0>{_CUT}", sentence) for sentence in sentences)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts), model_writer=content,
+            sentence_iterator=sentences, model_writer=content,
             model_type=settings.algorithm, vocab_size=settings.vocab_size,
             character_coverage=settings.character_coverage, byte_fallback=settings.byte_fallback,
             normalization_rule_name="nmt_nfkc_cf" if settings.lower_case else "nmt_nfkc",
-            control_symbols=[SPECIAL_PIECES["mask"]], max_sentence_length=SENTENCE_BYTES,
+            control_symbols=[SPECIAL_PIECES["mask"]], max_sentence_length=3 * SENTENCE_BYTES,
+            pretokenization_delimiter=_CUT if settings.split_han else "",
             num_threads=TRAINING_THREADS, minloglevel=2, **specials,
         )  # fmt: skip
     except RuntimeError as error:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlm.model.config import Execution
-from jaxlm.model.layers import dropout
+from jaxlm.model.layers import dropout, precision_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ def attend(
         "bqnh,bknh->bnqk",
         (query_blnh * scale).astype(dtype),
         key_blnh.astype(dtype),
+        precision=precision_of(dtype),
         preferred_element_type=jnp.float32,
     )
     if bias is not None:
@@ -107,6 +108,10 @@ def attend(
     weights = jax.nn.softmax(logits, axis=-1)
     weights = dropout(weights, dropout_rate, dropout_seeds, site)
     out = jnp.einsum(
-        "bnqk,bknh->bqnh", weights.astype(dtype), value_blnh.astype(dtype), preferred_element_type=jnp.float32
+        "bnqk,bknh->bqnh",
+        weights.astype(dtype),
+        value_blnh.astype(dtype),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
     )
     return out.astype(execution.activation_dtype)

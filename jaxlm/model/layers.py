@@ -63,7 +63,13 @@ _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     dimensions = (((left_axis,), (right_axis,)), ((), ()))
-    return lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+    precision = precision_of(left.dtype)
+    return lax.dot_general(left, right, dimensions, precision, preferred_element_type=jnp.float32)
+
+
+def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
+    """Returns the precision of a product of this dtype: accelerators would round float32 to TF32 or bfloat16."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def kernel_init(config: EncoderConfig, role: str = "inner") -> nn.initializers.Initializer:

@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -15,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2 as protobuf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxlm.config import default_config
-from jaxlm.data.tokenizer import _sentences, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import HIDDEN, _sentences, load_tokenizer, train_tokenizer
 from jaxlm.data.words import word_boundaries
 from jaxlm.errors import UserError
 
@@ -152,6 +153,16 @@ def test_any_text_gives_valid_ids_and_spans(tokenizers, name, text, find_mask):
     assert (offsets <= len(text)).all()
     assert (np.diff(offsets[:, 0]) >= 0).all()
     assert isinstance(tokenizer.decode(ids), str)
+
+
+@every_tokenizer
+def test_surrogates_and_our_own_hidden_character_are_ordinary_unknowns(tokenizers, name):
+    tokenizer = tokenizers[name]
+    text = f"the \ud800 {HIDDEN * len(tokenizer.mask_token)} the"
+    ids, offsets = tokenizer.encode_with_offsets(text, find_mask=True)
+    assert tokenizer.mask_id not in ids.tolist()
+    assert tokenizer.encode_batch(["of", text])[1].ids.tolist() == ids.tolist()
+    assert text[slice(*offsets[-1].tolist())].endswith(("the", "he", "e"))
 
 
 @every_tokenizer
@@ -296,6 +307,24 @@ def test_spaces_around_a_mask(tokenizers, name, text, expected):
 def test_a_byte_level_mask_takes_the_space_before_it(tokenizers):
     assert pieces(tokenizers["byte_level"], "is <mask> the") == ["is", "<mask>", "Ġthe"]
     assert pieces(tokenizers["byte_level"], "is<mask>.") == ["is", "<mask>", "."]
+
+
+def test_a_masks_span_has_no_white_space_behind_it(tmp_path):
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, rstrip=True)])
+    text = "the <mask>  the"
+    ids, offsets = load_tokenizer(saved(tokenizer, tmp_path)).encode_with_offsets(text, find_mask=True)
+    assert "<mask>" in [text[a:b] for a, b in offsets.tolist()]
+    assert len(ids) == len(offsets)
+
+
+def test_a_mask_that_a_definition_would_normalise_is_found(tmp_path):
+    tokenizer = wordpiece()
+    definition = json.loads(tokenizer.to_str())
+    for entry in definition["added_tokens"]:
+        entry |= {"normalized": True, "special": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    assert pieces(load_tokenizer(tmp_path), "THE [MASK].") == ["the", "[MASK]", "."]
 
 
 def test_a_mask_without_lstrip_leaves_the_space(tmp_path):
@@ -586,6 +615,15 @@ def test_a_foreign_models_special_tokens_are_found(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"cls_token": "<s>", "sep_token": {"content": "</s>"}}))
     assert load_tokenizer(tmp_path).token(load_tokenizer(tmp_path).begin_id) == "<s>"
     assert load_tokenizer(tmp_path).token(load_tokenizer(tmp_path).end_id) == "</s>"
+    assert load_tokenizer(tmp_path).fingerprint != tokenizer.fingerprint
+
+
+def test_a_foreign_models_own_name_for_unknown_text_is_taken(tmp_path):
+    tokenizer = load_tokenizer(
+        train_foreign(tmp_path, pad_id=3, unk_piece="<oov>", control_symbols=["<mask>", "<unk>"])
+    )
+    assert tokenizer.token(tokenizer.unk_id) == "<oov>"
+    assert tokenizer.encode("🦙").ids.tolist()[-1] == tokenizer.unk_id
 
 
 def vocab_file(directory, pieces, config=None, encoding="utf-8"):
@@ -727,3 +765,17 @@ def test_one_token_for_two_roles_is_refused(tmp_path):
     vocab_file(tmp_path, BERT, {"do_lower_case": True, "pad_token": "[SEP]"})
     with pytest.raises(UserError, match="one special token for several"):
         load_tokenizer(tmp_path)
+
+
+def test_split_han_gives_pieces_of_one_chinese_character(tmp_path):
+    lines = ["我们喜欢学习中文。", "学习中文很有意思。", "我们学习 Python 和中文。", "喜欢中文的学生很多。"] * 50
+    together = train_tokenizer(lines, tokenizer_settings(vocab_size=33), tmp_path / "together")
+    split = train_tokenizer(lines, tokenizer_settings(vocab_size=29, split_han=True), tmp_path / "split")
+    han = re.compile("[\u4e00-\u9fff]")
+
+    def most(tokenizer) -> int:
+        return max(len(han.findall(tokenizer.token(id))) for id in range(tokenizer.vocab_size))
+
+    assert most(together) > 1
+    assert most(split) == 1
+    assert split.decode(split.encode("我们学习中文。").ids) == "我们学习中文。"

@@ -13,6 +13,7 @@ from jaxlm.model import attention, encoder
 from jaxlm.model.config import PRESETS, Execution, compiler_options, encoder_config
 from jaxlm.model.heads import MaskedLM, encode, init_params, predict
 
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 TINY = {"vocab_size": 50, "layers": 2, "width": 16, "heads": 2, "feed_forward_width": 20}
 
 
@@ -64,7 +65,7 @@ def applied(config, execution=Execution()):  # noqa: B008
 
 def quickly(function):
     """Jits without LLVM's optimizations, a third of the time to compile: where only rounding is compared."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(function, compiler_options=UNOPTIMIZED)
 
 
 def pack(documents, length):
@@ -232,12 +233,12 @@ def test_another_document_in_the_row_changes_no_bit(name, execution):
     np.testing.assert_array_equal(first[own], second[own])
     assert (first[:9] != second[:9]).any()
 
-    alone = run(params, middle[None], **flags)[0]
+    alone = quickly(functools.partial(forward(config, execution), **flags))(params, middle[None])[0]
     tolerance = 2e-5 if execution == Execution() else 0.2
     np.testing.assert_allclose(first[own], alone, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["learned", "rotary", "alibi", "local"])
+@pytest.mark.parametrize("name", ["learned", "alibi", "local"])
 def test_a_document_s_gradients_are_what_they_would_be_alone(name):
     """With respect to every parameter, for a loss on B alone: so those of A's embeddings are zero."""
     config = architecture(**PACKABLE[name], tied_output=False)
@@ -270,7 +271,7 @@ def test_a_row_that_begins_inside_a_document_sees_its_piece_as_a_document(name):
         np.testing.assert_allclose(ours, run(params, *pack([piece], 32))[0, : len(piece)], atol=2e-5)
 
 
-@pytest.mark.parametrize("preset", ["bert_base", "mosaicbert_base", "modernbert_base"])
+@pytest.mark.parametrize("preset", ["bert_base", "modernbert_base"])
 def test_padding_changes_no_sentence_alone_or_in_a_batch_of_four(preset):
     """The first is longer than the local window."""
     config = architecture(preset, layers=3, max_positions=64, **({"window": 8} if preset == "modernbert_base" else {}))
@@ -303,7 +304,8 @@ def test_what_stands_on_padding_changes_no_bit():
     ids=str,
 )
 def test_rows_of_padding_alone_are_finite_with_finite_gradients(preset, execution):
-    config = architecture(preset, window=6)
+    pattern = {"layer_pattern": "l", "window": 6} if preset == "modernbert_base" else {}
+    config = architecture(preset, layers=1, **pattern)
     params, run = random_params(config), forward(config, execution)
     tokens, segment_ids = (np.concatenate([x, 0 * x, 0 * x]) for x in pack([random_tokens(20)], 32))
 
@@ -350,7 +352,7 @@ CHOICES = {
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     st.fixed_dictionaries({name: st.sampled_from(values) for name, values in CHOICES.items()}),
-    st.sampled_from([Execution(), Execution("bfloat16"), Execution("bfloat16", "bfloat16")]),
+    st.sampled_from([Execution(), Execution("bfloat16")]),
 )
 def test_any_choices_go_together(choices, execution):
     config = architecture(**choices)
@@ -407,12 +409,11 @@ def test_embeddings_of_another_width_are_projected_in_and_out():
 
 
 def test_rematerialised_layers_have_the_same_tree_values_and_gradients():
-    config = architecture("bert_base", dropout=0.1, attention_dropout=0.1)
+    config = architecture("bert_base", layers=1, dropout=0.1, attention_dropout=0.1)
     tokens, segment_ids = pack([random_tokens(20)], 24)
     seeds = np.array([[1, 2]], np.uint32)
     results = []
-    for rematerialise in (False, True):
-        execution = Execution(rematerialise=rematerialise)
+    for execution in (Execution(), Execution(rematerialise=True)):
         params = quickly(MaskedLM(config, execution).init)(jax.random.key(0), tokens)["params"]
         run = forward(config, execution)
         loss = lambda p, run=run: jnp.square(run(p, tokens, segment_ids, None, seeds)).mean()  # noqa: E731
@@ -430,10 +431,34 @@ def test_rematerialised_layers_need_less_memory():
     def temporary_bytes(execution):
         run = forward(config, execution)
         lowered = jax.jit(jax.grad(lambda p: jnp.square(run(p, tokens)).mean())).lower(params)
-        compiled = lowered.compile(compiler_options(execution, jax.default_backend()))
+        compiled = lowered.compile(compiler_options(execution, jax.default_backend()) | UNOPTIMIZED)
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(Execution(rematerialise=True)) < 0.7 * temporary_bytes(Execution())
+
+
+def products(jaxpr):
+    """Every matrix product in a jaxpr, those of inner ones included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("execution", [Execution(), Execution("bfloat16"), Execution("bfloat16", "bfloat16")], ids=str)
+def test_products_are_in_the_compute_dtype_and_float32_is_not_rounded_inside(execution):
+    """On GPUs and TPUs a float32 product is one of TF32 or bfloat16 unless its precision says otherwise."""
+    config = architecture("modernbert_base")
+    run, params = forward(config, execution), jax.eval_shape(lambda: init_params(config, 0))
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: run(p, random_tokens(1, 8)).sum()))(params)
+    forwards = list(products(jax.make_jaxpr(lambda p: run(p, random_tokens(1, 8)))(params).jaxpr))
+    assert {equation.invars[0].aval.dtype for equation in forwards} == {jnp.dtype(execution.compute_dtype)}
+    for equation in products(jaxpr.jaxpr):
+        if {operand.aval.dtype for operand in equation.invars} == {jnp.dtype("float32")}:
+            assert set(equation.params["precision"] or ["default"]) == {jax.lax.Precision.HIGHEST}
 
 
 # Dropout in its places
@@ -477,7 +502,7 @@ def test_initial_weights_are_those_of_the_setting():
             width=64, feed_forward_width=96, initialization=initialization, initialization_std=0.02,
             tied_output=False, token_types=40, positions="learned", vocab_size=100,
         )  # fmt: skip
-        params = quickly(functools.partial(init_params, config, 0))()
+        params = init_params(config, 0)
         deviations = jax.tree.map(lambda leaf: float(leaf.std()) / (0.02 * cut), params)
         layer, tables = deviations["encoder"]["layers_1"], deviations["encoder"]["embeddings"]
         inner = [layer["attention"][name]["kernel"] for name in ("query", "key", "value")]

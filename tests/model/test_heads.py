@@ -24,9 +24,16 @@ def architecture(**changes):
     return encoder_config(config)
 
 
-def noisy(params, seed=1):
+def random_params(config, seed=1):
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf + jnp.asarray(random.standard_normal(leaf.shape) / 2, "float32"), params)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, "float32"), abstract_params(config)
+    )
+
+
+def quickly(function):
+    """Jits without LLVM's optimizations, which are most of the time to compile."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 TOKENS = np.array([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]], np.int32)
@@ -34,22 +41,22 @@ TOKENS = np.array([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]], np.int32)
 
 def test_logits_at_chosen_positions_are_those_at_all_positions():
     config = architecture()
-    model, params = MaskedLM(config), noisy(init_params(config, 0))
+    model, params = MaskedLM(config), random_params(config)
     positions = jnp.array([[4, 0, 4], [5, 1, 0]])
-    states = encode(model, params, TOKENS)
+    states = quickly(lambda: encode(model, params, TOKENS))()
     everywhere = predict(model, params, states)
     assert states.shape == (2, 6, 16)
     assert everywhere.shape == (2, 6, 40)
     chosen = predict(model, params, gather_positions(states, positions))
     for row in range(2):
         np.testing.assert_allclose(chosen[row], everywhere[row, positions[row]], atol=1e-5)
-    np.testing.assert_allclose(model.apply({"params": params}, TOKENS), everywhere, atol=1e-5)
+    np.testing.assert_allclose(quickly(model.apply)({"params": params}, TOKENS), everywhere, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"embedding_width": 12}, {"head_transform": False}], ids=str)
 def test_tied_logits_are_products_with_the_token_table(changes):
     config = architecture(**changes)
-    model, params = MaskedLM(config), noisy(init_params(config, 0))
+    model, params = MaskedLM(config), random_params(config)
     table = np.asarray(params["encoder"]["embeddings"]["token"]["embedding"], np.float64)
     states = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
     logits = np.asarray(predict(model, params, states), np.float64) - np.asarray(params["head"]["bias"])
@@ -61,10 +68,10 @@ def test_tied_logits_are_products_with_the_token_table(changes):
 
 def test_a_tied_table_learns_from_both_of_its_uses():
     config = architecture()
-    model, params = MaskedLM(config), noisy(init_params(config, 0))
+    model, params = MaskedLM(config), random_params(config)
 
     def rows_that_learn(loss):
-        grads = jax.grad(loss)(params)["encoder"]["embeddings"]["token"]["embedding"]
+        grads = quickly(jax.grad(loss))(params)["encoder"]["embeddings"]["token"]["embedding"]
         return set(np.flatnonzero(np.abs(grads).sum(-1)))
 
     assert rows_that_learn(lambda p: encode(model, p, TOKENS).std()) == set(TOKENS.ravel().tolist())
@@ -74,7 +81,7 @@ def test_a_tied_table_learns_from_both_of_its_uses():
 
 def test_untied_logits_have_their_own_kernel():
     config = architecture(tied_output=False, embedding_width=12)
-    params = noisy(init_params(config, 0))
+    params = random_params(config)
     assert params["head"]["kernel"].shape == (12, 40)
     states = jnp.ones((3, 16))
     before = predict(MaskedLM(config), params, states)
@@ -108,7 +115,7 @@ def test_head_bias_is_a_setting_of_its_transform():
 @pytest.mark.parametrize("execution", [Execution("bfloat16"), Execution("bfloat16", "bfloat16")], ids=str)
 def test_logits_are_float32_whatever_the_execution(execution):
     config = architecture()
-    params = noisy(init_params(config, 0))["head"]
+    params = random_params(config)["head"]
     states, table = jnp.ones((2, 16), execution.activation_dtype), jnp.ones((40, 16))
     assert MaskedLMHead(config, execution).apply({"params": params}, states, table).dtype == jnp.float32
 

@@ -212,7 +212,7 @@ def test_dropout_keeps_the_dtype():
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.permutations(range(6)), st.integers(1, 6), st.sampled_from([(5,), (4, 6), (2, 3, 4)]), st.integers(0, 200))
+@given(st.permutations(range(6)), st.sampled_from([1, 2, 3, 4]), st.sampled_from([(5,), (2, 3, 4)]), st.integers(0, 200))
 def test_a_row_has_its_bits_wherever_it_stands_and_in_any_micro_batch(order, size, inner, site):
     seeds, order = seeds_of(6), jnp.array(order)
     whole = dropout(jnp.ones((6, *inner)), 0.5, seeds, site)
