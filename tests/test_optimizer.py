@@ -32,7 +32,7 @@ def flatten(tree):
 @functools.cache
 def model_shapes():
     section = default_config().model
-    section.update(layers=2, width=16, heads=2, feed_forward_width=32, positions="learned", embedding_norm=True)
+    section.update(layers=1, width=16, heads=2, feed_forward_width=32, positions="learned", embedding_norm=True)
     section.update(max_positions=24, token_types=2, tied_output=False)
     return abstract_params(encoder_config(section, 40))
 

@@ -41,7 +41,7 @@ def first_rule(path):
 
 
 def test_rules_cover_every_parameter_and_each_is_used():
-    trees = [params_of(preset) for preset in PRESETS] + [params_of(tied_output=False, embedding_width=32)]
+    trees = [params_of(preset, layers=2) for preset in PRESETS] + [params_of(tied_output=False, embedding_width=32)]
     used = {first_rule(path) for tree in trees for path in by_path(tree)}
     assert used == set(range(len(PARAM_RULES)))
 
@@ -53,8 +53,9 @@ def test_a_parameter_without_a_rule_is_an_error():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_large_parameter_is_split_by_fsdp_and_products_by_tensor(preset):
-    mesh, params = mesh_of(1, 2, 2), by_path(params_of(preset))
-    shardings = by_path(param_shardings(mesh, params_of(preset)))
+    params = params_of(preset, layers=2)
+    shardings = by_path(param_shardings(mesh_of(1, 2, 2), params))
+    params = by_path(params)
     for path, leaf in params.items():
         axes = tuple(shardings[path].spec) + (None,) * (leaf.ndim - len(shardings[path].spec))
         if leaf.ndim == 2 and leaf.size > 2**16:
@@ -82,6 +83,8 @@ def test_optimizer_state_follows_its_parameter(name):
     params = params_of("bert_base", layers=2)
     state = {"params": params, "opt_state": jax.eval_shape(make_optimizer(settings, params).init, params)}
     shardings = by_path(state_shardings(mesh_of(1, 2, 2), state))
+    expected = by_path(param_shardings(mesh_of(1, 2, 2), params))
+    assert {path: shardings[f"params/{path}"] for path in expected} == expected
     params, state = by_path(params), by_path(state)
     followers = dict.fromkeys(params, 0)
     for path, leaf in state.items():
@@ -90,7 +93,7 @@ def test_optimizer_state_follows_its_parameter(name):
         owners = [name for name in params if path.endswith("/" + name)]
         if owners:
             assert leaf.shape == params[owners[0]].shape
-            assert shardings[path] == shardings[f"params/{owners[0]}"]
+            assert shardings[path] == expected[owners[0]]
             followers[owners[0]] += 1
         else:  # counters, and Muon's coefficients
             assert leaf.size <= 3

@@ -98,10 +98,11 @@ def choose_execution(compute_dtype: str, platform: str, devices: int, rematerial
     )
 
 
-def compiler_options(execution: Execution, platform: str) -> dict[str, str | bool]:
-    """Returns what XLA must be told to compile a step: its CPU scheduler would recompute all layers at once."""
-    save_memory = execution.rematerialise and platform == "cpu"
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if save_memory else {}
+def compiler_options(execution: Execution, platform: str) -> dict[str, bool | str]:
+    """Returns what XLA must be told to compile a step so that rematerialised layers save memory on CPU too."""
+    # XLA drops the barriers on CPU before it orders the program, and then computes all layers again at once.
+    keep_barriers = execution.rematerialise and platform == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if keep_barriers else {}
 
 
 def training_flops(config: EncoderConfig, batch: int, length: int, predictions: int) -> float:

@@ -192,6 +192,14 @@ def test_attention_and_its_gradients_are_those_of_a_plain_einsum_in_float64(segm
         np.testing.assert_allclose(grad, want, atol=2e-5)
 
 
+def test_what_is_not_seen_has_no_weight_however_low_the_other_logits_are():
+    query, key, value = inputs(0)
+    query, key, mask = -1e6 * jnp.abs(query), jnp.abs(key), AttentionMask(jnp.array([[1] * 4 + [2] * 5] * 3))
+    before = attend(query, key, value, mask, FLOAT32)
+    after = attend(query, key, value.at[:, 4:].add(1.0), mask, FLOAT32)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+
+
 def test_a_materialised_mask_gives_the_same_bits_as_its_value():
     mask = AttentionMask(jnp.array([[1] * 4 + [2] * 5] * 3), None, 4)
     np.testing.assert_array_equal(

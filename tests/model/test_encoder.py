@@ -202,19 +202,18 @@ def test_modernbert_is_the_paper_s_padded_and_packed_and_beyond_its_window():
 # Packing and padding
 
 PACKABLE = {
-    "learned": {"positions": "learned"},
-    "rotary": {"positions": "rotary", "norm": "rms_norm"},
+    "learned": {"positions": "learned", "layers": 1},
+    "rotary": {"positions": "rotary", "layers": 1, "norm": "rms_norm"},
     "alibi": {"positions": "alibi", "norm_position": "post"},
-    "none": {"positions": "none"},
-    "local": {"positions": "rotary", "layer_pattern": "lg", "window": 6, "layers": 3, "local_rotary_base": 100.0},
-    "local_alibi": {"positions": "alibi", "layer_pattern": "l", "window": 4},
-    "causal": {"positions": "learned"},
+    "local": {"positions": "rotary", "layers": 3, "layer_pattern": "lg", "window": 6, "local_rotary_base": 100.0},
+    "local_alibi": {"positions": "alibi", "layers": 1, "layer_pattern": "l", "window": 4},
+    "causal": {"positions": "learned", "layers": 1},
 }
 
 
 @pytest.mark.parametrize(
     ("name", "execution"),
-    [(name, Execution()) for name in PACKABLE] + [("rotary", Execution("bfloat16")), ("local", Execution("bfloat16"))],
+    [(name, Execution()) for name in PACKABLE] + [("local", Execution("bfloat16"))],
     ids=str,
 )
 def test_another_document_in_the_row_changes_no_bit(name, execution):
@@ -336,20 +335,18 @@ def test_causal_states_depend_on_no_later_token_but_the_prefix():
 
 # Choices
 
-CHOICES = {
+SWITCHES = ("norm_bias", "attention_bias", "feed_forward_bias", "first_norm", "embedding_norm", "tied_output",
+            "output_bias", "output_bias_from_frequencies", "head_transform", "head_bias")  # fmt: skip
+CHOICES = dict.fromkeys(SWITCHES, (True, False)) | {
     name: SETTINGS["model"][name].choices
     for name in ("norm", "norm_position", "activation", "positions", "head_activation", "initialization")
-} | {
-    name: (True, False)
-    for name in ("norm_bias", "attention_bias", "feed_forward_bias", "first_norm", "embedding_norm", "tied_output",
-                 "output_bias", "output_bias_from_frequencies", "head_transform", "head_bias")
 } | {
     "embedding_width": (0, 12), "layer_pattern": ("g", "l", "gl"), "token_types": (0, 1, 2), "position_offset": (0, 2),
     "dropout": (0.0, 0.2), "attention_dropout": (0.0, 0.2), "window": (1, 6),
 }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(deadline=None, max_examples=20, derandomize=True)
 @given(
     st.fixed_dictionaries({name: st.sampled_from(values) for name, values in CHOICES.items()}),
     st.sampled_from([Execution(), Execution("bfloat16")]),
@@ -434,7 +431,7 @@ def test_rematerialised_layers_need_less_memory():
         compiled = lowered.compile(compiler_options(execution, jax.default_backend()) | UNOPTIMIZED)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(Execution(rematerialise=True)) < 0.7 * temporary_bytes(Execution())
+    assert temporary_bytes(Execution(rematerialise=True)) < 0.5 * temporary_bytes(Execution())
 
 
 def products(jaxpr):

@@ -64,7 +64,7 @@ def test_multiply_and_its_gradients_are_those_of_a_plain_product(execution, tran
         np.testing.assert_allclose(grad, want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS[1:4], ids=str)
+@pytest.mark.parametrize("execution", [EXECUTIONS[1], EXECUTIONS[3]], ids=str)
 def test_multiply_gives_the_same_under_vmap_scan_and_remat(execution):
     x, kernels, bias = normal(0, 4, 6, 16), normal(1, 3, 16, 16) / 4, normal(2, 16)
 
@@ -112,8 +112,10 @@ def reference_norm(x, scale, bias, epsilon, kind):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale + bias
 
 
-@pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 0.1])
-@pytest.mark.parametrize(("kind", "with_bias"), [("layer_norm", True), ("layer_norm", False), ("rms_norm", False)])
+@pytest.mark.parametrize(
+    ("kind", "with_bias", "epsilon"),
+    [("layer_norm", True, 1e-12), ("layer_norm", False, 0.1), ("rms_norm", False, 1e-5), ("rms_norm", False, 0.1)],
+)
 def test_norms_and_their_gradients_are_those_of_the_papers(kind, with_bias, epsilon):
     config = architecture(norm=kind, norm_bias=with_bias, norm_epsilon=epsilon)
     x, weigh = 3 * normal(0, 4, 5, 16) + 1, normal(1, 4, 5, 16)
@@ -212,7 +214,7 @@ def test_dropout_keeps_the_dtype():
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.permutations(range(6)), st.sampled_from([1, 2, 3, 4]), st.sampled_from([(5,), (2, 3, 4)]), st.integers(0, 200))
+@given(st.permutations(range(6)), st.sampled_from([1, 2, 3]), st.sampled_from([(5,), (2, 3, 4)]), st.integers(0, 200))
 def test_a_row_has_its_bits_wherever_it_stands_and_in_any_micro_batch(order, size, inner, site):
     seeds, order = seeds_of(6), jnp.array(order)
     whole = dropout(jnp.ones((6, *inner)), 0.5, seeds, site)
@@ -270,4 +272,3 @@ def test_kernels_start_at_the_deviation_of_their_role(initialization, inner, res
         assert weights.std() == pytest.approx(0.05 * cut * share, rel=0.02, abs=1e-12)
         assert np.abs(weights).max() <= 0.05 * 2 * share
         assert abs(weights.mean()) < 0.001
-
