@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxlm.config import apply_override, config_from_dict, config_to_dict, split_overrides
 from jaxlm.data.pipeline import held_out_batches
@@ -18,7 +19,7 @@ from jaxlm.errors import UserError
 from jaxlm.loading import Trained, load_trained
 from jaxlm.masking import EVALUATION_RATE, Masking, evaluation_masking, make_masking, mask_tokens, prediction_slots
 from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
-from jaxlm.objectives import prediction_sums
+from jaxlm.objectives import prediction_sums, sum_in_pieces
 
 EVALUATION_SEED = 0  # never the run's: every run is judged by the same blanks
 
@@ -36,11 +37,17 @@ class EvaluationSums(NamedTuple):
 
 
 def make_evaluation_step(
-    model: MaskedLM, masking: Masking, counts: np.ndarray, piece_bytes: np.ndarray, length: int
+    model: MaskedLM,
+    masking: Masking,
+    counts: np.ndarray,
+    piece_bytes: np.ndarray,
+    length: int,
+    logits_bytes: int = 2**28,
 ) -> Callable[[dict, dict], EvaluationSums]:
     """Returns a jitted function of (params, batch) that judges a batch at 15% of its tokens, 80/10/10.
 
     The blanks depend on each row's index alone. counts int64 [V] are those of the training text (plus one each).
+    Logits above `logits_bytes` are made in pieces.
     """
     masking = evaluation_masking(masking)
     slots = prediction_slots(masking.scheme, EVALUATION_RATE, length)
@@ -52,6 +59,15 @@ def make_evaluation_step(
     top5 = jnp.zeros(size, bool).at[np.argsort(-frequency, kind="stable")[:5]].set(True)
     bytes_of = jnp.zeros(size, jnp.float32).at[: len(piece_bytes)].set(piece_bytes)
 
+    def judge(params: dict, states: Array, labels: Array, weights: Array) -> EvaluationSums:
+        logits = predict(model, params, states)
+        sums = prediction_sums(logits, labels, weights)
+        rank = (logits > jnp.take_along_axis(logits, labels[:, None], axis=-1)).sum(-1)
+        return EvaluationSums(
+            sums.loss, sums.correct, ((rank < 5) * weights).sum(), sums.predictions, (bytes_of[labels] * weights).sum(),
+            -(unigram[labels] * weights).sum(), (top5[labels] * weights).sum(),
+        )  # fmt: skip
+
     @jax.jit
     def evaluation_step(params: dict, batch: dict) -> EvaluationSums:
         root = jax.random.key(EVALUATION_SEED)
@@ -60,15 +76,9 @@ def make_evaluation_step(
             keys, batch["tokens"], batch["segment_ids"], batch["word_starts"], EVALUATION_RATE, slots, masking
         )
         states = encode(model, params, masked.inputs, batch["segment_ids"])
-        logits = predict(model, params, gather_positions(states, masked.masked_positions))
-        logits, labels = logits.reshape(-1, size), masked.labels.reshape(-1)
-        weights = masked.weights.reshape(-1)
-        sums = prediction_sums(logits, labels, weights)
-        rank = (logits > jnp.take_along_axis(logits, labels[:, None], axis=-1)).sum(-1)
-        return EvaluationSums(
-            sums.loss, sums.correct, ((rank < 5) * weights).sum(), sums.predictions, (bytes_of[labels] * weights).sum(),
-            -(unigram[labels] * weights).sum(), (top5[labels] * weights).sum(),
-        )  # fmt: skip
+        states = gather_positions(states, masked.masked_positions)
+        rows = (states.reshape(-1, states.shape[-1]), masked.labels.reshape(-1), masked.weights.reshape(-1))
+        return sum_in_pieces(lambda piece: judge(params, *piece), rows, 4 * size, logits_bytes)
 
     return evaluation_step
 

@@ -1,6 +1,7 @@
 """What training minimises. Objectives return sums, so that accumulation, sharding and uneven rows change nothing."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ from jax import Array, lax
 
 from jaxlm.masking import MaskedTokens
 from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
+
+T = TypeVar("T")
 
 
 class PredictionSums(NamedTuple):
@@ -41,11 +44,16 @@ def masked_lm(
         logits = predict(model, params, states)
         return prediction_sums(logits, labels, weights)
 
-    pieces = _pieces(len(labels), model.config.vocab_size * 4, logits_bytes)
+    return sum_in_pieces(sums, (states, labels, weights), model.config.vocab_size * 4, logits_bytes)
+
+
+def sum_in_pieces(sums: Callable[[tuple], T], rows: tuple, row_bytes: int, most_bytes: int) -> T:
+    """Returns sums(rows), whose results add up over rows, taken over pieces whose rows need at most `most_bytes`."""
+    pieces = _pieces(len(rows[0]), row_bytes, most_bytes)
     if pieces == 1:
-        return sums((states, labels, weights))
-    split = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (states, labels, weights))
-    return jax.tree.map(jnp.sum, lax.map(jax.checkpoint(sums), split))
+        return sums(rows)
+    split = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x.sum(0), lax.map(jax.checkpoint(sums), split))
 
 
 def _pieces(rows: int, row_bytes: int, most_bytes: int) -> int:

@@ -23,7 +23,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
 from jaxlm.masking import Masking
 from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
-from jaxlm.model.heads import MaskedLM, init_params
+from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog
 
 
@@ -67,7 +67,8 @@ class Run:
         """Returns the compiled judging step of a phase, by what its model does otherwise than the others."""
         encoder = dataclasses.replace(self.encoder, rotary_base=rotary_base)
         model, piece_bytes = MaskedLM(encoder, self.execution), self.prepared.tokenizer.piece_bytes()
-        return make_evaluation_step(model, self.masking, self.counts, piece_bytes, self.config.data.sequence_length)
+        length, most = self.config.data.sequence_length, self.config.train.logits_megabytes * 2**20
+        return make_evaluation_step(model, self.masking, self.counts, piece_bytes, length, most)
 
     def evaluate(self, params: dict, log: RunLog, step: int) -> dict[str, dict[str, float]]:
         """Judges the held-out sets, logs each, and returns their figures by name, in order."""
@@ -122,6 +123,8 @@ def set_up(config: Any, workdir: Path) -> Run:
     for phase in phases:
         sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
     sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
+    any_size = abstract_params(encoder_config(config.model, config.model.vocab_size or 8))
+    optimizer.make_optimizer(config.optimizer, any_size)
 
     prepared = _prepared_data(config, workdir)
     encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
@@ -133,8 +136,7 @@ def set_up(config: Any, workdir: Path) -> Run:
         prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id, pad_id=prepared.tokenizer.pad_id,
     )  # fmt: skip
     seed = run_seeds(config)["init"]
-    shapes_of_params = jax.eval_shape(lambda: init_params(encoder, seed))
-    update = optimizer.make_optimizer(config.optimizer, shapes_of_params)
+    update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder))
     abstract = jax.eval_shape(lambda: initial_state(encoder, update, seed))
     places = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)

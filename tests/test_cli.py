@@ -46,7 +46,9 @@ def wait_for(condition, process, seconds: float = 120) -> bool:
 def trained(jaxlm, text_file, cache, tmp_path_factory) -> Path:
     """A small trained run."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    jaxlm(*train_arguments(text_file, cache, workdir, "train.steps=300", "checkpoint.every=150"), check=True)
+    learns = ("optimizer.name=muon", "optimizer.learning_rate=0.01", "model.embedding_norm=true", "model.dropout=0")
+    settings = ("train.steps=300", "train.batch_size=32", "checkpoint.every=150", *learns)
+    jaxlm(*train_arguments(text_file, cache, workdir, *settings), check=True)
     return workdir
 
 
@@ -64,17 +66,17 @@ def test_help_answers_in_under_a_second():
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("train.accumulate=2", "train.batch_size=64")])
 def test_five_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_path, extra):
-    settings = ("train.steps=600", "checkpoint.every=20", "evaluation.every=200", *extra)  # batches of 64: epoch 100
+    settings = ("train.steps=240", "checkpoint.every=10", "evaluation.every=100", *extra)  # batches of 64: nine epochs
     whole = jaxlm(*train_arguments(text_file, cache, tmp_path / "whole", *settings), check=True)
     other = jaxlm(*train_arguments(text_file, cache, tmp_path / "other", *settings, "train.seed=1"), check=True)
     workdir, rng, kills = tmp_path / "killed", random.Random(len(extra)), 0
     arguments = train_arguments(text_file, cache, workdir, *settings)
     while kills < 5:
         done = max((entry["step"] for entry in entries(workdir, "train")), default=0)
-        if done > 500:
+        if done > 220:
             break
         process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.PIPE)
-        target = done + rng.randrange(20, 120)
+        target = done + rng.randrange(10, 40)
         assert wait_for(lambda: entries(workdir, "train") and entries(workdir, "train")[-1]["step"] >= target, process)  # noqa: B023
         time.sleep(rng.random() / 20)
         process.kill()
@@ -87,12 +89,12 @@ def test_five_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_pa
     starts = [entry["step"] for entry in entries(workdir, "start")]
     assert len(starts) == 6
     assert starts[0] == 0
-    assert all(step > 0 and step % 20 == 0 for step in starts[1:])
+    assert all(step > 0 and step % 10 == 0 for step in starts[1:])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     reached = 0
     for line in lines:
         if line["kind"] == "start":  # two saves may be lost: one under way, and the steps since
-            assert reached - line["step"] <= 2 * 20
+            assert reached - line["step"] <= 2 * 10
         if line["kind"] == "train":
             reached = line["step"]
 
@@ -133,7 +135,9 @@ def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
     result = jaxlm(
         "fill-mask", f"--model={trained}", "The cat sees the [MASK].", "A [MASK] follows a [MASK].", check=True
     )
-    assert "The cat sees the house." in result.stdout or "The cat sees the harbour." in result.stdout
+    first = result.stdout.splitlines()[1].split()  # probability, word, filled sentence
+    assert " ".join(first[2:]) == f"The cat sees the {first[1]}."
+    assert float(first[0].rstrip("%")) > 15  # the objects begin with few pieces
     assert "blank 2" in result.stdout
     answer = jaxlm(
         "fill-mask", f"--model={trained}", "--json", "--top=3", input="The cat [MASK] the house.\n", check=True
@@ -151,7 +155,7 @@ def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
 
 
 def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file, cache):
-    own = json.loads(jaxlm("evaluate", f"--model={trained}", "--json", check=True).stdout.splitlines()[-1])
+    own = json.loads(jaxlm("evaluate", f"--model={trained}", "--rows=32", "--json", check=True).stdout.splitlines()[-1])
     end = [entry for entry in entries(trained, "evaluation") if entry["step"] == 300][-1]
     assert own["held_out"]["loss"] == pytest.approx(end["loss"], rel=0.02)  # float32 here, the run's dtype there
     other = jaxlm("evaluate", f"--model={trained}", f"--data.path={text_file}", "--json", check=True)

@@ -170,3 +170,9 @@ def test_batches_are_put_on_the_mesh_first(step, params, rows):
 
     assert evaluate_held_out(step, params, batches(rows, 8), put) == evaluate_held_out(step, params, batches(rows, 8))
     assert placed == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, *[-1] * 6]]
+
+
+def test_logits_in_pieces_give_the_same_figures(model, step, params, rows):
+    small = jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH, logits_bytes=3 * 4 * SIZE))
+    whole, pieces = (evaluate_held_out(judge, params, batches(rows, 5)) for judge in (step, small))
+    assert pieces == pytest.approx(whole, rel=1e-5)

@@ -91,10 +91,11 @@ def test_cross_entropy_and_its_gradient_are_the_reference(seed, scale):
     logits = (scale * random.normal(size=(7, 11))).astype(np.float32)
     labels = random.integers(0, 11, 7)
     nats, gradient, best = reference(logits, labels)
-    assert_close(cross_entropy(logits, labels)[0], nats, rtol=1e-5, atol=1e-5)
+    rounding = 1e-5 + 1e-6 * scale  # of logits that nearly cancel
+    assert_close(cross_entropy(logits, labels)[0], nats, rtol=1e-5, atol=rounding)
     np.testing.assert_array_equal(cross_entropy(logits, labels)[1], best)
     total, computed = entropy_with_gradient(logits, labels)
-    assert_close(total, nats.sum(), rtol=1e-5, atol=1e-5)
+    assert_close(total, nats.sum(), rtol=1e-5, atol=rounding)
     assert_close(computed, gradient, rtol=1e-3, atol=1e-5)
 
 

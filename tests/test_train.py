@@ -10,7 +10,10 @@ import pytest
 
 from jaxlm import train as training
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.data.prepare import open_prepared
 from jaxlm.errors import UserError
+from jaxlm.evaluate import evaluate
+from jaxlm.loading import load_trained
 from jaxlm.runlog import read_metrics
 from jaxlm.train import train
 
@@ -125,14 +128,14 @@ def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path):
     train(
         mini("train.minutes=0.001", *settings), tmp_path / "compiled"
     )  # the clock of the next run counts no compiling
-    train(mini("train.minutes=0.1", *settings), tmp_path)
+    train(mini("train.minutes=0.25", *settings), tmp_path)
     entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
     rates = [entry["learning_rate"] for entry in entries]
     assert max(rates) > 0.5e-3
     assert rates[-1] < 0.15e-3
     metadata = Checkpoints(tmp_path / "checkpoints").read_metadata(entries[-1]["step"])
-    assert 6 <= metadata["elapsed_seconds"] < 20
-    again = train(mini("train.minutes=0.1", *settings), tmp_path)
+    assert 15 <= metadata["elapsed_seconds"] < 40
+    again = train(mini("train.minutes=0.25", *settings), tmp_path)
     assert again["step"] == entries[-1]["step"]
 
 
@@ -218,3 +221,21 @@ def test_metrics_are_valid_json_lines(mini, tmp_path):
     train(mini("train.steps=6"), tmp_path)
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize("rule", ["nonsense", "/kernel$=yes", "[=yes"])
+def test_rules_of_decay_are_refused_before_anything_is_read(mini, tmp_path, monkeypatch, rule):
+    monkeypatch.setattr("jaxlm.run.prepare", lambda config: pytest.fail("data was read"))
+    with pytest.raises(UserError, match=r"optimizer\.decay"):
+        train(mini(f"optimizer.decay={rule}"), tmp_path)
+
+
+def test_evaluation_uses_the_rotary_base_of_the_phase(mini, tmp_path):
+    phases = '[{"steps": 4, "rotary_base": 20}, {"rotary_base": 50000}]'
+    ends = [train(mini(f"train.phases={phases}", f"train.steps={n}", *CONSTANT), tmp_path / str(n)) for n in (4, 5)]
+    for steps, end, base in zip((4, 5), ends, (20, 50_000), strict=True):
+        trained = load_trained(tmp_path / str(steps), "bfloat16")
+        assert trained.encoder.rotary_base == base
+        stores = open_prepared(json.loads((tmp_path / str(steps) / "data.json").read_text())["directory"])
+        again = evaluate(trained, stores.held_out, rows=32)
+        assert again["held_out"]["loss"] == pytest.approx(end["held_out"]["held_out"]["loss"], abs=0.02)

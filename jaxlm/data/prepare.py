@@ -27,14 +27,8 @@ from ml_collections import ConfigDict
 
 from jaxlm import __version__
 from jaxlm.config import config_to_dict, load_config, split_overrides
-from jaxlm.data.sources import (
-    Tally,
-    cut_text,
-    map_in_processes,
-    read_documents,
-    source_fingerprint,
-    worker_count,
-)
+from jaxlm.data.processes import map_in_processes, worker_count
+from jaxlm.data.sources import Tally, cut_text, read_documents, source_fingerprint
 from jaxlm.data.store import StoreWriter, TokenStore
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.errors import UserError

@@ -5,7 +5,6 @@ record of the other formats is read whole. Sources only decode, clean line ends,
 empty, and cut what is too long; lower case, accents and the like are the tokenizer's.
 """
 
-import ast
 import codecs
 import contextlib
 import csv
@@ -15,24 +14,17 @@ import hashlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
-import sysconfig
 import tempfile
-import threading
-import warnings
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxlm.data.pydocs import find_python_files, read_pydocs
 from jaxlm.errors import UserError
 
 ENDINGS = {
@@ -43,7 +35,6 @@ COMPRESSIONS = (".gz", ".zst")
 BLOCK_BYTES = 2**20
 BLANK_CHARACTERS = 2**20  # white space before a line of a paragraph, at most
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # category Cc; lone surrogates
-DOCSTRING_FILES_AT_ONCE = 64
 
 
 @dataclass
@@ -160,7 +151,7 @@ def _format_of(file: Path, settings: Any) -> str:
 def _parts(path: str, settings: Any, tally: Tally) -> Iterator[str | None]:
     """Yields pieces of documents, and None where a document ends."""
     if path == "pydocs":
-        yield from _whole(_pydocs(settings, tally), tally)
+        yield from _whole(read_pydocs(settings, tally), tally)
     elif path.startswith("tfds:"):
         yield from _whole(_tfds(path, settings), tally)
     else:
@@ -495,141 +486,3 @@ def _tfds(path: str, settings: Any) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, example {number}: the field {settings.field} is no valid UTF-8") from error
         yield _text_of({settings.field: text}, settings.field, f"{path}, example {number}")
-
-
-# The docstrings of what is installed
-
-
-def find_python_files() -> list[tuple[str, Path]]:
-    """Returns (name, file) for the modules of the standard library and of the installed packages, sorted by name.
-
-    Names are relative to their root, so the order is the same wherever the same versions are installed. jaxlm itself
-    and folders of tests, whose docstrings are often made to be parsed, are left out.
-    """
-    roots = [("stdlib", sysconfig.get_path("stdlib"))]
-    roots += [("packages", root) for root in sys.path if Path(root).name in ("site-packages", "dist-packages")]
-    skipped = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
-    files: dict[str, Path] = {}
-    for kind, root in roots:
-        for folder, folders, names in os.walk(root):
-            top = folder == root
-            folders[:] = [name for name in folders if name not in skipped and not (top and name == "jaxlm")]
-            for name in names:
-                file = Path(folder, name)
-                if name.endswith(".py") and file.is_file():  # no link to nowhere
-                    files.setdefault(f"{kind}/{file.relative_to(root).as_posix()}", file)
-    return sorted(files.items())
-
-
-def _pydocs(settings: Any, tally: Tally) -> Iterator[str]:
-    """Yields a document for each module with docstrings: those not seen before, joined by blank lines."""
-    files = [str(file) for _, file in find_python_files()]
-    batches = [files[i : i + DOCSTRING_FILES_AT_ONCE] for i in range(0, len(files), DOCSTRING_FILES_AT_ONCE)]
-    seen: set[bytes] = set()
-    for batch in map_in_processes(read_docstrings, batches, worker_count(settings)):
-        for docstrings in batch:
-            if docstrings is None:
-                tally.drop("files that cannot be read as Python")
-                continue
-            new = []
-            for docstring in docstrings:
-                digest = hashlib.blake2b(docstring.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-                if digest in seen:
-                    tally.drop("docstrings seen before")
-                else:
-                    new.append(docstring)
-                seen.add(digest)
-            if new:
-                yield "\n\n".join(new)
-
-
-def read_docstrings(files: list[str]) -> list[list[str] | None]:
-    """Returns each file's docstrings in the order of the file, cleaned of indentation; None for a file that is bad."""
-    return [_docstrings(Path(file)) for file in files]
-
-
-def _docstrings(file: Path) -> list[str] | None:
-    try:
-        source = file.read_bytes()
-        if b'"""' not in source and b"'''" not in source:
-            return []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = (ast.get_docstring(node) or "").strip()
-            if docstring:
-                found.append((node.body[0].lineno, docstring))
-    return [docstring for _, docstring in sorted(found)]
-
-
-# Processes
-
-
-def worker_count(settings: Any) -> int:
-    """Returns data.workers, or the number of processors that this process may use where it is 0."""
-    if settings.workers:
-        return settings.workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def map_in_processes(
-    function: Callable, items: Iterable, workers: int, initializer: Callable | None = None, arguments: tuple = ()
-) -> Generator:
-    """Yields function(item) for each item, in order, a few of them ahead; one worker, or one item, needs no process.
-
-    `initializer(*arguments)` is called once in each process. Processes are spawned, never forked: JAX may be loaded.
-    """
-    items = iter(items)
-    first = list(itertools.islice(items, 2))
-    items = itertools.chain(first, items)
-    if workers == 1 or len(first) < 2:
-        if initializer:
-            initializer(*arguments)
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (initializer, arguments))
-    pending: deque[Future] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(_call, function, item))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, most likely for lack of memory; lower data.workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_failed_start: Exception | None = None
-
-
-def _start_worker(initializer: Callable | None, arguments: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; they need not print tracebacks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if initializer:
-        try:
-            initializer(*arguments)
-        except Exception as error:  # raised here it would only break the pool; the first item tells it
-            global _failed_start
-            _failed_start = error
-
-
-def _call(function: Callable, item: Any) -> Any:
-    if _failed_start:
-        raise _failed_start
-    return function(item)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)  # a killed parent cannot tell its workers, which would wait for work for ever

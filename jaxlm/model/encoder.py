@@ -164,6 +164,8 @@ class Encoder(nn.Module):
         prefix: Array | None = None,
     ) -> Array:
         config, length = self.config, tokens.shape[1]
+        if token_types is not None and not config.token_types:
+            raise ValueError("this model has no token types: model.token_types is 0")
         if segment_ids is None:
             positions = jnp.arange(length, dtype=jnp.int32)[None]
         else:

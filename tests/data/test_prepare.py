@@ -474,7 +474,7 @@ def test_a_live_preparation_is_not_disturbed_by_another(tmp_path, config):
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     program = """
         import os, time
-        from jaxlm.data.sources import map_in_processes
+        from jaxlm.data.processes import map_in_processes
         def work(item):
             print(os.getpid(), flush=True)
             time.sleep(60)

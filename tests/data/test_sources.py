@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config
-from jaxlm.data import sources
-from jaxlm.data.sources import Tally, find_python_files, read_docstrings, read_documents, source_fingerprint
+from jaxlm.data import processes, pydocs, sources
+from jaxlm.data.pydocs import find_python_files, read_docstrings
+from jaxlm.data.sources import Tally, read_documents, source_fingerprint
 from jaxlm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -461,7 +462,7 @@ def test_pydocs_gives_one_document_a_module_without_repeats_and_imports_nothing(
     others = [entry for entry in sys.path if Path(entry).name != "site-packages"]
     monkeypatch.setattr(sys, "path", [str(packages), *others])
     monkeypatch.setattr(
-        sources.sysconfig, "get_path", lambda name: str(write(tmp_path / "lib/s.py", '"""Std."""').parent)
+        pydocs.sysconfig, "get_path", lambda name: str(write(tmp_path / "lib/s.py", '"""Std."""').parent)
     )
     assert [name for name, _ in find_python_files()] == [
         "packages/a/__init__.py", "packages/a/only_repeats.py", "packages/a/z.py", "packages/b.py",
@@ -470,7 +471,7 @@ def test_pydocs_gives_one_document_a_module_without_repeats_and_imports_nothing(
     documents, tally = read("pydocs")
     assert documents == ["About a.\n\nSaid twice.", "About z.", "Std."]
     assert tally.dropped == {"docstrings seen before": 2, "files that cannot be read as Python": 1}
-    monkeypatch.setattr(sources, "DOCSTRING_FILES_AT_ONCE", 2)
+    monkeypatch.setattr(pydocs, "DOCSTRING_FILES_AT_ONCE", 2)
     assert read("pydocs", workers=2) == (documents, tally)
 
 
@@ -488,11 +489,11 @@ def test_this_environment_has_docstrings_enough_for_a_first_run():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(workers):
-    assert list(sources.map_in_processes(abs, iter(range(-50, 0)), workers)) == list(range(50, 0, -1))
+    assert list(processes.map_in_processes(abs, iter(range(-50, 0)), workers)) == list(range(50, 0, -1))
 
 
 def test_one_item_starts_no_process():
-    pids = sources.map_in_processes(_own_pid, [0], 4)
+    pids = processes.map_in_processes(_own_pid, [0], 4)
     assert list(pids) == [os.getpid()]
 
 
@@ -503,9 +504,9 @@ def _own_pid(_):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_worker_or_at_its_start_arrives_as_itself(workers):
     with pytest.raises(UserError, match=r"^no such tokenizer$"):
-        list(sources.map_in_processes(abs, [1, 2], workers, _refuse, ("no such tokenizer",)))
+        list(processes.map_in_processes(abs, [1, 2], workers, _refuse, ("no such tokenizer",)))
     with pytest.raises(UserError, match=r"^bad item$"):
-        list(sources.map_in_processes(_refuse, ["bad item"] * 2, workers))
+        list(processes.map_in_processes(_refuse, ["bad item"] * 2, workers))
 
 
 def _refuse(message):
@@ -514,4 +515,4 @@ def _refuse(message):
 
 def test_a_worker_that_is_killed_is_reported():
     with pytest.raises(UserError, match=r"a worker process was killed.*data.workers"):
-        list(sources.map_in_processes(os._exit, [1, 1], 2))
+        list(processes.map_in_processes(os._exit, [1, 1], 2))
