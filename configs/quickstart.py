@@ -19,8 +19,8 @@ def get_config():
         initialization="zero_output",
     )  # fmt: skip
     config.train.minutes = 2.0
-    config.train.batch_size = 16
-    config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
+    config.train.batch_size = 32
+    config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.03)
     config.schedule.warmup = 0.05
     config.evaluation.every = 200
     config.checkpoint.every = 200

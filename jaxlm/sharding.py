@@ -30,9 +30,10 @@ def make_mesh(settings: Any) -> Mesh:
     inner = settings.fsdp * settings.tensor
     data = len(devices) // inner if settings.data == -1 else settings.data
     if data * inner != len(devices) or not data:
+        here = f"the {len(devices)} devices that are here" if len(devices) > 1 else "the one device that is here"
         raise UserError(
             f"mesh.data={settings.data}, mesh.fsdp={settings.fsdp} and mesh.tensor={settings.tensor} do not multiply "
-            f"to the {len(devices)} device{'s' if len(devices) > 1 else ''} that are here"
+            f"to {here}"
         )
     shape = (data, settings.fsdp, settings.tensor)
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)

@@ -100,7 +100,10 @@ def open_prepared(directory: str | os.PathLike) -> Prepared:
         raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these stores: prepare the data again")
     stores = {}
     for name, written in record["stores"].items():
-        stores[name] = store = TokenStore.open(directory / name)
+        try:
+            stores[name] = store = TokenStore.open(directory / name)
+        except UserError as error:  # one store alone cannot be prepared again
+            raise UserError(str(error).replace(f"remove {directory / name} and", f"remove {directory} and")) from error
         if store.fingerprint != written["fingerprint"] or store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise UserError(f"{directory / name} is not the store that was prepared here: prepare the data again")
     train = [stores[f"train/{number}"] for number in range(len(record["settings"]["data"]["path"]))]
