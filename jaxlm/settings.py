@@ -208,7 +208,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "tensor": S(1, "devices that split the matrices' widths", within=">=1"),
     },
     "checkpoint": {
-        "every": S(1000, "steps between checkpoints", within=">=1"),
+        "every": S(
+            1000, "steps that a kill may cost at most: a checkpoint begins there and halfway between", within=">=1"
+        ),
         "keep": S(2, "newest checkpoints kept", within=">=1"),
         "keep_best": S(True, "keep the one with the lowest held-out loss too"),
     },

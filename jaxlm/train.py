@@ -159,7 +159,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             _stop_on_nan(before, step - 1, checkpoints)  # one update is always under way: look at the one before it
 
             evaluating = _due(config.evaluation.every, step) and not clock.is_over(step)
-            saving = _due(config.checkpoint.every, step) and not clock.is_over(step)
+            saving = _saves(config.checkpoint.every, step) and not clock.is_over(step)
             if step % config.logging.every == 0:
                 log.train(step, meter.read() | {"progress": progress})
             if evaluating or saving:
@@ -169,6 +169,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
                     held_out[step] = _score(run.evaluate(state["params"], log, step))
                 if saving:
                     _save(run, checkpoints, step, state, clock, held_out.get(step))
+                    if config.checkpoint.every == 1:  # it has no half
+                        checkpoints.wait()
                     log.event("checkpoint", step=step)
                 meter.skip(time.monotonic() - paused)
         _stop_on_nan(metrics, step, checkpoints)
@@ -199,6 +201,15 @@ def _score(results: dict[str, dict[str, float]]) -> float | None:
 
 def _due(every: int, step: int) -> bool:
     return bool(every) and step % every == 0
+
+
+def _saves(every: int, step: int) -> bool:
+    """Whether a checkpoint begins: at each multiple of `every` and halfway between.
+
+    One is written while training goes on, and the next waits for it; so a kill costs the steps since the last one began
+    and those before, two halves.
+    """
+    return step % every in (0, every // 2)
 
 
 class _Clock:

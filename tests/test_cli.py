@@ -90,12 +90,12 @@ def test_five_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_pa
     starts = [entry["step"] for entry in entries(workdir, "start")]
     assert len(starts) == 6
     assert starts[0] == 0
-    assert all(step > 0 and step % 10 == 0 for step in starts[1:])
+    assert all(step > 0 and step % 5 == 0 for step in starts[1:])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     reached = 0
     for line in lines:
-        if line["kind"] == "start":  # two saves may be lost: one under way, and the steps since
-            assert reached - line["step"] <= 2 * 10
+        if line["kind"] == "start":
+            assert reached - line["step"] <= 10
         if line["kind"] == "train":
             reached = line["step"]
 

@@ -154,9 +154,9 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monk
         return step
 
     monkeypatch.setattr(training, "compile_step", poisoned)
-    with pytest.raises(UserError, match="not a number; the checkpoint of step 10 is kept"):
+    with pytest.raises(UserError, match="not a number; the checkpoint of step 12 is kept"):
         train(mini(*settings), tmp_path)
-    assert Checkpoints(tmp_path / "checkpoints").newest() == 10
+    assert Checkpoints(tmp_path / "checkpoints").newest() == 12
     monkeypatch.undo()
     assert train(mini(*settings), tmp_path)["step"] == 20
 
@@ -173,7 +173,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):
         assert train(mini(*settings), tmp_path)["params_sha256"] == whole["params_sha256"]
     assert "999999" in caplog.text
     assert "10" in caplog.text
-    assert resumes(tmp_path) == [0, 5]
+    assert resumes(tmp_path) == [0, 7]
 
 
 def test_a_step_at_a_million_begins_at_once(mini, tmp_path, monkeypatch):
