@@ -7,8 +7,8 @@ source:   Weller et al. 2025, arXiv 2507.11412; settings from JHU-CLSP/ettin-enc
 differs:  AdamW in place of StableAdamW. The rate falls once, over the last 300 billion tokens to 2%; the published one
           falls to half over 250 billion, then from there to 2% over 50. Rows are packed and full: a published batch has
           4,608 documents, unpacked, of up to 1,024 tokens, then up to 7,999 (here 576 rows of 8,192). The batch grows
-          in 7 stairs over the first 125 billion tokens, not by single rows. Local layers keep the rotary base 10,000,
-          published as 160,000 in the last phase. No dropout; published with 0.1 on attention's output. SentencePiece
+          in 7 stairs over the first 125 billion tokens, not by single rows. Local layers have the rotary base 160,000
+          throughout, published so in the last phase only. No dropout; published with 0.1 on attention's output. SentencePiece
           BPE with bytes for rare characters in place of ModernBERT's tokenizer unless tokenizer.path is given.
           The text is not at hand: data.path is yours, and the same in all phases.
 """

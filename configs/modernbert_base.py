@@ -4,8 +4,7 @@ command:  jaxlm train --config=configs/modernbert_base.py --workdir=runs/modernb
 hardware: none yet; published on 8 H100, 194 + 40 + 12 hours
 result:   not yet run
 source:   Warner et al. 2024, arXiv 2412.13663, table 3; the batches from AnswerDotAI/ModernBERT
-differs:  AdamW in place of StableAdamW. The rate stays at 8e-4 in rows of 8,192 too, where the published one falls to
-          3e-4 before the decay. The batch grows in 5 stairs over the first 50 billion tokens, not by single rows.
+differs:  AdamW in place of StableAdamW. The batch grows in 5 stairs over the first 50 billion tokens, not by single rows.
           No dropout; published with 0.1 on attention's output. The last model is the result, not a mean of four.
           SentencePiece BPE with bytes for rare characters in place of the modified OLMo tokenizer unless tokenizer.path
           is given. The text is not public: data.path is yours, and the same in all phases.
@@ -29,7 +28,7 @@ def get_config():
     config.train.phases = (
         *stairs,
         {"steps": round((1_719e9 - 50e9) / full), "batch_size": 4608, "accumulate": 6, "rotary_base": 1e4},
-        {"sequence_length": 8192, "batch_size": 576, "accumulate": 6},
+        {"sequence_length": 8192, "batch_size": 576, "accumulate": 6, "learning_rate": 3e-4},
     )
     config.train.batch_size = 4608
     config.evaluation.batch_size = 128

@@ -42,6 +42,13 @@ class Model:
 
         return jax.jit(logits)
 
+    @cached_property
+    def _silent(self) -> np.ndarray:
+        """Ids that put no word into a text: special tokens, lone spaces, spare rows of the table."""
+        ids = range(self.trained.encoder.vocab_size)
+        size = self.tokenizer.vocab_size
+        return np.array([i for i in ids if i >= size or not self.tokenizer.text_of(i).strip()])
+
     def fill_mask(self, text: str, top: int = 5) -> list[list[Candidate]]:
         """Returns for each mask in the text its `top` most probable tokens, special tokens left out.
 
@@ -65,8 +72,7 @@ class Model:
         for number, place in enumerate(places):
             positions[number, : len(place)] = place
         logits = np.array(self._logits(self.params, tokens, segment_ids.astype(np.int32), positions))
-        logits[:, :, list(tokenizer.special_ids)] = -np.inf
-        logits[:, :, tokenizer.vocab_size :] = -np.inf
+        logits[:, :, self._silent] = -np.inf
 
         answers: list[list[Candidate]] = []
         starts = _occurrences(text, mask)
