@@ -4,8 +4,8 @@ command:  jaxlm train --config=configs/modernbert_base.py --workdir=runs/modernb
 hardware: none yet; published on 8 H100, 194 + 40 + 12 hours
 result:   not yet run
 source:   Warner et al. 2024, arXiv 2412.13663, table 3; the batches from AnswerDotAI/ModernBERT
-differs:  AdamW in place of StableAdamW. The batch grows in 5 stairs over the first 50 billion tokens, not by single rows.
-          No dropout; published with 0.1 on attention's output. The last model is the result, not a mean of four.
+differs:  AdamW in place of StableAdamW. The batch grows in 5 stairs over the first 50 billion tokens, not by single
+          rows. No dropout; published with 0.1 on attention's output. The last model is the result, not a mean of four.
           SentencePiece BPE with bytes for rare characters in place of the modified OLMo tokenizer unless tokenizer.path
           is given. The text is not public: data.path is yours, and the same in all phases.
 """
