@@ -9,8 +9,8 @@ differs:  AdamW in place of StableAdamW. The rate falls once, over the last 300 
           4,608 documents, unpacked, of up to 1,024 tokens, then up to 7,999 (here 576 rows of 8,192). The batch grows
           in 7 stairs over the first 125 billion tokens, not by single rows. Local layers have the rotary base 160,000
           throughout, published so in the last phase only. No dropout; published with 0.1 on attention's output.
-          SentencePiece BPE with bytes for rare characters in place of ModernBERT's tokenizer unless tokenizer.path is given.
-          The text is not at hand: data.path is yours, and the same in all phases.
+          SentencePiece BPE with bytes for rare characters in place of ModernBERT's tokenizer unless tokenizer.path is
+          given. The text is not at hand: data.path is yours, and the same in all phases.
 """
 
 from jaxlm.config import default_config
