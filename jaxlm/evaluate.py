@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.config import apply_override, config_from_dict, config_to_dict, split_overrides
+from jaxlm.config import apply_override, config_from_dict, config_to_dict, find_setting, split_overrides
 from jaxlm.data.pipeline import held_out_batches
 from jaxlm.data.prepare import open_prepared, prepare
 from jaxlm.data.store import TokenStore
@@ -149,6 +149,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if args.rows < 0:
         raise UserError(f"--rows={args.rows}: it cannot be negative")
+    for override in overrides:
+        find_setting(override.partition("=")[0])
     if other := [override for override in overrides if not override.startswith("data.")]:
         raise UserError(f"--config.{other[0]}: only settings of section data can be given here")
     trained = load_trained(args.model)

@@ -198,6 +198,7 @@ WRONG = [
     (("train", f"--config={RECIPE}", "--workdir=file.txt"), "is a file", None),
     (("fill-mask", "--model=nowhere", "x [MASK]"), "there is no directory nowhere", None),
     (("fill-mask", "--model=.", "x [MASK]"), "config.json", None),
+    (("evaluate", "--model=nowhere", "--data.pth=small.txt"), "did you mean data.path", None),
     (("bench",), "--config=FILE or --shape", None),
     (("bench", "--shape=4y256"), "LAYERSxWIDTH", None),
 ]

@@ -167,7 +167,7 @@ def _segmenter(rule: str) -> ModuleType:
     try:
         return importlib.import_module(rule)
     except ImportError as error:
-        raise UserError(f"tokenizer.words={rule} needs {package}: pip install 'jaxlm[{extra}]'") from error
+        raise UserError(f"tokenizer.words={rule} needs {package}: in the checkout, pip install '.[{extra}]'") from error
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def test_icu_counts_in_utf16(monkeypatch):
 @pytest.mark.parametrize(("rule", "extra"), [("jieba", "zh"), ("icu", "icu")])
 def test_a_missing_segmenter_names_its_extra(monkeypatch, rule, extra):
     monkeypatch.setitem(sys.modules, rule, None)
-    with pytest.raises(UserError, match=rf"tokenizer.words={rule} needs .*pip install 'jaxlm\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"tokenizer.words={rule} needs .*pip install '\.\[{extra}\]'"):
         check_rule(rule)
 
 
