@@ -144,7 +144,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         cleanup.enter_context(contextlib.closing(batches))
         meter, compiled, held_out = _Meter(run), dict[int, Callable](), dict[int, float | None]()
         metrics: dict[str, Array] | None = None
-        while not clock.is_over(step) and not stopped:
+        over = clock.is_over(step)
+        while not over and not stopped:
             number, (done, progress) = settings.phase_number(run.phases, step), clock.read(step)
             rate = run.mask_rate(number, progress)
             begin = time.monotonic()
@@ -158,8 +159,9 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             meter.add(run.phases[number], metrics)
             _stop_on_nan(before, step - 1, checkpoints)  # one update is always under way: look at the one before it
 
-            evaluating = _due(config.evaluation.every, step) and not clock.is_over(step)
-            saving = _saves(config.checkpoint.every, step) and not clock.is_over(step)
+            over = clock.is_over(step)  # asked once a step: a save that outlasts a time budget must not be the last
+            evaluating = _due(config.evaluation.every, step) and not over
+            saving = _saves(config.checkpoint.every, step) and not over
             if step % config.logging.every == 0:
                 log.train(step, meter.read() | {"progress": progress})
             if evaluating or saving:
@@ -178,7 +180,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             log.train(step, meter.read() | {"progress": clock.read(step)[1]})
 
         # 3. Stopped by a signal: save and say how to go on. Or done: the last evaluation, checkpoint and checksum.
-        if stopped and not clock.is_over(step):
+        if stopped and not over:
             _save(run, checkpoints, step, state, clock, None)
             checkpoints.wait()
             raise UserError(f"stopped by {stopped[0]}; step {step} is saved, and the same command goes on from there")
