@@ -12,7 +12,7 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jaxlm.settings import (
     RESUMABLE,
     RESUMABLE_SECTIONS,
     SETTINGS,
+    SHORT_NAMES,
     Setting,
 )
 
@@ -40,10 +41,14 @@ def default_config() -> ConfigDict:
     return ConfigDict(sections).lock()
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(
+    spec: str, overrides: Sequence[str] = (), start_settings: Callable[[str], dict[str, dict]] | None = None
+) -> ConfigDict:
     """Returns the config of `FILE[:ARG]` with overrides such as `train.steps=100` applied, checked and locked.
 
-    FILE is a Python file with `get_config(arg=None)`, or a `config.json` that a run left behind. Raises UserError.
+    FILE is a Python file with `get_config(arg=None)`, or a `config.json` that a run left behind. start_settings returns
+    what the directory model.init_from says, by section; it goes over the file's settings and under the overrides.
+    Raises UserError.
     """
     name, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
     path = Path(name)
@@ -51,7 +56,16 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         known = {p.stem: p for p in sorted(Path("configs").glob("*.py"))}
         near = difflib.get_close_matches(path.stem, known, 1)
         raise UserError(f"there is no config file {name}" + (f"; did you mean {known[near[0]]}?" if near else ""))
-    config = _read_json(path) if path.suffix == ".json" else _run_config_file(path, arg or None)
+    replayed = path.suffix == ".json"  # what init_from said is in it
+    config = _read_json(path) if replayed else _run_config_file(path, arg or None)
+    named = [override for override in overrides if full_name(override.partition("=")[0]) == "model.init_from"]
+    for override in named:
+        apply_override(config, override)
+    if start_settings and config.model.init_from and (named or not replayed):
+        for section, values in start_settings(config.model.init_from).items():
+            for name, value in values.items():
+                key = f"{section}.{name}"
+                config[section][name] = _as_kind(key, value, find_setting(key))
     for override in overrides:
         apply_override(config, override)
     check_config(config)
@@ -141,6 +155,7 @@ def _plain(value: Any) -> Any:
 
 def find_setting(key: str, where: str = "") -> Setting:
     """Returns the setting `section.name`; raises UserError that names the nearest known key."""
+    key = full_name(key)
     section, _, name = key.partition(".")
     if section in SETTINGS and name in SETTINGS[section]:
         return SETTINGS[section][name]
@@ -149,6 +164,11 @@ def find_setting(key: str, where: str = "") -> Setting:
     near = same_name or difflib.get_close_matches(key, known, 1, 0.4)
     hint = f"; did you mean {near[0]}?" if near else "; `jaxlm config` prints them all"
     raise UserError(f"{where + ': ' if where else ''}there is no setting {key}{hint}")
+
+
+def full_name(key: str) -> str:
+    """Returns `section.name` of a setting that may be given by its short name."""
+    return SHORT_NAMES.get(key, key)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -172,7 +192,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def apply_override(config: ConfigDict, override: str) -> None:
     """Sets `section.key=value` with the setting's own type; raises UserError on an unknown key or another type."""
     key, _, text = override.partition("=")
-    setting = find_setting(key)
+    key, setting = full_name(key), find_setting(key)
     section, _, name = key.partition(".")
     config[section][name] = parse_value(key, text, setting)
 
@@ -342,7 +362,10 @@ def _check_phases(config: ConfigDict) -> None:
         if length < 8:
             raise UserError(f"data.sequence_length={length}: at least 8 tokens are needed in a row")
         if model.positions == "learned" and length > table:
-            raise UserError(f"data.sequence_length={length} is beyond the {table} rows of the model's position table")
+            longer = "; model.max_positions and model.extend_positions can lengthen it" if model.init_from else ""
+            raise UserError(
+                f"data.sequence_length={length} is beyond the {table} rows of the model's position table{longer}"
+            )
         if batch % parts:
             raise UserError(f"train.batch_size={batch} is not divided by train.accumulate={parts}")
         if not 0 < phase["mask_rate"] < 1:
@@ -382,7 +405,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON, which --config=FILE.json reads again")
     args = parser.parse_args(rest)
     if args.config:
-        config = load_config(args.config, overrides)
+        from jaxlm.start import start_settings  # far above in the order of modules, and needed by this command alone
+
+        config = load_config(args.config, overrides, start_settings)
     else:
         config = default_config()
         for override in overrides:

@@ -1,6 +1,7 @@
-"""A trained model from its work directory: parameters, architecture, tokenizer."""
+"""A trained model from a work directory or a Hugging Face directory: parameters, architecture, tokenizer."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxlm import hardware, huggingface
 from jaxlm.checkpoint import restore_params
-from jaxlm.config import load_config, phase_number, phases_of
+from jaxlm.config import default_config, load_config, phase_number, phases_of
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params
+from jaxlm.weights import some_of
+
+_log = logging.getLogger("jaxlm")
 
 
 class Trained(NamedTuple):
@@ -23,28 +28,39 @@ class Trained(NamedTuple):
     config: ConfigDict
     encoder: EncoderConfig
     execution: Execution
-    params: dict[str, Any]
+    params: dict[str, Any]  # without "head" where has_head is false
     tokenizer: Tokenizer
     step: int
-    counts: np.ndarray  # int64 [V], how often each token occurred in the training text
+    counts: np.ndarray  # int64 [V], how often each token occurred in the training text; zeros where nobody counted
+    longest: int  # tokens of the longest row, begin and end included
+    has_head: bool  # whether there is a masked-LM head
+    source: huggingface.Source | None = None  # of a Hugging Face directory
 
     @property
     def model(self) -> MaskedLM:
         return MaskedLM(self.encoder, self.execution)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row that the model was trained on."""
-        return max(phase["sequence_length"] for phase in phases_of(self.config))
 
+def load_trained(name: str | Path, compute_dtype: str = "float32") -> Trained:
+    """Returns the model of a work directory at its newest whole checkpoint, or of a Hugging Face directory.
 
-def load_trained(directory: str | Path, compute_dtype: str = "float32") -> Trained:
-    """Returns the model of a work directory at its newest whole checkpoint. Raises UserError."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"there is no directory {directory}; --model is a work directory of `jaxlm train`")
+    `name` may be that of a model in the local Hugging Face cache. compute_dtype "auto" is bfloat16 where it is fast.
+    Raises UserError.
+    """
+    directory = huggingface.locate(name)
     if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} holds no config.json; --model is a work directory of `jaxlm train`")
+        raise UserError(
+            f"{name} holds no config.json; a work directory of `jaxlm train` or a Hugging Face directory is meant"
+        )
+    if compute_dtype == "auto":
+        compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
+    execution = choose_execution(compute_dtype, jax.devices()[0].platform, 1)
+    if huggingface.is_checkpoint(directory):
+        return _load_checkpoint(directory, execution)
+    return _load_workdir(directory, execution)
+
+
+def _load_workdir(directory: Path, execution: Execution) -> Trained:
     config = load_config(str(directory / "config.json"))
     tokenizer = load_tokenizer(directory / "tokenizer", config.tokenizer.words)
     encoder = encoder_config(config.model, tokenizer.vocab_size)
@@ -53,6 +69,37 @@ def load_trained(directory: str | Path, compute_dtype: str = "float32") -> Train
     saved = restore_params(directory / "checkpoints", shapes)
     phases = phases_of(config)
     encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
-    execution = choose_execution(compute_dtype, jax.devices()[0].platform, 1)
     counts = np.load(directory / "token_counts.npy", allow_pickle=False)
-    return Trained(directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts)
+    longest = max(phase["sequence_length"] for phase in phases)
+    return Trained(
+        directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts, longest, has_head=True
+    )
+
+
+def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
+    source = huggingface.read_source(directory)
+    config = default_config()
+    config.model.update(huggingface.model_settings(source))
+    tokenizer = load_tokenizer(directory)
+    check_ids(tokenizer, config.model.vocab_size, directory)
+    encoder = encoder_config(config.model, tokenizer.vocab_size)
+    loaded = huggingface.read_params(source, encoder)
+    if loaded.fresh:
+        loaded.params.pop("head", None)
+        _log.warning("%s has no masked-LM head: it lacks %s", directory, some_of(loaded.fresh, 3))
+    params = jax.device_put(loaded.params, jax.devices()[0])
+    longest = huggingface.longest_text(source, encoder)
+    config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
+    counts = np.zeros(encoder.vocab_size, np.int64)
+    return Trained(
+        directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source
+    )
+
+
+def check_ids(tokenizer: Tokenizer, rows: int, directory: Path) -> None:
+    """Refuses a tokenizer whose ids are beyond the token table: JAX would read other rows and say nothing."""
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer of {directory} has ids up to {tokenizer.vocab_size - 1}, beyond the {rows} rows of its"
+            " token table: they do not belong together"
+        )

@@ -19,12 +19,14 @@ from jaxlm import config as settings
 from jaxlm import hardware, masking, optimizer, sharding
 from jaxlm.data.pipeline import Phase, TrainRows, held_out_batches
 from jaxlm.data.prepare import Prepared, open_prepared, prepare
+from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
 from jaxlm.masking import Masking
 from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog
+from jaxlm.start import SOURCE_CONFIG, source_config, start_params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +53,16 @@ class Run:
     def fresh_state(self) -> dict:
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         seed = run_seeds(self.config)["init"]
-        return jax.jit(lambda: initial_state(self.encoder, self.update, seed, self.counts), out_shardings=places)()
+        state = jax.jit(lambda: initial_state(self.encoder, self.update, seed, self.counts), out_shardings=places)()
+        if self.config.model.init_from:
+            state["params"] = _replaced(state["params"], self.start_params())
+        return state
+
+    def start_params(self) -> dict:
+        """Returns the weights of model.init_from, on the host; without a head where it has none."""
+        model, tokenizer = self.config.model, self.prepared.tokenizer
+        before = load_tokenizer(self.config.tokenizer.path, self.config.tokenizer.words)
+        return start_params(model.init_from, self.encoder, before, tokenizer, model.extend_positions)
 
     def mask_rate(self, number: int, progress: float) -> float:
         """Returns the rate of phase `number`, or where masking.final_rate is set a point on the line to it."""
@@ -93,6 +104,13 @@ def initial_state(encoder: EncoderConfig, update: optax.GradientTransformation, 
     return {"params": params, "opt_state": update.init(params)}
 
 
+def _replaced(params: Any, given: Any) -> Any:
+    """Returns the parameters with those of `given`, arrays of the host, in their place, split as they were."""
+    if not isinstance(given, dict):
+        return jax.make_array_from_callback(params.shape, params.sharding, lambda index: given[index])
+    return params | {name: _replaced(params[name], branch) for name, branch in given.items()}
+
+
 def run_seeds(config: Any) -> dict[str, int]:
     """Returns the seeds of "init", "data" and "mask": train.seed unless given."""
     given = {name: config.train[f"{name}_seed"] for name in ("init", "data", "mask")}
@@ -127,6 +145,8 @@ def set_up(config: Any, workdir: Path) -> Run:
     optimizer.make_optimizer(config.optimizer, any_size)
 
     prepared = _prepared_data(config, workdir)
+    if config.tokenizer.add and config.model.vocab_size:  # the table grows with the tokens that are added
+        config.model.vocab_size = max(config.model.vocab_size, prepared.tokenizer.vocab_size)
     encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
     config.model.vocab_size = encoder.vocab_size
 
@@ -147,6 +167,8 @@ def set_up(config: Any, workdir: Path) -> Run:
         config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
     )
     settings.save_config(config, workdir / "config.json")
+    if config.model.init_from and not before and (source := source_config(config.model.init_from)):
+        settings.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
     total = _total_steps(config, rows, shapes)
     return Run(config, workdir, prepared, encoder, execution, how, mesh, phases, rows, total, update, abstract)
 

@@ -64,6 +64,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "path": S(
             "", "a .model, tokenizer.json or vocab.txt, or a folder with one; empty: train SentencePiece on the data"
         ),
+        "add": S("", "a file of tokens, one a line, that are added to the vocabulary of tokenizer.path or init_from"),
         "algorithm": S("unigram", "of the trained vocabulary", ("unigram", "bpe")),
         "vocab_size": S(8192, "entries of the trained vocabulary, special tokens included", within=">=1"),
         "lower_case": S(False, "the trained vocabulary folds case"),
@@ -83,6 +84,16 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
     },
     "model": {
+        "init_from": S(
+            "",
+            "start with the weights of this Hugging Face directory or work directory, and take architecture and"
+            " tokenizer from it; --config.init_from for short",
+        ),
+        "extend_positions": S(
+            "refuse",
+            "where model.max_positions is beyond the table of init_from: repeat its rows, or interpolate between them",
+            ("refuse", "repeat", "interpolate"),
+        ),
         "layers": S(4, "Transformer layers", within=">=1"),
         "width": S(256, "width of the residual stream", within=">=1"),
         "heads": S(4, "attention heads; they divide the width", within=">=1"),
@@ -100,7 +111,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "activation": S(
             "relu_squared",
             "of the feed-forward; geglu and swiglu are gated",
-            ("gelu", "gelu_tanh", "relu", "relu_squared", "geglu", "swiglu"),
+            ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "geglu", "swiglu"),
         ),
         "positions": S("rotary", "how tokens know their place", ("learned", "rotary", "alibi", "none")),
         "max_positions": S(512, "rows of the learned position table", within=">=1"),
@@ -115,7 +126,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "output_bias_from_frequencies": S(False, "the output bias starts at the log of token frequencies"),
         "head_transform": S(True, "dense layer, activation and norm between encoder and logits"),
         "head_bias": S(True, "bias in the head's dense layer"),
-        "head_activation": S("gelu", "of the head's dense layer", ("gelu", "gelu_tanh", "relu", "relu_squared")),
+        "head_activation": S(
+            "gelu", "of the head's dense layer", ("gelu", "gelu_tanh", "relu", "relu_squared", "silu")
+        ),
         "dropout": S(0.0, "after embeddings and each sublayer", within="[0,1)"),
         "attention_dropout": S(0.0, "of attention weights", within="[0,1)"),
         "initialization": S(
@@ -189,6 +202,22 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             ("/(kernel|embedding)$=yes", "/(bias|scale)$=no"),
             "which parameters decay: PATTERN=yes or no, the first that matches a parameter's path counts",
         ),
+        "rates": S(
+            (),
+            "factors on the learning rate, and so on weight decay: PATTERN=FACTOR, the first that matches counts, 1 for"
+            " the rest; embeddings, encoder, head and layers:0-5 are patterns too",
+        ),
+        "layer_decay": S(
+            1.0,
+            "each layer learns at this share of the rate of what stands on it: of n layers the last at layer_decay, the"
+            " first at its nth power, embeddings at one more, the head at 1",
+            within="(0,1]",
+        ),
+        "freeze": S(
+            (),
+            "what does not learn: embeddings, encoder, head, layers:0-5, layers:0,1,2, patterns of parameter paths; a"
+            " tied output is part of the embeddings",
+        ),
         "clip_norm": S(1.0, "gradients are scaled down to this global norm; 0: never", within=">=0"),
     },
     "schedule": {
@@ -230,6 +259,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.rematerialise", "data.cache",
              "data.workers", "data.prefetch"}  # fmt: skip
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
+
+SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says nothing
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
                   "rotary_base": float, "learning_rate": float}  # fmt: skip

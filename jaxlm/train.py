@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from jaxlm.masking import Masking, mask_tokens, prediction_slots
 from jaxlm.model.config import EncoderConfig, Execution, compiler_options, training_flops
 from jaxlm.model.heads import MaskedLM
 from jaxlm.run import Run, run_seeds, set_up
-from jaxlm.runlog import RunLog
+from jaxlm.runlog import RunLog, read_metrics
+from jaxlm.start import start_settings
 
 MASKS, DROPOUT = 0, 1  # what randomness is for, folded into the root key first
 TIME_UNITS = 1000.0  # a time budget's schedule counts in thousandths of it
@@ -136,6 +138,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             first_step=start, primary=jax.process_index() == 0,
         ))  # fmt: skip
         _announce(run, log, start, clock)
+        if config.model.init_from and not saved:
+            run.evaluate(state["params"], log, 0)  # what the model knew before, to compare at the end
 
         # 2. The loop. What an update does depends on the config and on how many were done before it.
         stopped = cleanup.enter_context(_stop_signals())
@@ -192,6 +196,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
         for name, result in results.items():
             log.note(describe(name, result))
+        if config.model.init_from and jax.process_index() == 0:
+            log.note(_before_and_after(workdir, results))
         log.note(f"params sha256 {checksum}")
         return {"step": step, "params_sha256": checksum, "held_out": results}
 
@@ -199,6 +205,18 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 def _score(results: dict[str, dict[str, float]]) -> float | None:
     """The loss that decides which checkpoint is best: that of the first held-out set."""
     return next((result["loss"] for result in results.values()), None)
+
+
+def _before_and_after(workdir: Path, results: dict[str, dict[str, float]]) -> str:
+    """Returns a table of each held-out set's figures before the first update and at the end."""
+    entries = read_metrics(workdir)
+    before = {entry["name"]: entry for entry in entries if entry["kind"] == "evaluation" and entry["step"] == 0}
+    lines = [f"{'held-out set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
+    for name, after in results.items():
+        known = before.get(name, {})
+        loss, accuracy = (math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy"))
+        lines.append(f"{name:<16}{loss:>14.3f}{after['loss']:>9.3f}{accuracy:>18.1%}{after['accuracy']:>9.1%}")
+    return "\n".join(lines)
 
 
 def _due(every: int, step: int) -> bool:
@@ -354,6 +372,15 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
         log.note(f"resuming after step {step}")
 
 
+def _start_settings(name: str, workdir: Path) -> dict[str, dict[str, Any]]:
+    """What init_from says: as it was when this work directory began, for a resumed run has its weights already."""
+    if (workdir / "config.json").is_file():
+        before = settings.config_to_dict(settings.load_config(str(workdir / "config.json")))
+        if before["model"]["init_from"] == name:
+            return {"model": before["model"], "tokenizer": {"path": before["tokenizer"]["path"]}}
+    return start_settings(name)
+
+
 def main(argv: Sequence[str]) -> int:
     """`jaxlm train --config=FILE[:ARG] --workdir=DIR [--config.section.key=VALUE ...]`."""
     overrides, rest = settings.split_overrides(argv)
@@ -364,7 +391,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run is kept; the same one resumes it")
     args = parser.parse_args(rest)
-    config = settings.load_config(args.config, overrides)
+    config = settings.load_config(args.config, overrides, lambda name: _start_settings(name, args.workdir))
     try:
         train(config, args.workdir)
     except Exception as error:

@@ -161,7 +161,7 @@ def activate(name: str, x: Array) -> Array:
         return gelu(x)
     if name == "gelu_tanh":
         return jax.nn.gelu(x, approximate=True)
-    if name == "swiglu":
+    if name in ("silu", "swiglu"):
         return jax.nn.silu(x)
     x = jax.nn.relu(x)
     return x * x if name == "relu_squared" else x

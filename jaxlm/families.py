@@ -1,0 +1,358 @@
+"""The families of Hugging Face checkpoints that fit our encoder: one table each, read both ways.
+
+A table says where each module lies, which key of config.json is which setting, and what the family demands. MPNet and
+DeBERTa are left out: their attention has position terms of its own, which no setting of ours expresses.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxlm.model.config import EncoderConfig
+
+
+class Part(NamedTuple):
+    """A module whose tensor is one of several that lie on one another along the first axis."""
+
+    module: str
+    number: int
+
+
+class Key(NamedTuple):
+    """A key of config.json (dots lead into objects) and the setting of section `model` that it is."""
+
+    theirs: str
+    ours: str
+    default: Any = None  # where the file lacks it, as Transformers takes it
+    values: dict[Any, Any] | None = None  # theirs -> ours; the first of several spellings is written
+    reader: Callable[[Any], Any] | None = None
+    writer: Callable[[Any, EncoderConfig], Any] | None = None
+
+    def read(self, value: Any) -> Any:
+        """Returns our value of theirs. Raises KeyError, TypeError or ValueError for one that is not known."""
+        if self.values is not None:
+            return self.values[value]
+        return self.reader(value) if self.reader else value
+
+    def write(self, value: Any, encoder: EncoderConfig) -> Any:
+        """Returns their value of ours, or None where they have none."""
+        if self.values is not None:
+            return next((theirs for theirs, ours in self.values.items() if ours == value), None)
+        return self.writer(value, encoder) if self.writer else value
+
+
+def _as_it_is(config: dict[str, Any]) -> dict[str, Any]:
+    return config
+
+
+def _nothing(encoder: EncoderConfig) -> dict[str, Any]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family. `modules` maps ours to theirs, with * for the layer's number and without `prefix`."""
+
+    name: str
+    masked_lm: str  # the class in Transformers
+    base: str  # the class without a head
+    prefix: str
+    modules: dict[str, str | Part]
+    decoder: str  # the output projection, absent from the file where it is tied
+    output_bias: str
+    decoder_bias: str  # a second name of the same where there is one; an untied decoder reads this one
+    keys: tuple[Key, ...]
+    fixed: dict[str, Any]
+    special_ids: dict[str, str]  # key of config.json -> role of the token
+    allowed: dict[str, tuple] = dataclasses.field(default_factory=dict)  # keys whose other values change the function
+    modernise: Callable[[dict[str, Any]], dict[str, Any]] = _as_it_is  # older spellings of config.json
+    older_keys: Callable[[EncoderConfig], dict[str, Any]] = _nothing  # what older versions of Transformers read
+
+    def is_encoder(self, name: str) -> bool:
+        """Returns whether a tensor, without the prefix, belongs to the encoder and not to a head on it."""
+        roots = {
+            (place.module if isinstance(place, Part) else place).split(".")[0]
+            for ours, place in self.modules.items()
+            if ours.startswith("encoder/")
+        }
+        return name.split(".")[0] in roots
+
+
+_ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "gelu_python_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu_squared",
+    "silu": "silu", "swish": "silu",
+}  # fmt: skip
+_GATED = {"gelu": "geglu", "silu": "swiglu", "swish": "swiglu"}
+
+# What post-norm encoders with learned positions have in common (Devlin et al. 2018, arXiv 1810.04805).
+_POST_NORM: dict[str, Any] = {
+    "embedding_width": 0, "norm": "layer_norm", "norm_position": "post", "norm_bias": True, "attention_bias": True,
+    "feed_forward_bias": True, "first_norm": True, "embedding_norm": True, "positions": "learned",
+    "position_offset": 0, "rotary_base": 10_000.0, "local_rotary_base": 10_000.0, "layer_pattern": "g", "window": 128,
+    "output_bias": True, "output_bias_from_frequencies": False, "head_transform": True, "head_bias": True,
+    "initialization": "normal",
+}  # fmt: skip
+_LAYER = {
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    "attention/output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward/up": "intermediate.dense",
+    "feed_forward/down": "output.dense",
+    "feed_forward_norm": "output.LayerNorm",
+}
+_BERT_MODULES: dict[str, str | Part] = {
+    "encoder/embeddings/token": "embeddings.word_embeddings",
+    "encoder/embeddings/position": "embeddings.position_embeddings",
+    "encoder/embeddings/token_type": "embeddings.token_type_embeddings",
+    "encoder/embeddings/norm": "embeddings.LayerNorm",
+    **{f"encoder/layers_*/{ours}": f"encoder.layer.*.{theirs}" for ours, theirs in _LAYER.items()},
+}
+_BERT_KEYS = (
+    Key("vocab_size", "vocab_size", 30_522),
+    Key("hidden_size", "width", 768),
+    Key("num_hidden_layers", "layers", 12),
+    Key("num_attention_heads", "heads", 12),
+    Key("intermediate_size", "feed_forward_width", 3072),
+    Key("hidden_act", "activation", "gelu", _ACTIVATIONS),
+    Key("max_position_embeddings", "max_positions", 512),
+    Key("type_vocab_size", "token_types", 2),
+    Key("layer_norm_eps", "norm_epsilon", 1e-12),
+    Key("hidden_dropout_prob", "dropout", 0.1),
+    Key("attention_probs_dropout_prob", "attention_dropout", 0.1),
+    Key("initializer_range", "initialization_std", 0.02),
+    Key("tie_word_embeddings", "tied_output", True),
+)
+_BERT_ALLOWED = {
+    "is_decoder": (False,), "add_cross_attention": (False,), "position_embedding_type": ("absolute",),
+    "pruned_heads": ({},),
+}  # fmt: skip
+
+_BERT = Family(
+    name="bert",
+    masked_lm="BertForMaskedLM",
+    base="BertModel",
+    prefix="bert.",
+    modules=_BERT_MODULES | {
+        "head/transform": "cls.predictions.transform.dense",
+        "head/norm": "cls.predictions.transform.LayerNorm",
+        "head": "cls.predictions.decoder",
+    },
+    decoder="cls.predictions.decoder.weight",
+    output_bias="cls.predictions.bias",
+    decoder_bias="cls.predictions.decoder.bias",
+    keys=(Key("hidden_act", "head_activation", "gelu", _ACTIVATIONS), *_BERT_KEYS),
+    fixed=_POST_NORM,
+    special_ids={"pad_token_id": "pad"},
+    allowed=_BERT_ALLOWED,
+)  # fmt: skip
+
+# Liu et al. 2019, arXiv 1907.11692: positions count from the row behind the pad token's id.
+_ROBERTA = Family(
+    name="roberta",
+    masked_lm="RobertaForMaskedLM",
+    base="RobertaModel",
+    prefix="roberta.",
+    modules=_BERT_MODULES | {
+        "head/transform": "lm_head.dense", "head/norm": "lm_head.layer_norm", "head": "lm_head.decoder",
+    },
+    decoder="lm_head.decoder.weight",
+    output_bias="lm_head.bias",
+    decoder_bias="lm_head.decoder.bias",
+    keys=(*_BERT_KEYS, Key("pad_token_id", "position_offset", 1, None, lambda pad: pad + 1, lambda row, _: row - 1)),
+    fixed=_POST_NORM | {"head_activation": "gelu"},
+    special_ids={"pad_token_id": "pad", "bos_token_id": "begin", "eos_token_id": "end"},
+    allowed=_BERT_ALLOWED,
+)  # fmt: skip
+
+# Sanh et al. 2019, arXiv 1910.01108
+_DISTILBERT = Family(
+    name="distilbert",
+    masked_lm="DistilBertForMaskedLM",
+    base="DistilBertModel",
+    prefix="distilbert.",
+    modules={
+        "encoder/embeddings/token": "embeddings.word_embeddings",
+        "encoder/embeddings/position": "embeddings.position_embeddings",
+        "encoder/embeddings/norm": "embeddings.LayerNorm",
+        "encoder/layers_*/attention/query": "transformer.layer.*.attention.q_lin",
+        "encoder/layers_*/attention/key": "transformer.layer.*.attention.k_lin",
+        "encoder/layers_*/attention/value": "transformer.layer.*.attention.v_lin",
+        "encoder/layers_*/attention/output": "transformer.layer.*.attention.out_lin",
+        "encoder/layers_*/attention_norm": "transformer.layer.*.sa_layer_norm",
+        "encoder/layers_*/feed_forward/up": "transformer.layer.*.ffn.lin1",
+        "encoder/layers_*/feed_forward/down": "transformer.layer.*.ffn.lin2",
+        "encoder/layers_*/feed_forward_norm": "transformer.layer.*.output_layer_norm",
+        "head/transform": "vocab_transform",
+        "head/norm": "vocab_layer_norm",
+        "head": "vocab_projector",
+    },
+    decoder="vocab_projector.weight",
+    output_bias="vocab_projector.bias",
+    decoder_bias="",
+    keys=(
+        Key("vocab_size", "vocab_size", 30_522),
+        Key("dim", "width", 768),
+        Key("n_layers", "layers", 6),
+        Key("n_heads", "heads", 12),
+        Key("hidden_dim", "feed_forward_width", 3072),
+        Key("activation", "head_activation", "gelu", _ACTIVATIONS),
+        Key("activation", "activation", "gelu", _ACTIVATIONS),
+        Key("max_position_embeddings", "max_positions", 512),
+        Key("dropout", "dropout", 0.1),
+        Key("attention_dropout", "attention_dropout", 0.1),
+        Key("initializer_range", "initialization_std", 0.02),
+        Key("tie_word_embeddings", "tied_output", True),
+    ),
+    fixed=_POST_NORM | {"token_types": 0, "norm_epsilon": 1e-12},
+    special_ids={"pad_token_id": "pad"},
+)
+
+# Clark et al. 2020, arXiv 2003.10555: narrow tables, projected
+_ELECTRA = Family(
+    name="electra",
+    masked_lm="ElectraForMaskedLM",
+    base="ElectraModel",
+    prefix="electra.",
+    modules=_BERT_MODULES | {
+        "encoder/embeddings/projection": "embeddings_project",
+        "head/transform": "generator_predictions.dense",
+        "head/norm": "generator_predictions.LayerNorm",
+        "head": "generator_lm_head",
+    },
+    decoder="generator_lm_head.weight",
+    output_bias="generator_lm_head.bias",
+    decoder_bias="",
+    keys=(*_BERT_KEYS, Key("embedding_size", "embedding_width", 128)),
+    fixed=_POST_NORM | {"head_activation": "gelu"},
+    special_ids={"pad_token_id": "pad"},
+    allowed=_BERT_ALLOWED,
+)  # fmt: skip
+
+_LAYER_TYPES = {"full_attention": "g", "sliding_attention": "l"}
+
+
+def _read_pattern(types: list[str]) -> str:
+    letters = "".join(_LAYER_TYPES[kind] for kind in types)
+    for period in range(1, len(letters) + 1):
+        if all(letter == letters[i % period] for i, letter in enumerate(letters)):
+            return letters[:period]
+    raise ValueError("no layers")
+
+
+def _write_pattern(pattern: str, encoder: EncoderConfig) -> list[str]:
+    names = {letter: name for name, letter in _LAYER_TYPES.items()}
+    return [names[pattern[layer % len(pattern)]] for layer in range(encoder.layers)]
+
+
+def _modernise(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns ModernBERT's config.json as Transformers 5 spells it; version 4 had a period and two bases."""
+    config = dict(config)
+    if not config.get("layer_types"):
+        every = config.get("global_attn_every_n_layers") or 3
+        kinds = ("full_attention", "sliding_attention")
+        config["layer_types"] = [kinds[bool(i % every)] for i in range(config.get("num_hidden_layers", 22))]
+    full = config.get("global_rope_theta") or 160_000.0
+    # A base that is null is that of the global layers; one that is absent has its own default.
+    local = (config["local_rope_theta"] or full) if "local_rope_theta" in config else 10_000.0
+    given = config.get("rope_parameters") or {}
+    config["rope_parameters"] = {
+        kind: {"rope_theta": base, "rope_type": "default"} | (given.get(kind) or {})
+        for kind, base in (("full_attention", full), ("sliding_attention", local))
+    }
+    return config
+
+
+def _older_modernbert(encoder: EncoderConfig) -> dict[str, Any]:
+    """Returns the keys that Transformers 4 reads, where it can express the pattern."""
+    pattern = encoder.layer_pattern
+    if pattern != "g" + "l" * (len(pattern) - 1):
+        return {}
+    return {
+        "global_attn_every_n_layers": len(pattern),
+        "global_rope_theta": encoder.rotary_base,
+        "local_rope_theta": encoder.local_rotary_base,
+    }
+
+
+# Warner et al. 2024, arXiv 2412.13663; Ettin and mmBERT are of this family
+_MODERNBERT = Family(
+    name="modernbert",
+    masked_lm="ModernBertForMaskedLM",
+    base="ModernBertModel",
+    prefix="model.",
+    modules={
+        "encoder/embeddings/token": "embeddings.tok_embeddings",
+        "encoder/embeddings/norm": "embeddings.norm",
+        "encoder/layers_*/attention_norm": "layers.*.attn_norm",
+        "encoder/layers_*/attention/query": Part("layers.*.attn.Wqkv", 0),
+        "encoder/layers_*/attention/key": Part("layers.*.attn.Wqkv", 1),
+        "encoder/layers_*/attention/value": Part("layers.*.attn.Wqkv", 2),
+        "encoder/layers_*/attention/output": "layers.*.attn.Wo",
+        "encoder/layers_*/feed_forward_norm": "layers.*.mlp_norm",
+        "encoder/layers_*/feed_forward/gate": Part("layers.*.mlp.Wi", 0),  # the half that the activation is on
+        "encoder/layers_*/feed_forward/up": Part("layers.*.mlp.Wi", 1),
+        "encoder/layers_*/feed_forward/down": "layers.*.mlp.Wo",
+        "encoder/final_norm": "final_norm",
+        "head/transform": "head.dense",
+        "head/norm": "head.norm",
+        "head": "decoder",
+    },
+    decoder="decoder.weight",
+    output_bias="decoder.bias",
+    decoder_bias="",
+    keys=(
+        Key("vocab_size", "vocab_size", 50_368),
+        Key("hidden_size", "width", 768),
+        Key("num_hidden_layers", "layers", 22),
+        Key("num_attention_heads", "heads", 12),
+        Key("intermediate_size", "feed_forward_width", 1152),
+        Key("hidden_activation", "activation", "gelu", _GATED),
+        Key("max_position_embeddings", "max_positions", 8192),
+        Key("norm_eps", "norm_epsilon", 1e-5),
+        Key("norm_bias", "norm_bias", False),
+        Key("attention_bias", "attention_bias", False),
+        Key("mlp_bias", "feed_forward_bias", False),
+        Key("local_attention", "window", 128, None, lambda width: width // 2 * 2),  # half of it on each side
+        Key("layer_types", "layer_pattern", None, None, _read_pattern, _write_pattern),
+        Key("rope_parameters.full_attention.rope_theta", "rotary_base", None, None, float),
+        Key("rope_parameters.sliding_attention.rope_theta", "local_rotary_base", None, None, float),
+        Key("embedding_dropout", "dropout", 0.0, None, float),
+        Key("attention_dropout", "attention_dropout", 0.0, None, float),
+        Key("initializer_range", "initialization_std", 0.02),
+        Key("classifier_bias", "head_bias", False),
+        Key("classifier_activation", "head_activation", "gelu", _ACTIVATIONS),
+        Key("decoder_bias", "output_bias", True),
+        Key("tie_word_embeddings", "tied_output", True),
+    ),
+    fixed=_POST_NORM | {
+        "norm_position": "pre", "first_norm": False, "positions": "rotary", "token_types": 0,
+        "initialization": "depth_scaled",
+    },
+    special_ids={
+        "pad_token_id": "pad", "bos_token_id": "begin", "cls_token_id": "begin",
+        "eos_token_id": "end", "sep_token_id": "end",
+    },
+    allowed={
+        "rope_parameters.full_attention.rope_type": ("default",),
+        "rope_parameters.sliding_attention.rope_type": ("default",),
+        "rope_scaling": (None,),
+    },
+    modernise=_modernise,
+    older_keys=_older_modernbert,
+)  # fmt: skip
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _BERT,
+        _ROBERTA,
+        dataclasses.replace(_ROBERTA, name="xlm-roberta", masked_lm="XLMRobertaForMaskedLM", base="XLMRobertaModel"),
+        dataclasses.replace(_ROBERTA, name="camembert", masked_lm="CamembertForMaskedLM", base="CamembertModel"),
+        _DISTILBERT,
+        _ELECTRA,
+        _MODERNBERT,
+    )
+}

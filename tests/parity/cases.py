@@ -1,0 +1,73 @@
+"""Small models of each Hugging Face family that parity tests and recorded logits share.
+
+No width is square, no bias is zero and no scale is one, rows are padded, and they are longer than the local window.
+"""
+
+import zlib
+
+import numpy as np
+
+COMMON = {
+    "vocab_size": 41, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+MODERN = COMMON | {
+    "num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1,
+    "eos_token_id": 2, "sep_token_id": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 50.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+}
+# name: (class in Transformers, config)
+CASES: dict[str, tuple[str, dict]] = {
+    "bert": ("BertForMaskedLM", COMMON),
+    "bert_tanh_relu": ("BertForMaskedLM", COMMON | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
+    "bert_untied": ("BertForMaskedLM", COMMON | {"tie_word_embeddings": False, "hidden_act": "relu"}),
+    "bert_without_head": ("BertModel", COMMON),
+    "bert_pretraining": ("BertForPreTraining", COMMON),
+    "roberta": ("RobertaForMaskedLM", COMMON | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "roberta_untied": ("RobertaForMaskedLM", COMMON | {"tie_word_embeddings": False, "hidden_act": "silu"}),
+    "xlm_roberta": ("XLMRobertaForMaskedLM", COMMON | {"type_vocab_size": 1}),
+    "camembert": ("CamembertForMaskedLM", COMMON | {"type_vocab_size": 1}),
+    "distilbert": (
+        "DistilBertForMaskedLM",
+        {"vocab_size": 41, "dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 20, "max_position_embeddings": 32},
+    ),
+    "electra_generator": ("ElectraForMaskedLM", COMMON | {"embedding_size": 16}),
+    "electra_square": ("ElectraForMaskedLM", COMMON | {"embedding_size": 24, "hidden_act": "relu"}),
+    "electra_discriminator": ("ElectraForPreTraining", COMMON | {"embedding_size": 16}),
+    "modernbert": ("ModernBertForMaskedLM", MODERN | {"rope_parameters": ROPE}),
+    "modernbert_biases": (
+        "ModernBertForMaskedLM",
+        MODERN | {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True,
+                  "hidden_activation": "silu", "classifier_activation": "relu", "norm_eps": 1e-3,
+                  "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]},
+    ),
+    "modernbert_untied": (
+        "ModernBertForMaskedLM", MODERN | {"tie_word_embeddings": False, "decoder_bias": False, "local_attention": 7}
+    ),
+}  # fmt: skip
+
+
+def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float32 values that depend on a tensor's name and shape alone, with any NumPy."""
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    norm_scale = len(shape) == 1 and name.endswith("weight")
+    return (1 + 0.3 * values if norm_scale else 0.3 * values).astype(np.float32)
+
+
+def batch(offset: int = 0) -> dict[str, np.ndarray]:
+    """Returns tokens [B, L] padded at the end with `offset`, their mask, token types, and labels (-100: no blank)."""
+    random = np.random.RandomState(3)
+    tokens = random.randint(5, 41, (3, 26))
+    attention = (np.arange(26) < np.array([26, 19, 7])[:, None]).astype(np.int64)
+    tokens = np.where(attention == 1, tokens, offset)
+    types = random.randint(0, 2, tokens.shape)
+    blank = (random.uniform(size=tokens.shape) < 0.3) & (attention == 1)
+    return {"tokens": tokens, "attention": attention, "types": types, "labels": np.where(blank, tokens, -100)}
+
+
+def summary(outputs: np.ndarray) -> np.ndarray:
+    """Returns of outputs [tokens, V] the first three and the root mean square, [tokens, 4]."""
+    return np.concatenate([outputs[:, :3], np.sqrt(np.square(outputs).mean(-1, keepdims=True))], -1)

@@ -1,0 +1,59 @@
+"""What Transformers computes for a case: tensors, outputs and gradients, as NumPy arrays."""
+
+import numpy as np
+import torch
+import transformers
+
+from tests.parity.cases import CASES, batch, weights
+
+transformers.logging.set_verbosity_error()
+
+
+def make(case: str):
+    """Returns a model with the case's weights, in evaluation mode."""
+    name, config = CASES[case]
+    model = getattr(transformers, name)
+    model = model(model.config_class(**config)).eval()
+    with torch.no_grad():
+        for tensor_name, tensor in parameters(model).items():
+            tensor.copy_(torch.from_numpy(weights(tensor_name, tuple(tensor.shape))))
+    return model
+
+
+def parameters(model) -> dict[str, torch.nn.Parameter]:
+    """Returns the parameters by the names under which a checkpoint has them: of what is tied, not the decoder's."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+    first = {min(group, key=lambda name: ("embeddings" not in name, "decoder" in name)) for group in names.values()}
+    return {name: t for name, t in model.named_parameters(remove_duplicate=False) if name in first}
+
+
+def pad_id(model) -> int:
+    return model.config.pad_token_id
+
+
+def run(model, gradients: bool = True):
+    """Returns outputs float32 [B, L, ...] and the gradient of the mean loss at the blanks by tensor name.
+
+    The outputs are logits, or states of a model without a masked-LM head, whose loss is the mean square.
+    """
+    data = {name: torch.from_numpy(array) for name, array in batch(pad_id(model)).items()}
+    inputs = {"input_ids": data["tokens"], "attention_mask": data["attention"]}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = data["types"]
+    masked_lm = type(model).__name__.endswith(("MaskedLM", "BertForPreTraining"))
+    encoder = model if masked_lm else getattr(model, model.base_model_prefix, model)
+    output = encoder(**inputs)
+    if masked_lm:
+        values = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
+        loss = torch.nn.functional.cross_entropy(values.flatten(0, 1), data["labels"].flatten())
+    else:
+        values = output.last_hidden_state
+        loss = values[data["attention"] == 1].square().mean()
+    found: dict[str, np.ndarray] = {}
+    if gradients:
+        model.zero_grad()
+        loss.backward()
+        found = {name: p.grad.numpy() for name, p in parameters(model).items() if p.grad is not None}
+    return values.detach().numpy(), loss.item(), found

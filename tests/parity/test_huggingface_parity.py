@@ -1,0 +1,159 @@
+"""Checkpoints of Transformers against Transformers: logits, gradients, and the way back."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the parity extra is not installed")
+transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+from safetensors.numpy import load_file  # noqa: E402
+
+from jaxlm import huggingface  # noqa: E402
+from jaxlm.config import default_config  # noqa: E402
+from jaxlm.model.config import encoder_config  # noqa: E402
+from jaxlm.model.heads import MaskedLM, encode, predict  # noqa: E402
+from tests.parity.cases import CASES, batch  # noqa: E402
+from tests.parity.reference import make, pad_id, run  # noqa: E402
+
+
+def load(directory):
+    source = huggingface.read_source(directory)
+    config = default_config()
+    config.model.update(huggingface.model_settings(source))
+    encoder = encoder_config(config.model)
+    return source, encoder, huggingface.read_params(source, encoder)
+
+
+def ours(encoder, params, pad: int):
+    """Returns outputs and gradients as `reference.run` does."""
+    data, model = batch(pad), MaskedLM(encoder)
+    types = data["types"].astype(np.int32) if encoder.token_types > 1 else None
+    real = jnp.asarray(data["attention"])
+
+    def loss(params):
+        states = encode(model, params, data["tokens"], real.astype(jnp.int32), token_types=types)
+        if "head" not in params:
+            return jnp.where(real[..., None] == 1, states**2, 0).sum() / (real.sum() * encoder.width), states
+        logits = predict(model, params, states)
+        blank = data["labels"] >= 0
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.where(blank, data["labels"], 0)[..., None], -1)
+        return -jnp.where(blank, chosen[..., 0], 0).sum() / blank.sum(), logits
+
+    (value, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return np.asarray(outputs), float(value), jax.tree.map(np.asarray, gradients)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """The name, Transformers' model, and its directory."""
+    directory = tmp_path_factory.mktemp(request.param)
+    model = make(request.param)
+    model.save_pretrained(directory)
+    return request.param, model, directory
+
+
+def test_logits_and_gradients_are_those_of_transformers(case):
+    name, model, directory = case
+    source, encoder, loaded = load(directory)
+    if loaded.fresh:
+        loaded.params.pop("head", None)
+        assert name in ("bert_without_head", "electra_discriminator")
+    values, loss, gradients = run(model)
+    found, our_loss, our_gradients = ours(encoder, loaded.params, pad_id(model))
+    real = batch()["attention"] == 1
+    difference = np.abs(found - values)[real].max()
+    assert difference < 1e-4
+    assert abs(loss - our_loss) < 1e-5
+    flat = dict(huggingface._flatten(our_gradients))
+    worst = 0.0
+    for tensor in huggingface.tensors_of(source.family, encoder):
+        if not all(path in flat for path in tensor.paths):
+            continue
+        parts = [flat[path].T if tensor.transposed else flat[path] for path in tensor.paths]
+        family = source.family
+        other = (
+            {} if encoder.tied_output else {family.output_bias: family.decoder_bias}
+        )  # an untied decoder has its own
+        theirs = {n.removeprefix(family.prefix): gradient for n, gradient in gradients.items()}
+        gradient = theirs[other.get(tensor.name) or tensor.name]
+        worst = max(worst, float(np.abs(np.concatenate(parts) - gradient).max()))
+    assert worst < 1e-4
+    print(f"\n{name:<24} largest difference: logits {difference:.1e}, gradients {worst:.1e}")
+
+
+def test_what_goes_out_is_what_came_in(case, tmp_path):
+    _, model, directory = case
+    source, encoder, loaded = load(directory)
+    if loaded.fresh:
+        loaded.params.pop("head", None)
+    original = json.loads((directory / "config.json").read_text())
+    longest = huggingface.longest_text(source, encoder)
+    ids = {"pad": pad_id(model), "begin": model.config.bos_token_id, "end": model.config.eos_token_id}
+    config = huggingface.config_for(encoder, source.family, longest, ids, original)
+    assert config == original
+    more = huggingface.other_tensors(source, loaded.unused)
+    huggingface.write_weights(tmp_path, source.family, encoder, loaded.params, more=more)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    if "head" not in loaded.params:  # of a base model, under the names of one
+        before = {key.removeprefix(source.family.prefix): value for key, value in before.items()}
+    assert before.keys() == after.keys()
+    if not encoder.tied_output and source.family.decoder_bias:
+        before[source.family.output_bias] = before[source.family.decoder_bias]  # which is not used
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key], key)
+    again = load(tmp_path)[2]
+    jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+
+
+def test_transformers_loads_what_goes_out(case, tmp_path):
+    _, model, directory = case
+    source, encoder, loaded = load(directory)
+    if loaded.fresh:
+        return
+    family = huggingface.choose_family(encoder, source.family.name)
+    ids = {"pad": pad_id(model), "begin": 1, "end": 2}
+    config = huggingface.config_for(encoder, family, encoder.max_positions - encoder.position_offset, ids)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [family.masked_lm]}))
+    params = jax.tree.map(lambda x: x + np.float32(0.01), loaded.params)
+    huggingface.write_weights(tmp_path, family, encoder, params, shard_bytes=6000)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    back, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values()), told
+    values, _, _ = run(back.eval(), gradients=False)
+    found, _, _ = ours(encoder, params, pad_id(model))
+    real = batch()["attention"] == 1
+    assert np.abs(found - values)[real].max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_half_precision_and_torch_files(tmp_path, dtype, suffix):
+    model = make("bert").to(getattr(torch, dtype))
+    if suffix == "bin":
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        model.save_pretrained(tmp_path)
+    _, _, loaded = load(tmp_path)
+    expected = {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+    table = loaded.params["encoder"]["embeddings"]["token"]["embedding"]
+    np.testing.assert_array_equal(table, expected["bert.embeddings.word_embeddings.weight"])
+    kernel = loaded.params["encoder"]["layers_1"]["feed_forward"]["up"]["kernel"]
+    np.testing.assert_array_equal(kernel, expected["bert.encoder.layer.1.intermediate.dense.weight"].T)
+
+
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    make("bert").config.save_pretrained(tmp_path)
+    torch.save({"x": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match=re.escape("holds more than tensors")):
+        load(tmp_path)
+    assert not (tmp_path / "owned").exists()
