@@ -1,6 +1,7 @@
 """Go on training a model on your own text: a Hugging Face checkpoint, or a work directory of jaxlm.
 
-command:  jaxlm train --config=configs/continue.py --workdir=runs/notes --config.init_from=DIR --config.data.path='notes/*.txt'
+command:  jaxlm train --config=configs/continue.py --workdir=runs/continue --config.init_from=DIR
+          --config.data.path=FILES
 hardware: 2 CPU cores
 result:   not yet run
 """

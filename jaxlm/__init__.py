@@ -1,10 +1,31 @@
 """jaxlm: masked language models in JAX, from raw text to a trained encoder."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxlm.neighbours import nearest as nearest
+    from jaxlm.neighbours import similarity as similarity
+    from jaxlm.predict import Model
+
 __version__ = "0.1.0"
 
 
-def load(directory):
-    """Returns the trained model of a work directory as a `jaxlm.predict.Model`. Raises UserError."""
+def load(directory: "str | Path", compute_dtype: str = "float32") -> "Model":
+    """Returns the model of a work directory or a Hugging Face directory: `fill_mask`, `embed`, `score`, `apply`.
+
+    compute_dtype is that of products: "float32", "bfloat16", or "auto", which is bfloat16 where it is fast. Raises
+    UserError.
+    """
     from jaxlm.predict import load  # here, so that `import jaxlm` is quick
 
-    return load(directory)
+    return load(directory, compute_dtype)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("similarity", "nearest"):
+        from jaxlm import neighbours
+
+        return getattr(neighbours, name)
+    raise AttributeError(f"module 'jaxlm' has no attribute {name!r}")

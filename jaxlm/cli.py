@@ -14,7 +14,10 @@ VERBS = {
     "prepare": ("jaxlm.data.prepare", "turn text into a token store, without training"),
     "config": ("jaxlm.config", "print every setting, its value and what it means"),
     "fill-mask": ("jaxlm.predict", "fill in the blanks of a text"),
+    "embed": ("jaxlm.embed_file", "the vector of each text of a file"),
+    "score": ("jaxlm.score", "how probable sentences are, for ranking them"),
     "evaluate": ("jaxlm.evaluate", "the held-out loss of a model on any text"),
+    "export": ("jaxlm.export", "write a model as a directory that Transformers loads"),
     "bench": ("jaxlm.bench", "tokens per second, share of peak, memory, input rate"),
 }
 

@@ -119,6 +119,17 @@ def describe(name: str, result: dict[str, float]) -> str:
     )
 
 
+def before_and_after(events: list[dict[str, Any]], results: dict[str, dict[str, float]]) -> str:
+    """Returns a table of each held-out set's figures before the first update, by the run's events, and at the end."""
+    first = {event["name"]: event for event in events if event["kind"] == "evaluation" and event["step"] == 0}
+    lines = [f"{'held-out set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
+    for name, after in results.items():
+        known = first.get(name, {})
+        loss, accuracy = (math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy"))
+        lines.append(f"{name:<16}{loss:>14.3f}{after['loss']:>9.3f}{accuracy:>18.1%}{after['accuracy']:>9.1%}")
+    return "\n".join(lines)
+
+
 def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> dict[str, dict[str, float]]:
     """Returns the figures of `evaluate_held_out` for each store by its name; the first `rows` of each, 0 for all."""
     config, tokenizer, length = trained.config, trained.tokenizer, trained.config.data.sequence_length

@@ -58,7 +58,7 @@ def export(name: str | Path, to: str | Path, family: str | None = None, dtype: s
                 config["architectures"] = trained.source.config.get("architectures") or config["architectures"]
         huggingface.write_weights(partial, kind, encoder, params, dtype, more=more)
         _write_json(partial / "config.json", config)
-        _write_tokenizer(trained, partial)
+        _write_tokenizer(trained, partial, token_types=encoder.token_types > 1)
         (partial / "README.md").write_text(model_card(trained, kind, encoder, to.name), encoding="utf-8")
         if (trained.directory / "curve.png").is_file():
             shutil.copyfile(trained.directory / "curve.png", partial / "curve.png")
@@ -100,13 +100,13 @@ def _fitted(
     return encoder, params | {"encoder": params["encoder"] | {"embeddings": embeddings}}
 
 
-def _write_tokenizer(trained: Trained, to: Path) -> None:
+def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:
     if trained.source:
         for name in _TOKENIZER_FILES:
             if (trained.directory / name).is_file():
                 shutil.copyfile(trained.directory / name, to / name)
         return
-    for name, content in trained.tokenizer.transformers_files(trained.longest).items():
+    for name, content in trained.tokenizer.transformers_files(trained.longest, token_types).items():
         (to / name).write_bytes(content)
 
 

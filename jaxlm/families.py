@@ -210,7 +210,7 @@ _DISTILBERT = Family(
     special_ids={"pad_token_id": "pad"},
 )
 
-# Clark et al. 2020, arXiv 2003.10555: narrow tables, projected
+# Clark et al. 2020, arXiv 2003.10555: narrow tables, projected; a discriminator has a head of its own
 _ELECTRA = Family(
     name="electra",
     masked_lm="ElectraForMaskedLM",
@@ -221,6 +221,8 @@ _ELECTRA = Family(
         "head/transform": "generator_predictions.dense",
         "head/norm": "generator_predictions.LayerNorm",
         "head": "generator_lm_head",
+        "discriminator/transform": "discriminator_predictions.dense",
+        "discriminator/score": "discriminator_predictions.dense_prediction",
     },
     decoder="generator_lm_head.weight",
     output_bias="generator_lm_head.bias",

@@ -18,7 +18,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.families import FAMILIES, Family, Part
 from jaxlm.model.config import EncoderConfig
-from jaxlm.model.heads import abstract_params
+from jaxlm.model.heads import abstract_discriminator, abstract_params
 from jaxlm.weights import Reader, read_json, some_of, tensor_names, write_tensors
 
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms converted from TensorFlow
@@ -237,9 +237,12 @@ def _set_dotted(config: dict[str, Any], path: str, value: Any) -> None:
 
 
 def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
-    """Returns the tensors of a family that hold the parameters of an encoder and its masked-LM head."""
+    """Returns the tensors of a family that hold the parameters of an encoder and its heads."""
     parts: dict[str, list[tuple[int, str, tuple[int, ...], bool]]] = {}
-    for path, leaf in _flatten(abstract_params(encoder)):
+    params = abstract_params(encoder)
+    if "discriminator/score" in family.modules:
+        params = params | {"discriminator": abstract_discriminator(encoder)}
+    for path, leaf in _flatten(params):
         module, _, kind = path.rpartition("/")
         layer = re.search(r"layers_(\d+)", module)
         named = family.modules.get(re.sub(r"layers_\d+", "layers_*", module))
@@ -279,7 +282,7 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
             found[tensor] = names[name]
         elif all(path.startswith("head/") for path in tensor.paths):
             fresh += tensor.paths
-        else:
+        elif not tensor.paths[0].startswith("discriminator/"):
             problems.append(f"{tensor.name} is missing")
     copies = {*biases, *([family.decoder] if tied else [])}
     rest = {n: given for n, given in names.items() if given not in found.values() and not _BUFFERS.search(n)}
@@ -372,7 +375,7 @@ def write_weights(
 
     to = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     flat = dict(_flatten(params))
-    prefix = family.prefix if "head" in params else ""
+    prefix = family.prefix if params.keys() & {"head", "discriminator"} else ""  # a base model has none
     tensors: dict[str, np.ndarray] = {}
     for tensor in tensors_of(family, encoder):
         if not all(path in flat for path in tensor.paths):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,8 +26,15 @@ _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_acti
 _log = logging.getLogger("jaxlm")
 
 
-def start_settings(name: str) -> dict[str, dict[str, Any]]:
-    """Returns the settings that a run takes from a work directory or a Hugging Face directory, by section."""
+def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Returns the settings that a run takes from a work directory or a Hugging Face directory, by section.
+
+    Where `workdir` holds a run that started from it, they are as they were: the weights are in its checkpoints.
+    """
+    if workdir and (workdir / "config.json").is_file():
+        before = config_to_dict(load_config(str(workdir / "config.json")))
+        if before["model"]["init_from"] == name:
+            return {"model": before["model"], "tokenizer": {"path": before["tokenizer"]["path"]}}
     directory = huggingface.locate(name)
     if huggingface.is_checkpoint(directory):
         model = huggingface.model_settings(huggingface.read_source(directory))

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from jaxlm import hardware, objectives, optimizer
 from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
 from jaxlm.data.pipeline import train_batches
 from jaxlm.errors import UserError
-from jaxlm.evaluate import describe
+from jaxlm.evaluate import before_and_after, describe
 from jaxlm.masking import Masking, mask_tokens, prediction_slots
 from jaxlm.model.config import EncoderConfig, Execution, compiler_options, training_flops
 from jaxlm.model.heads import MaskedLM
@@ -61,6 +60,7 @@ def make_train_step(
     def train_step(state: dict, batch: dict, step: Array, done: Array, mask_rate: Array) -> tuple[dict, dict]:
         tokens, segment_ids = batch["tokens"], batch["segment_ids"]
         row = jnp.arange(tokens.shape[0])
+        frozen = optimizer.frozen_mask(config.optimizer, state["params"])
         root = jax.random.key(mask_seed)
         mask_keys, dropout_keys = (
             jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.fold_in(root, purpose), step), row)
@@ -71,6 +71,7 @@ def make_train_step(
 
         def summed_loss(params: dict, rows: Any) -> tuple[Array, objectives.PredictionSums]:
             masked, segment_ids, seeds = rows
+            params = optimizer.hold(frozen, params)  # no gradients are computed for what does not learn
             sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes)
             return sums.loss, sums
 
@@ -89,7 +90,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums.predictions, 1), grads)
         updates, opt_state = update.update(grads, state["opt_state"], state["params"])
         rate = phase["learning_rate"] * schedule(done)
-        params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)
+        params = jax.tree.map(lambda p, u: p if u is None else p + rate * u, state["params"], updates)
         ordinary = jnp.isin(tokens, jnp.asarray(masking.special_ids), invert=True) & (segment_ids > 0)
         metrics = {
             "loss": objectives.mean_loss(sums),
@@ -197,7 +198,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         for name, result in results.items():
             log.note(describe(name, result))
         if config.model.init_from and jax.process_index() == 0:
-            log.note(_before_and_after(workdir, results))
+            log.note(before_and_after(read_metrics(workdir), results))
         log.note(f"params sha256 {checksum}")
         return {"step": step, "params_sha256": checksum, "held_out": results}
 
@@ -205,18 +206,6 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 def _score(results: dict[str, dict[str, float]]) -> float | None:
     """The loss that decides which checkpoint is best: that of the first held-out set."""
     return next((result["loss"] for result in results.values()), None)
-
-
-def _before_and_after(workdir: Path, results: dict[str, dict[str, float]]) -> str:
-    """Returns a table of each held-out set's figures before the first update and at the end."""
-    entries = read_metrics(workdir)
-    before = {entry["name"]: entry for entry in entries if entry["kind"] == "evaluation" and entry["step"] == 0}
-    lines = [f"{'held-out set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
-    for name, after in results.items():
-        known = before.get(name, {})
-        loss, accuracy = (math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy"))
-        lines.append(f"{name:<16}{loss:>14.3f}{after['loss']:>9.3f}{accuracy:>18.1%}{after['accuracy']:>9.1%}")
-    return "\n".join(lines)
 
 
 def _due(every: int, step: int) -> bool:
@@ -372,15 +361,6 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
         log.note(f"resuming after step {step}")
 
 
-def _start_settings(name: str, workdir: Path) -> dict[str, dict[str, Any]]:
-    """What init_from says: as it was when this work directory began, for a resumed run has its weights already."""
-    if (workdir / "config.json").is_file():
-        before = settings.config_to_dict(settings.load_config(str(workdir / "config.json")))
-        if before["model"]["init_from"] == name:
-            return {"model": before["model"], "tokenizer": {"path": before["tokenizer"]["path"]}}
-    return start_settings(name)
-
-
 def main(argv: Sequence[str]) -> int:
     """`jaxlm train --config=FILE[:ARG] --workdir=DIR [--config.section.key=VALUE ...]`."""
     overrides, rest = settings.split_overrides(argv)
@@ -391,7 +371,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run is kept; the same one resumes it")
     args = parser.parse_args(rest)
-    config = settings.load_config(args.config, overrides, lambda name: _start_settings(name, args.workdir))
+    config = settings.load_config(args.config, overrides, lambda name: start_settings(name, args.workdir))
     try:
         train(config, args.workdir)
     except Exception as error:

@@ -107,3 +107,42 @@ def command(*args: object) -> list[str]:
 def environment() -> dict[str, str]:
     """Returns the environment of a command that runs this checkout's jaxlm from any directory."""
     return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def write_checkpoint(directory: Path, text: Path, layers: int = 2, head: bool = True, **config) -> Path:
+    """Writes a small BERT with a WordPiece vocabulary of the words of `text`, as Transformers would; returns where."""
+    import json
+
+    import jax
+    import numpy as np
+
+    from jaxlm import huggingface
+    from jaxlm.config import default_config
+    from jaxlm.model.config import encoder_config
+    from jaxlm.model.heads import init_params
+
+    directory.mkdir(parents=True, exist_ok=True)
+    words = sorted(set(text.read_text().lower().replace(".", " ").split()))
+    letters = sorted({letter for word in words for letter in word})
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *[f"##{x}" for x in letters]]
+    entries += [word for word in words if word not in entries][::2]
+    (directory / "vocab.txt").write_text("\n".join(entries) + "\n")
+    (directory / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
+    content = {
+        "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": len(entries), "hidden_size": 24,
+        "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 40, "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "id2label": {"0": "A"}, "pad_token_id": 0,
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(content | config))
+    source = huggingface.read_source(directory)
+    settings = default_config()
+    settings.model.update(huggingface.model_settings(source))
+    encoder = encoder_config(settings.model)
+    random = np.random.RandomState(0)
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * random.standard_normal(x.shape).astype(np.float32), init_params(encoder, 0)
+    )
+    if not head:
+        del params["head"]
+    huggingface.write_weights(directory, source.family, encoder, params)
+    return directory

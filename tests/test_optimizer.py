@@ -9,11 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import default_config
 from jaxlm.errors import UserError
+from jaxlm.loading import load_trained
 from jaxlm.model.config import PRESETS, encoder_config
-from jaxlm.model.heads import abstract_params
-from jaxlm.optimizer import decay_mask, make_optimizer, make_schedule, map_params, match_rules, param_path
+from jaxlm.model.heads import MaskedLM, abstract_params
+from jaxlm.optimizer import (
+    decay_mask,
+    frozen_mask,
+    hold,
+    make_optimizer,
+    make_schedule,
+    map_params,
+    match_rules,
+    param_path,
+    rate_factors,
+    without,
+)
+from jaxlm.run import set_up
+from jaxlm.sharding import make_mesh, state_shardings
+from jaxlm.train import train as run_training
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # tests mostly compile
 RATE, MUON_RATE, DECAY = 0.125, 0.5, 0.25
@@ -30,9 +46,9 @@ def flatten(tree):
 
 
 @functools.cache
-def model_shapes():
+def model_shapes(layers=1):
     section = default_config().model
-    section.update(layers=1, width=16, heads=2, feed_forward_width=32, positions="learned", embedding_norm=True)
+    section.update(layers=layers, width=16, heads=2, feed_forward_width=32, positions="learned", embedding_norm=True)
     section.update(max_positions=24, token_types=2, tied_output=False)
     return abstract_params(encoder_config(section, 40))
 
@@ -49,7 +65,8 @@ def train(settings, params, gradients):
     @jit
     def step(params, state, gradient):
         updates, state = optimizer.update(gradient, state, params)
-        return jax.tree.map(lambda p, u: p + settings.learning_rate * u, params, updates), state
+        move = lambda p, u: p if u is None else p + settings.learning_rate * u  # noqa: E731
+        return jax.tree.map(move, params, updates), state
 
     state, history = jit(optimizer.init)(params), []
     for gradient in gradients:
@@ -213,6 +230,254 @@ def test_the_default_rules_cover_every_published_architecture(preset):
     mask = decay_mask(default_config().optimizer, abstract_params(encoder))
     for path, decays in flatten(mask).items():
         assert decays == is_weight(path), path
+
+
+# Learning rates by layer
+
+
+@settings(deadline=None, max_examples=25)
+@given(layers=st.integers(1, 12), decay=st.floats(0.1, 1.0), factor=st.floats(1e-3, 100.0))
+def test_layers_decay_from_the_head_down_and_rates_multiply(layers, decay, factor):
+    section = optimizer_settings(layer_decay=decay, rates=(f"layers:0-{layers - 1}={factor}", "token/=0.5"))
+    for path, value in flatten(rate_factors(section, model_shapes(layers))).items():
+        if path.startswith("encoder/embeddings/"):
+            expected = decay ** (layers + 1) * (0.5 if "/token/" in path else 1)
+        elif "/layers_" in path:
+            expected = decay ** (layers - int(path.split("layers_")[1].split("/")[0])) * factor
+        else:
+            expected = 1
+            assert path.startswith(("head/", "encoder/final_norm/"))
+        assert value == pytest.approx(expected, rel=1e-6), path
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+def test_updates_are_exactly_the_factor_times_what_they_would_be(name):
+    params, gradient = random_like(model_shapes(2), 0), random_like(model_shapes(2), 1)
+
+    def updates(**changes):
+        update = make_optimizer(optimizer_settings(name=name, **changes), params)
+        return jit(lambda: update.update(gradient, update.init(params), params)[0])()
+
+    plain = flatten(updates())
+    rates = ("up/kernel$=8", "layers:1=0.25", "embeddings=0.5", "head=3")
+    scaled, decayed = flatten(updates(rates=rates)), flatten(updates(layer_decay=0.5))
+    for path, update in plain.items():
+        if path.endswith("up/kernel"):  # the first rule counts
+            factor, by_layer = 8, 0.5 ** (2 - ("layers_1" in path))
+        elif "/layers_" in path:
+            factor, by_layer = (0.25, 0.5) if "layers_1" in path else (1, 0.25)
+        elif "embeddings" in path:
+            factor, by_layer = 0.5, 0.125
+        else:
+            factor, by_layer = (3 if path.startswith("head/") else 1), 1
+        # Powers of two leave the bits alone; three costs a rounding.
+        np.testing.assert_allclose(scaled[path], update * np.float32(factor), rtol=2e-7 if factor == 3 else 0)
+        np.testing.assert_array_equal(decayed[path], update * np.float32(by_layer), err_msg=path)
+
+
+def test_a_factor_is_on_the_rate_of_descent_and_of_weight_decay():
+    params, gradients = small_problem()
+    # Without means over steps and with a large epsilon a step is one of gradient descent, at rate / epsilon.
+    section = optimizer_settings(clip_norm=0.0, beta1=0.0, beta2=0.0, epsilon=2.0**20, rates=("kernel=0.375",))
+    (after,) = train(section, params, gradients[:1])
+    gradient = flatten(gradients[0])
+    for path, value in flatten(params).items():
+        factor, decay = (0.375, DECAY) if path == "layer/kernel" else (1.0, 0.0)
+        moved = value - RATE * factor * (gradient[path] / 2.0**20 + decay * value)
+        np.testing.assert_allclose(after[path], moved, rtol=1e-6)
+    (still,) = train(section, params, [jax.tree.map(np.zeros_like, params)])
+    np.testing.assert_allclose(still["layer/kernel"], params["layer"]["kernel"] * (1 - RATE * 0.375 * DECAY), rtol=1e-6)
+
+
+def test_a_matrix_under_muon_has_its_own_rate_times_the_factor():
+    params = random_like(model_shapes(2), 0)
+    section = optimizer_settings(name="muon", layer_decay=0.5, rates=("query/kernel$=0.5",))
+    (after,) = train(section, params, [jax.tree.map(np.zeros_like, params)])
+    for path, value in flatten(params).items():
+        if is_layer_kernel(path):
+            factor = (0.5 if "layers_1" in path else 0.25) * (0.5 if "query" in path else 1)
+            np.testing.assert_allclose(after[path], value * (1 - MUON_RATE * factor * DECAY), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rates", "message"), [
+    (("embeddings=0.1", "gamma=2"), "the rule gamma of optimizer.rates covers no parameter"),
+    (("encoder=0.1", "layers:0=2"), "the rule layers:0 of optimizer.rates covers no parameter"),
+    (("embeddings",), "PATTERN=FACTOR, a factor above 0, is meant"),
+    (("embeddings=0",), "a factor above 0"),
+    (("embeddings=-1",), "a factor above 0"),
+    (("embeddings=inf",), "a factor above 0"),
+    (("embeddings=nan",), "a factor above 0"),
+    (("embeddings=fast",), "a factor above 0"),
+    (("=2",), "PATTERN=FACTOR"),
+    (("(kernel=2",), "(kernel is no regular expression"),
+    (("layers:1-3=2",), "layers:1-3=2: the model's layers are 0 to 1"),
+])  # fmt: skip
+def test_rates_that_cannot_be_meant_are_refused(rates, message):
+    with pytest.raises(UserError) as error:
+        make_optimizer(optimizer_settings(rates=rates), model_shapes(2))
+    assert message in str(error.value)
+    assert "optimizer.rates" in str(error.value)
+
+
+# Freezing
+
+
+def frozen_paths(*freeze, layers=4):
+    mask = flatten(frozen_mask(optimizer_settings(freeze=freeze), model_shapes(layers)))
+    return {path for path, frozen in mask.items() if frozen}
+
+
+@pytest.mark.parametrize(("freeze", "prefixes"), [
+    ((), ()),
+    (("embeddings",), ("encoder/embeddings/",)),
+    (("encoder",), ("encoder/",)),
+    (("head",), ("head/",)),
+    (("layers:2",), ("encoder/layers_2/",)),
+    (("layers:1-2", "head"), ("encoder/layers_1/", "encoder/layers_2/", "head/")),
+    (("layers:0,2-3",), ("encoder/layers_0/", "encoder/layers_2/", "encoder/layers_3/")),
+    (("layers:0", "2", "3", "head"), ("encoder/layers_0/", "encoder/layers_2/", "encoder/layers_3/", "head/")),
+    (("encoder", "layers:0"), ("encoder/",)),  # said twice
+    (("^encoder/final_norm", "embeddings/token/"), ("encoder/final_norm/", "encoder/embeddings/token/")),
+])  # fmt: skip
+def test_what_is_frozen_goes_by_names_and_patterns(freeze, prefixes):
+    everything = set(flatten(model_shapes(4)))
+    assert frozen_paths(*freeze) == {path for path in everything if path.startswith(prefixes)}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)).map(sorted), min_size=1, max_size=4))
+def test_spans_of_layers_freeze_just_these_layers(spans):
+    words = [f"{first}-{last}" if last > first else f"{first}" for first, last in spans]
+    numbers = {number for first, last in spans for number in range(first, last + 1)}
+    whole, split = frozen_paths("layers:" + ",".join(words), layers=12), ("layers:" + words[0], *words[1:])
+    assert whole == frozen_paths(*split, layers=12)
+    assert {int(path.split("layers_")[1].split("/")[0]) for path in whole} == numbers
+    assert all(path in whole for path in flatten(model_shapes(12)) if any(f"/layers_{n}/" in path for n in numbers))
+
+
+@pytest.mark.parametrize(("freeze", "message"), [
+    (("embeding",), "embeding names no parameter; embeddings, encoder, head, layers:0-5"),
+    (("layer:0",), "layer:0 names no parameter"),
+    (("embeddings", "pooler"), "pooler names no parameter"),
+    (("embeddings", "1"), "1 names no parameter"),
+    (("",), "names no parameter"),
+    (("layers:",), "layers:0-5 or layers:0,1,2 is meant"),
+    (("layers:first",), "layers:0-5 or layers:0,1,2 is meant"),
+    (("layers:2-1",), "layers:0-5 or layers:0,1,2 is meant"),
+    (("layers:0-5",), "layers:0-5: the model's layers are 0 to 3"),
+    (("layers:0", "4"), "layers:0,4: the model's layers are 0 to 3"),
+    (("layers:0-99999999999",), "the model's layers are 0 to 3"),
+    (("(kernel",), "(kernel is no regular expression"),
+    (("encoder", "head"), "optimizer.freeze=encoder,head leaves nothing to learn"),
+    ((".*",), "leaves nothing to learn"),
+])  # fmt: skip
+def test_freezing_nothing_or_everything_is_refused(freeze, message):
+    with pytest.raises(UserError) as error:
+        make_optimizer(optimizer_settings(freeze=freeze), model_shapes(4))
+    assert message in str(error.value)
+    assert "optimizer.freeze" in str(error.value)
+
+
+FREEZE = ("embeddings", "layers:0", "norm/bias$")
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+@pytest.mark.parametrize("freeze", [FREEZE, ("layers:0-1",), ("encoder",)])
+def test_the_rest_learns_as_if_what_is_frozen_were_not_there(name, freeze):
+    """Its clipping norm, its state and its bits are those of an optimizer that never heard of the frozen ones."""
+    params = random_like(model_shapes(2), 0)
+    frozen = frozen_mask(optimizer_settings(freeze=freeze), params)
+    gradients = [random_like(model_shapes(2), seed) for seed in (1, 2)]
+    with_frozen = train(optimizer_settings(name=name, freeze=freeze), params, gradients)
+    # The same decay, by rules that hold also where no bias is left.
+    alone = optimizer_settings(name=name, decay=("/(kernel|embedding)$=yes", ".*=no"))
+    expected = train(alone, without(frozen, params), [without(frozen, gradient) for gradient in gradients])
+    before, frozen = flatten(params), flatten(frozen)
+    for after, rest in zip(with_frozen, expected, strict=True):
+        for path, value in after.items():
+            np.testing.assert_array_equal(value, before[path] if frozen[path] else rest[path], err_msg=path)
+    moved = {path for path in before if (before[path] != with_frozen[-1][path]).any()}
+    assert moved == {path for path in before if not frozen[path]}
+
+
+def test_frozen_parameters_keep_the_bits_that_arithmetic_would_not():
+    params = random_like(model_shapes(1), 0)
+    params["encoder"]["embeddings"]["norm"]["bias"][:] = -0.0
+    (after,) = train(optimizer_settings(freeze=("embeddings",)), params, [random_like(model_shapes(1), 1)])
+    assert np.signbit(after["encoder/embeddings/norm/bias"]).all()
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+def test_frozen_parameters_have_no_state_and_the_rest_is_sharded_and_saved_as_ever(name, tmp_path):
+    params = random_like(model_shapes(2), 0)
+    section = optimizer_settings(name=name, freeze=FREEZE)
+    init = make_optimizer(section, params).init
+    frozen = flatten(frozen_mask(section, params))
+    states = {"some": jit(init)(params), "all": jit(make_optimizer(optimizer_settings(name=name), params).init)(params)}
+    some, everything = flatten(states["some"]), flatten(states["all"])
+    # The same entries under the same paths, but for those of frozen parameters.
+    owners = {path: next((p for p in frozen if path.endswith("/" + p)), None) for path in everything}
+    assert set(some) == {path for path, owner in owners.items() if owner is None or not frozen[owner]}
+    assert sum(leaf.size for leaf in some.values()) < sum(leaf.size for leaf in everything.values()) / 2
+
+    state = {"params": params, "opt_state": states["some"]}
+    shapes = jax.eval_shape(lambda: {"params": params, "opt_state": init(params)})
+    places = state_shardings(make_mesh(default_config().mesh), shapes)
+    assert jax.tree.structure(places) == jax.tree.structure(shapes)
+    target = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, jax.tree.map(jnp.asarray, state), {})
+    checkpoints.wait()
+    restored = checkpoints.restore(target).state
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_without_freezing_the_state_is_where_older_checkpoints_have_it():
+    for name, adam in [("adamw", "1/0/"), ("lamb", "1/0/"), ("muon", "1/0/inner_states/rest/inner_state/")]:
+        update = make_optimizer(optimizer_settings(name=name), model_shapes())
+        assert f"{adam}mu/head/bias" in flatten(jax.eval_shape(update.init, model_shapes()))
+
+
+def test_the_backward_pass_ends_at_the_lowest_parameter_that_learns():
+    section = default_config().model
+    section.update(layers=4, width=64, heads=2, feed_forward_width=128)
+    encoder = encoder_config(section, 40)
+    params, tokens = abstract_params(encoder), jnp.zeros((2, 8), jnp.int32)
+
+    def loss(params):
+        return MaskedLM(encoder).apply({"params": params}, tokens).sum()
+
+    def flops(function):
+        return jax.jit(function).lower(params).cost_analysis()["flops"]
+
+    def backward(*freeze):
+        frozen = frozen_mask(optimizer_settings(freeze=freeze), params)
+        return flops(jax.grad(lambda params: loss(hold(frozen, params)))) - flops(loss)
+
+    whole = backward()
+    assert backward("embeddings", "layers:0-1") / whole == pytest.approx(1 / 2, abs=0.03)
+    assert backward("embeddings", "layers:0-2") / whole == pytest.approx(1 / 4, abs=0.03)
+    assert backward("encoder") < 0.03 * whole
+    # Below something that learns, only the half of the products that makes the layers' own gradients goes.
+    assert backward("layers:0-1") / whole == pytest.approx(3 / 4, abs=0.03)
+
+
+def test_a_run_with_frozen_layers_leaves_their_bits_and_resumes_to_the_same(mini, tmp_path):
+    overrides = (
+        "optimizer.name=muon", "optimizer.freeze=embeddings,layers:0", "optimizer.layer_decay=0.5",
+        "optimizer.rates=head=2", "schedule.name=constant", "schedule.warmup=0", "train.accumulate=2",
+        "checkpoint.every=3",
+    )  # fmt: skip
+    fresh = flatten(set_up(mini("train.steps=6", *overrides), tmp_path / "whole").fresh_state()["params"])
+    whole = run_training(mini("train.steps=6", *overrides), tmp_path / "whole")
+    run_training(mini("train.steps=3", *overrides), tmp_path / "parts")
+    parts = run_training(mini("train.steps=6", *overrides), tmp_path / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"]
+    for path, value in flatten(load_trained(tmp_path / "parts", "float32").params).items():
+        frozen = path.startswith(("encoder/embeddings/", "encoder/layers_0/"))
+        assert (value.tobytes() == fresh[path].tobytes()) == frozen, path
 
 
 # Schedules

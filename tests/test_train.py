@@ -124,7 +124,9 @@ def test_epochs_and_tokens_end_a_run(mini, tmp_path, end, steps):
 
 
 def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path, monkeypatch):
-    reads = iter(range(10**6))  # a clock that moves a tenth of a second whenever it is read, however busy the machine is
+    reads = iter(
+        range(10**6)
+    )  # a clock that moves a tenth of a second whenever it is read, however busy the machine is
     monkeypatch.setattr(training._Clock, "elapsed", property(lambda self: next(reads) / 10))
     train(mini("train.steps=none", "train.minutes=0.25", "schedule.warmup=0.1", "logging.every=1"), tmp_path)
     entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]

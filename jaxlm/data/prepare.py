@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from jaxlm import __version__
 from jaxlm.config import config_to_dict, load_config, split_overrides
+from jaxlm.data.added_tokens import read_added
 from jaxlm.data.processes import map_in_processes, worker_count
 from jaxlm.data.sources import Tally, cut_text, read_documents, source_fingerprint
 from jaxlm.data.store import StoreWriter, TokenStore
@@ -61,7 +62,7 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
     """
     if not config.data.path:
         raise UserError("data.path is empty: name the text, as in --config.data.path='notes/*.txt', or pydocs")
-    given = load_tokenizer(config.tokenizer.path, config.tokenizer.words) if config.tokenizer.path else None
+    given = given_tokenizer(config.tokenizer)
     origin = _origin(config, given)
     name = _digest([FORMAT_VERSION, __version__, origin])
     target = Path(directory).expanduser().absolute() if directory else cache_directory(config) / name
@@ -89,6 +90,16 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
         raise UserError(f"cannot write the token store {target}: {error.strerror or error}") from error
     print(f"{table}\ntoken store: {target}")
     return open_prepared(target)
+
+
+def given_tokenizer(settings: ConfigDict) -> Tokenizer | None:
+    """Returns the tokenizer that section `tokenizer` names, with the tokens to add; None where one is to be trained."""
+    if not settings.path:
+        if settings.add:
+            raise UserError("tokenizer.add adds to a vocabulary that is there: name it by tokenizer.path or init_from")
+        return None
+    tokenizer = load_tokenizer(settings.path, settings.words)
+    return tokenizer.with_added(read_added(settings.add)) if settings.add else tokenizer
 
 
 def open_prepared(directory: str | os.PathLike) -> Prepared:

@@ -69,6 +69,25 @@ def predict(model: MaskedLM, params: dict, states: Array) -> Array:
     return cast(Array, model.apply({"params": params}, states, method="predict"))
 
 
+class ReplacedTokenHead(nn.Module):
+    """States [..., D] -> logits float32 [...] that a token was replaced: ELECTRA's discriminator (arXiv 2003.10555)."""
+
+    config: EncoderConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+        x = activate(config.activation, Dense(config.width, True, config, self.execution, name="transform")(x))
+        return Dense(1, True, config, self.execution, name="score")(x)[..., 0].astype(jnp.float32)
+
+
+def replaced_token_logits(model: MaskedLM, params: dict, states: Array) -> Array:
+    """Returns logits float32 [...] of states [..., D]; params must have a "discriminator", as ELECTRA's do."""
+    head = ReplacedTokenHead(model.config, model.execution)
+    return cast(Array, head.apply({"params": params["discriminator"]}, states))
+
+
 def gather_positions(states: Array, positions: Array) -> Array:
     """Returns states [B, L, D] at positions int32 [B, P] -> [B, P, D]."""
     return jnp.take_along_axis(states, positions[:, :, None], axis=1)
@@ -92,6 +111,12 @@ def init_params(config: EncoderConfig, seed: int, counts: np.ndarray | None = No
 def abstract_params(config: EncoderConfig) -> dict:
     """Returns the tree of shapes and dtypes that `init_params` would make, without making it."""
     return jax.eval_shape(lambda: init_params(config, 0))
+
+
+def abstract_discriminator(config: EncoderConfig) -> dict:
+    """Returns the tree of shapes and dtypes of ELECTRA's discriminator."""
+    states = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
+    return jax.eval_shape(ReplacedTokenHead(config).init, jax.random.key(0), states)["params"]
 
 
 def parameter_count(config: EncoderConfig) -> int:

@@ -16,7 +16,9 @@ from sentencepiece import sentencepiece_model_pb2 as protobuf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxlm.config import default_config
-from jaxlm.data.tokenizer import HIDDEN, _sentences, load_tokenizer, train_tokenizer
+from jaxlm.data.sentencepiece_training import sentences_of
+from jaxlm.data.special_tokens import HIDDEN
+from jaxlm.data.tokenizer import load_tokenizer, train_tokenizer
 from jaxlm.data.words import word_boundaries
 from jaxlm.errors import UserError
 
@@ -572,7 +574,7 @@ def test_long_lines_are_trained_on(tmp_path):
 @given(st.lists(st.tuples(st.sampled_from(["a b ", "é", "字 ", "🦙", "x\ny", "▅"]), st.integers(1, 2500)), max_size=4))
 def test_sentences_hold_all_text_and_fit(parts):
     text = "".join(part * count for part, count in parts)
-    found = list(_sentences([text]))
+    found = list(sentences_of([text]))
     assert all(0 < len(sentence.encode()) <= 4192 for sentence in found)
     assert "".join("".join(found).split()) == "".join(text.replace("▅", " ").split())
 
@@ -739,7 +741,7 @@ def test_a_broken_definition_is_said_in_a_sentence(tmp_path):
 
 
 def test_an_empty_folder_and_two_models_are_refused(tmp_path, tokenizers):
-    with pytest.raises(UserError, match=r"no tokenizer\.json, no .model and no vocab.txt"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json, no .model, no vocab.txt and no vocab.json"):
         load_tokenizer(tmp_path)
     tokenizers["unigram"].save(tmp_path)
     shutil.copy(tmp_path / "tokenizer.model", tmp_path / "b.model")
@@ -779,3 +781,12 @@ def test_split_han_gives_pieces_of_one_chinese_character(tmp_path):
     assert most(together) > 1
     assert most(split) == 1
     assert split.decode(split.encode("我们学习中文。").ids) == "我们学习中文。"
+
+
+def test_trained_scores_add_without_error(tokenizers):
+    model = protobuf.ModelProto.FromString(tokenizers["unigram"]._library.content)
+    scores = np.array([piece.score for piece in model.pieces], np.float32)
+    assert (scores * 64 == np.round(scores * 64)).all()
+    assert len(np.unique(scores)) > 50
+    sums = [np.cumsum(np.tile(scores, 20)[order]) for order in (slice(None), slice(None, None, -1))]
+    assert sums[0][-1] == sums[1][-1]

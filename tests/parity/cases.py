@@ -68,6 +68,32 @@ def batch(offset: int = 0) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "attention": attention, "types": types, "labels": np.where(blank, tokens, -100)}
 
 
+def outputs_of(encoder, params):
+    """Returns what `reference.run` records, of our model: (loss, outputs) by the kind of the checkpoint's head."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.model.heads import MaskedLM, encode, predict, replaced_token_logits
+
+    data, model = batch(encoder_pad(encoder)), MaskedLM(encoder)
+    types = data["types"].astype(np.int32) if encoder.token_types > 1 else None
+    real = jnp.asarray(data["attention"])
+    states = encode(model, params, data["tokens"], real.astype(jnp.int32), token_types=types)
+    if "head" in params:
+        logits = predict(model, params, states)
+        blank = data["labels"] >= 0
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.where(blank, data["labels"], 0)[..., None], -1)
+        return -jnp.where(blank, chosen[..., 0], 0).sum() / blank.sum(), logits
+    if "discriminator" in params:
+        states = replaced_token_logits(model, params, states)[..., None]
+    return jnp.where(real[..., None] == 1, states**2, 0).sum() / (real.sum() * states.shape[-1]), states
+
+
+def encoder_pad(encoder) -> int:
+    """The pad token's id: RoBERTa counts positions from the row behind it."""
+    return encoder.position_offset - 1 if encoder.position_offset else 0
+
+
 def summary(outputs: np.ndarray) -> np.ndarray:
     """Returns of outputs [tokens, V] the first three and the root mean square, [tokens, 4]."""
     return np.concatenate([outputs[:, :3], np.sqrt(np.square(outputs).mean(-1, keepdims=True))], -1)

@@ -36,20 +36,18 @@ def pad_id(model) -> int:
 def run(model, gradients: bool = True):
     """Returns outputs float32 [B, L, ...] and the gradient of the mean loss at the blanks by tensor name.
 
-    The outputs are logits, or states of a model without a masked-LM head, whose loss is the mean square.
+    The outputs are logits, or states where there is no head; without labels for them, the loss is their mean square.
     """
     data = {name: torch.from_numpy(array) for name, array in batch(pad_id(model)).items()}
     inputs = {"input_ids": data["tokens"], "attention_mask": data["attention"]}
     if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = data["types"]
-    masked_lm = type(model).__name__.endswith(("MaskedLM", "BertForPreTraining"))
-    encoder = model if masked_lm else getattr(model, model.base_model_prefix, model)
-    output = encoder(**inputs)
-    if masked_lm:
+    output = model(**inputs)
+    if type(model).__name__.endswith(("MaskedLM", "BertForPreTraining")):
         values = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
         loss = torch.nn.functional.cross_entropy(values.flatten(0, 1), data["labels"].flatten())
     else:
-        values = output.last_hidden_state
+        values = output.last_hidden_state if "last_hidden_state" in output else output.logits[..., None]
         loss = values[data["attention"] == 1].square().mean()
     found: dict[str, np.ndarray] = {}
     if gradients:

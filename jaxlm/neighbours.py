@@ -1,0 +1,74 @@
+"""Which vectors are alike: cosines by plain matrix products, exact, in pieces that fit in memory."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxlm.errors import UserError
+
+QUERIES, VECTORS = 1024, 16_384  # of a piece
+
+
+def similarity(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Returns the cosine of each vector of a [n, D] with each of b [m, D], float32 [n, m]; 0 for a vector of zeros.
+
+    Raises UserError for arrays of other shapes.
+    """
+    first, second = _vectors(a, "the first"), _vectors(b, "the second")
+    _check_widths(first, second)
+    return _unit(first) @ _unit(second).T
+
+
+def nearest(queries: ArrayLike, corpus: ArrayLike, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each of queries [n, D] its k nearest of corpus [m, D] by cosine, the nearest first.
+
+    That is their rows int64 [n, k] and cosines float32 [n, k]; of equal ones the earlier row is first, and k is m at
+    most. The corpus may be `np.load(file, mmap_mode="r")`: it is read in pieces. Raises UserError.
+    """
+    queries, corpus = _vectors(queries, "queries"), _vectors(corpus, "the corpus")
+    _check_widths(queries, corpus)
+    if k < 1:
+        raise UserError(f"k={k}: at least 1 neighbour is needed")
+    k = min(k, len(corpus))
+    rows = np.zeros((len(queries), k), np.int64)
+    cosines = np.zeros((len(queries), k), np.float32)
+    for first in range(0, len(queries), QUERIES):
+        part = slice(first, first + QUERIES)
+        rows[part], cosines[part] = _nearest(_unit(queries[part]), corpus, k)
+    return rows, cosines
+
+
+def _nearest(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = [np.zeros(0, np.int64)] * len(queries)
+    cosines = [np.zeros(0, np.float32)] * len(queries)
+    for first in range(0, len(corpus), VECTORS):
+        found = queries @ _unit(corpus[first : first + VECTORS]).T
+        keep = min(k, found.shape[1])
+        least = np.partition(found, -keep, axis=1)[:, -keep]
+        for number, row in enumerate(found):
+            better = np.flatnonzero(row >= least[number])
+            all_rows = np.concatenate([rows[number], better + first])
+            all_cosines = np.concatenate([cosines[number], row[better]])
+            order = np.lexsort((all_rows, -all_cosines))[:k]
+            rows[number], cosines[number] = all_rows[order], all_cosines[order]
+    return np.stack(rows), np.stack(cosines)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _vectors(array: ArrayLike, name: str) -> np.ndarray:
+    vectors = np.asanyarray(array)
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise UserError(
+            f"{name} must be numbers [n, D], as `embed` returns them, and is {vectors.dtype} {list(vectors.shape)}"
+        )
+    if not len(vectors):
+        raise UserError(f"{name} holds no vector")
+    return vectors
+
+
+def _check_widths(first: np.ndarray, second: np.ndarray) -> None:
+    if first.shape[1] != second.shape[1]:
+        raise UserError(f"vectors of {first.shape[1]} and of {second.shape[1]} numbers are not of one model")

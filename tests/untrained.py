@@ -1,0 +1,49 @@
+"""A work directory with a small model of random weights, for tests of what uses a model."""
+
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.config import default_config, save_config
+from jaxlm.data.tokenizer import train_tokenizer
+from jaxlm.model.config import encoder_config
+from jaxlm.model.heads import abstract_params
+from tests.conftest import sentences
+
+TINY = {
+    "layers": 2, "width": 16, "heads": 2, "feed_forward_width": 20, "dropout": 0.0, "attention_dropout": 0.0,
+    "positions": "learned", "max_positions": 40,
+}  # fmt: skip
+LENGTH = 40
+
+
+def make_workdir(path: Path, **model) -> Path:
+    """Returns the folder of a model that reads LENGTH tokens; its vocabulary of 80 pieces lacks many words."""
+    config = default_config()
+    config.model.update(TINY | model)
+    config.data.update(sequence_length=LENGTH, path=("text.txt",))
+    config.tokenizer.update(vocab_size=80, character_coverage=1.0)
+    path.mkdir(parents=True)
+    tokenizer = train_tokenizer(sentences(300), config.tokenizer, path / "tokenizer")
+    encoder = encoder_config(config.model, tokenizer.vocab_size)
+    save_config(config, path / "config.json")
+    np.save(path / "token_counts.npy", np.ones(tokenizer.vocab_size, np.int64))
+    checkpoints = Checkpoints(path / "checkpoints")
+    checkpoints.save(1, {"params": random_params(encoder)}, {}, wait=True)
+    return path
+
+
+def random_params(encoder, seed: int = 0) -> dict:
+    """Returns weights that hide nothing: no bias is zero, no scale one, and no product shrinks its input."""
+    random = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        noise = random.standard_normal(shape.shape).astype(np.float32)
+        if path[-1].key == "kernel":
+            noise /= math.sqrt(shape.shape[0])
+        return 1 + 0.3 * noise if path[-1].key == "scale" else noise
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(encoder))
