@@ -131,10 +131,21 @@ def before_and_after(events: list[dict[str, Any]], results: dict[str, dict[str, 
 
 
 def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> dict[str, dict[str, float]]:
-    """Returns the figures of `evaluate_held_out` for each store by its name; the first `rows` of each, 0 for all."""
+    """Returns the figures of `evaluate_held_out` for each store by its name; the first `rows` of each, 0 for all.
+
+    The unigram baseline is that of the training text; of a checkpoint from elsewhere, that of the text judged. Raises
+    UserError for a model without a masked-LM head, or with fewer positions than the rows are long.
+    """
     config, tokenizer, length = trained.config, trained.tokenizer, trained.config.data.sequence_length
+    if not trained.has_head:
+        raise UserError(f"{trained.directory} has no masked-LM head, so there is no loss to measure")
+    if trained.encoder.positions == "learned" and length > trained.longest:
+        raise UserError(f"data.sequence_length={length} is beyond the {trained.longest} tokens that the model takes")
+    counts = trained.counts
+    if not counts.any():
+        counts = np.sum([store.counts for store in stores.values()], axis=0)
     masking = make_masking(config.masking, trained.encoder.vocab_size, tokenizer.mask_id, tokenizer.special_ids)
-    step = make_evaluation_step(trained.model, masking, trained.counts, tokenizer.piece_bytes(), length)
+    step = make_evaluation_step(trained.model, masking, counts, tokenizer.piece_bytes(), length)
     size = config.evaluation.batch_size or config.train.batch_size
     results = {}
     for name, store in stores.items():
@@ -154,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
         "section data say what is read. The blanks are the same for every model.",
         epilog="example: jaxlm evaluate --model=runs/mini --data.path='notes/*.txt' --data.document=paragraph",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train`")
+    parser.add_argument("--model", required=True, help="a work directory or a Hugging Face directory")
     parser.add_argument("--rows", type=int, default=0, help="rows of each set, the first ones (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args(rest)
@@ -170,8 +181,8 @@ def main(argv: Sequence[str]) -> int:
     elif overrides:
         raise UserError(f"--data.path is needed beside --{overrides[0]}")
     else:
-        record = json.loads((trained.directory / "data.json").read_text())
-        stores = open_prepared(record["directory"]).held_out
+        record = trained.directory / "data.json"
+        stores = open_prepared(json.loads(record.read_text())["directory"]).held_out if record.is_file() else {}
         if not stores:
             raise UserError(f"{args.model} has no held-out sets; name a text with --data.path")
     results = evaluate(trained, stores, args.rows)
@@ -187,8 +198,9 @@ def _stores_of_text(trained: Trained, overrides: Sequence[str]) -> dict[str, Tok
     """The token stores of a text, with the model's own tokenizer; one for each path."""
     config = config_from_dict(config_to_dict(trained.config), "config")
     config.data.update(held_out=(), held_out_fraction=0.0, weights=())
-    config.tokenizer.path = str(trained.directory / "tokenizer")
+    config.tokenizer.path, config.tokenizer.add = str(trained.directory / ("" if trained.source else "tokenizer")), ""
     for override in overrides:
         apply_override(config, override)
+    trained.config.data.sequence_length = config.data.sequence_length
     prepared = prepare(config)
     return dict(zip(config.data.path, prepared.train, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm import __version__
+from jaxlm.checkpoint import params_sha256
 from jaxlm.config import config_to_dict, default_config
 from jaxlm.families import Family
 from jaxlm.loading import Trained
@@ -65,9 +66,12 @@ def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     facts["optimizer"] = f"{config.optimizer.name}, peak rate {config.optimizer.learning_rate:g}"
     facts["schedule"] = f"{config.schedule.name}, warm-up {config.schedule.warmup:g}"
     facts["products in"] = config.train.compute_dtype
-    devices = {key: start[key] for key in ("processor", "devices") if start.get(key)}
-    facts["machine"] = "; ".join(str(value) for value in devices.values())
+    facts["machine"] = (
+        f"{start.get('devices', 1)} x {start.get('device_kind', 'unknown')}, {start.get('processor', '')}"
+    )
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
     facts["commit of jaxlm"] = str(start.get("commit") or "not known")
+    facts["parameters (sha256)"] = params_sha256(trained.params)
     return {name: value for name, value in facts.items() if value}
 
 

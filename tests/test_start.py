@@ -154,6 +154,48 @@ def test_a_larger_table_keeps_its_rows(continued, checkpoint, tmp_path):
         start_params(str(checkpoint), smaller, tokenizer, tokenizer, "refuse")
 
 
+def test_added_tokens_start_at_the_mean_of_their_old_pieces(continued, checkpoint, tmp_path, capsys):
+    (tmp_path / "terms.txt").write_text("\ufeffzzyzx\nthe cat\nzzyzx\nthe\n\n")
+    run = set_up(continued(f"tokenizer.add={tmp_path / 'terms.txt'}"), tmp_path / "run")
+    tokenizer, before = run.prepared.tokenizer, load_trained(checkpoint).tokenizer
+    assert tokenizer.added == ("zzyzx", "the cat")  # "the" is one token already, or its pieces are
+    rows = before.vocab_size
+    assert run.encoder.vocab_size == rows + 2
+    assert tokenizer.encode("a zzyzx").ids[-1] == rows
+    params, given = run.fresh_state()["params"], load_file(checkpoint / "model.safetensors")
+    table = np.asarray(params["encoder"]["embeddings"]["token"]["embedding"])
+    old = given["bert.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(table[:rows], old)
+    np.testing.assert_allclose(table[rows], old[before.encode("zzyzx").ids].mean(0), atol=1e-6)
+    np.testing.assert_allclose(table[rows + 1], old[before.encode("the cat").ids].mean(0), atol=1e-6)
+    bias, old_bias = np.asarray(params["head"]["bias"]), given["cls.predictions.bias"]
+    np.testing.assert_allclose(bias[rows], old_bias[before.encode("zzyzx").ids].mean(), atol=1e-6)
+    np.testing.assert_array_equal(bias[:rows], old_bias)
+
+
+def test_added_tokens_need_a_vocabulary_to_be_added_to(mini, tmp_path):
+    (tmp_path / "terms.txt").write_text("zzyzx\n")
+    with pytest.raises(UserError, match=r"tokenizer\.add adds to a vocabulary that is there"):
+        set_up(mini(f"tokenizer.add={tmp_path / 'terms.txt'}"), tmp_path / "run")
+
+
+def test_a_checkpoint_is_evaluated_on_any_text(checkpoint, text_file, tmp_path, cache, capsys):
+    text = [f"--data.path={text_file}", f"--data.cache={cache}", "--data.document=paragraph", "--rows=8"]
+    assert cli.main(["evaluate", f"--model={checkpoint}", *text, "--data.sequence_length=32", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])[str(text_file)]
+    assert result["unigram_loss"] < result["loss"] < 10
+    for more, message in (
+        (["--data.sequence_length=64"], "data.sequence_length=64 is beyond the 40 tokens that the model takes"),
+        ([], "has no held-out sets; name a text with --data.path"),
+    ):
+        arguments = [f"--model={checkpoint}", *(text if more else []), *more]
+        assert cli.main(["evaluate", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    bare = write_checkpoint(tmp_path / "bare", text_file, head=False)
+    assert cli.main(["evaluate", f"--model={bare}", *text, "--data.sequence_length=32"]) == 1
+    assert "has no masked-LM head, so there is no loss to measure" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
