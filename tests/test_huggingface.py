@@ -1,6 +1,7 @@
 """Checkpoints of Transformers, in and out, against what Transformers computed (tests/parity/record.py)."""
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from jaxlm.config import default_config
 from jaxlm.errors import UserError
 from jaxlm.families import FAMILIES
 from jaxlm.model.config import PRESETS, EncoderConfig, encoder_config
-from jaxlm.model.heads import abstract_params, init_params
+from jaxlm.model.heads import MaskedLM, abstract_params, encode, init_params
 from tests.parity.cases import CASES, batch, outputs_of, summary, weights
 
 FAST = {"xla_backend_optimization_level": 0}
@@ -228,6 +229,15 @@ def test_every_released_modernbert_has_a_place(released, sizes, tmp_path):
     assert held == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(encoder)))
     assert huggingface.choose_family(encoder).name == "modernbert"
     assert encoder.local_rotary_base == (10_000.0 if released.startswith("ModernBERT") else 160_000.0)
+
+
+def test_outputs_of_modernbert_do_not_depend_on_padding(tmp_path):
+    _, encoder, loaded = load(write(tmp_path, "modernbert"))
+    states = jax.jit(functools.partial(encode, MaskedLM(encoder)), compiler_options=FAST)
+    tokens = np.random.RandomState(0).randint(5, 41, (4, 40)).astype(np.int32)
+    alone = states(loaded.params, tokens[:1, :23], None)  # the local window is 8
+    padded = states(loaded.params, tokens, (np.arange(40) < np.array([[23], [40], [3], [30]])).astype(np.int32))
+    np.testing.assert_allclose(alone[0], padded[0, :23], atol=1e-5)
 
 
 # Which family
