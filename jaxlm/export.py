@@ -1,7 +1,6 @@
 """A trained model as a directory that Transformers loads: weights, config, tokenizer, and a model card from the run."""
 
 import argparse
-import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ import numpy as np
 
 from jaxlm import huggingface
 from jaxlm.errors import UserError
-from jaxlm.families import Family
 from jaxlm.loading import Trained, load_trained
-from jaxlm.model.config import EncoderConfig
 from jaxlm.model_card import model_card
+from jaxlm.refit import refit, refit_params
 from jaxlm.start import SOURCE_CONFIG
 from jaxlm.weights import read_json
 
@@ -42,7 +40,8 @@ def export(name: str | Path, to: str | Path, family: str | None = None, dtype: s
     base = _base_config(trained)
     kind = huggingface.choose_family(trained.encoder, family or (base or {}).get("model_type"))
     base = base if base and base["model_type"] == kind.name else None
-    encoder, params = _fitted(trained.encoder, jax.tree.map(np.asarray, trained.params), kind, trained.tokenizer.pad_id)
+    encoder = refit(trained.encoder, kind, trained.tokenizer.pad_id)
+    params = refit_params(jax.tree.map(np.asarray, trained.params), trained.encoder, encoder)
     roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
     config = huggingface.config_for(encoder, kind, trained.longest, roles, base)
     config |= {"dtype": dtype, "architectures": [kind.masked_lm if trained.has_head else kind.base]}
@@ -78,26 +77,6 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
         return read_json(trained.directory / "config.json", dict)
     kept = trained.directory / SOURCE_CONFIG
     return read_json(kept, dict) if kept.is_file() else None
-
-
-def _fitted(
-    encoder: EncoderConfig, params: dict[str, Any], family: Family, pad_id: int
-) -> tuple[EncoderConfig, dict[str, Any]]:
-    """Returns encoder and parameters with positions counted from where the family counts them, and token types where it
-    always has some; what they compute stays the same."""
-    embeddings = dict(params["encoder"]["embeddings"])
-    if encoder.positions == "learned":
-        counted = any(key.ours == "position_offset" for key in family.keys)
-        offset = pad_id + 1 if counted else 0
-        if offset != encoder.position_offset:
-            used = embeddings["position"]["embedding"][encoder.position_offset :]
-            unused = np.zeros((offset, used.shape[1]), used.dtype)
-            embeddings["position"] = {"embedding": np.concatenate([unused, used])}
-            encoder = dataclasses.replace(encoder, position_offset=offset, max_positions=offset + len(used))
-    if not encoder.token_types and "encoder/embeddings/token_type" in family.modules:
-        embeddings["token_type"] = {"embedding": np.zeros((1, encoder.embedding_width), np.float32)}
-        encoder = dataclasses.replace(encoder, token_types=1)
-    return encoder, params | {"encoder": params["encoder"] | {"embeddings": embeddings}}
 
 
 def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:

@@ -83,7 +83,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh", "gelu_python_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu_squared",
     "silu": "silu", "swish": "silu",
 }  # fmt: skip
-_GATED = {"gelu": "geglu", "silu": "swiglu", "swish": "swiglu"}
+_GATED = {"gelu": "geglu", "silu": "swiglu", "swish": "swiglu", "relu": "reglu"}
 
 # What post-norm encoders with learned positions have in common (Devlin et al. 2018, arXiv 1810.04805).
 _POST_NORM: dict[str, Any] = {
@@ -325,7 +325,7 @@ _MODERNBERT = Family(
         Key("attention_dropout", "attention_dropout", 0.0, None, float),
         Key("initializer_range", "initialization_std", 0.02),
         Key("classifier_bias", "head_bias", False),
-        Key("classifier_activation", "head_activation", "gelu", _ACTIVATIONS),
+        Key("classifier_activation", "head_activation", "gelu", _ACTIVATIONS | {"linear": "none"}),
         Key("decoder_bias", "output_bias", True),
         Key("tie_word_embeddings", "tied_output", True),
     ),

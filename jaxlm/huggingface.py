@@ -19,6 +19,7 @@ from jaxlm.errors import UserError
 from jaxlm.families import FAMILIES, Family, Part
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
+from jaxlm.refit import refit
 from jaxlm.weights import Reader, read_json, some_of, tensor_names, write_tensors
 
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms converted from TensorFlow
@@ -157,6 +158,7 @@ def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
 
 def _inexpressible(encoder: EncoderConfig, family: Family) -> list[str]:
     """Returns the fields that come back otherwise when config.json is written and read."""
+    encoder = refit(encoder, family, 0)
     config = config_for(encoder, family, encoder.max_positions, dict.fromkeys(("pad", "begin", "end"), 0))
     back = dict(family.fixed)
     for key in family.keys:

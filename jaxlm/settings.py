@@ -110,8 +110,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "embedding_norm": S(False, "norm after the embeddings"),
         "activation": S(
             "relu_squared",
-            "of the feed-forward; geglu and swiglu are gated",
-            ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "geglu", "swiglu"),
+            "of the feed-forward; geglu, swiglu and reglu are gated",
+            ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "geglu", "swiglu", "reglu"),
         ),
         "positions": S("rotary", "how tokens know their place", ("learned", "rotary", "alibi", "none")),
         "max_positions": S(512, "rows of the learned position table", within=">=1"),
@@ -127,7 +127,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "head_transform": S(True, "dense layer, activation and norm between encoder and logits"),
         "head_bias": S(True, "bias in the head's dense layer"),
         "head_activation": S(
-            "gelu", "of the head's dense layer", ("gelu", "gelu_tanh", "relu", "relu_squared", "silu")
+            "gelu", "of the head's dense layer", ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "none")
         ),
         "dropout": S(0.0, "after embeddings and each sublayer", within="[0,1)"),
         "attention_dropout": S(0.0, "of attention weights", within="[0,1)"),

@@ -129,7 +129,7 @@ def test_what_is_wrong_is_one_sentence_and_leaves_nothing(run, mini, tmp_path, c
         with pytest.raises(UserError, match=message) as caught:
             export(*arguments)
         assert "\n" not in str(caught.value)
-    assert "model.activation=relu_squared" in str(caught.value)
+    assert "model.first_norm=True, model.embedding_norm=False" in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"full", "own"}
     (tmp_path / "file").write_text("")
     assert cli.main(["export", f"--workdir={run}", f"--to={tmp_path / 'file' / 'out'}"]) == 1

@@ -269,7 +269,7 @@ def preset_encoder(preset: str, **changes) -> EncoderConfig:
         ("bert_base", {"head_activation": "relu"}, "bert, cannot express model.head_activation=relu"),
         ("modernbert_base", {"first_norm": True}, "modernbert, cannot express model.first_norm=True"),
         ("modernbert_base", {"embedding_norm": False}, "model.embedding_norm=False"),
-        ("modernbert_base", {"activation": "gelu"}, "model.activation=gelu"),
+        ("modernbert_base", {"activation": "gelu_tanh"}, "model.activation=gelu_tanh"),
     ],
 )
 def test_what_no_family_expresses_is_refused_by_name(preset, changes, named):
@@ -304,7 +304,7 @@ def test_what_does_not_change_the_function_is_no_obstacle():
          "bert.encoder.layer.0.intermediate.dense.weight is [20, 24] where config.json means [21, 24]"),
         ("modernbert", lambda t: t, {"attention_bias": True}, "layers.0.attn.Wqkv.bias is missing"),
         ("bert", lambda t: t, {"hidden_act": "mish"}, "hidden_act='mish' is not supported; known are gelu,"),
-        ("modernbert", lambda t: t, {"hidden_activation": "relu"}, "hidden_activation='relu' is not supported"),
+        ("modernbert", lambda t: t, {"hidden_activation": "gelu_new"}, "hidden_activation='gelu_new' is not"),
         ("bert", lambda t: t, {"is_decoder": True}, "is_decoder=True is not supported for the family bert"),
         ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},

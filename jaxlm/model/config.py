@@ -50,7 +50,7 @@ class EncoderConfig:
 
     @property
     def gated(self) -> bool:
-        return self.activation in ("geglu", "swiglu")
+        return self.activation in ("geglu", "swiglu", "reglu")
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer sees a window only: the pattern is tiled over the layers."""

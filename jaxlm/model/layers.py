@@ -156,7 +156,9 @@ _add_row.defvjp(lambda x, row: (x + row, None), lambda _, g: (g, column_sums(g))
 
 
 def activate(name: str, x: Array) -> Array:
-    """Returns the activation by its name in section `model`; for geglu and swiglu that of the gate."""
+    """Returns the activation by its name in section `model`; for geglu, swiglu and reglu that of the gate."""
+    if name == "none":
+        return x
     if name in ("gelu", "geglu"):
         return gelu(x)
     if name == "gelu_tanh":

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file  # noqa: E402
 from jaxlm import huggingface  # noqa: E402
 from jaxlm.config import default_config  # noqa: E402
 from jaxlm.model.config import encoder_config  # noqa: E402
+from jaxlm.model.heads import abstract_params  # noqa: E402
+from jaxlm.refit import refit, refit_params  # noqa: E402
 from tests.parity.cases import CASES, batch, outputs_of  # noqa: E402
 from tests.parity.reference import make, pad_id, run  # noqa: E402
 
@@ -109,6 +111,30 @@ def test_transformers_loads_what_goes_out(case, tmp_path):
     found, _, _ = ours(encoder, params)
     real = batch()["attention"] == 1
     assert np.abs(found - values)[real].max() < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["relu_squared", "gelu", "silu"])
+def test_a_quickstart_encoder_gives_the_same_logits_in_the_form_of_modernbert(activation, tmp_path):
+    config = default_config()
+    config.model.update(
+        layers=2, width=24, heads=2, feed_forward_width=20, vocab_size=41, activation=activation, embedding_norm=True,
+        first_norm=False, head_transform=False, tied_output=False,
+    )  # fmt: skip
+    before = encoder_config(config.model)
+    random = np.random.RandomState(0)
+    params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), abstract_params(before))
+    family = huggingface.choose_family(before)
+    after = refit(before, family, 0)
+    ids = {"pad": 0, "begin": 1, "end": 2}
+    content = huggingface.config_for(after, family, 64, ids) | {"architectures": [family.masked_lm]}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    huggingface.write_weights(tmp_path, family, after, refit_params(params, before, after))
+    model, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values()), told
+    values, _, _ = run(model.eval(), gradients=False)
+    found = np.asarray(outputs_of(before, params)[1])
+    real = batch()["attention"] == 1
+    assert np.abs(found - values)[real].max() < 1e-4 * np.abs(values).max()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
