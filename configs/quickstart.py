@@ -15,8 +15,8 @@ def get_config():
     config.tokenizer.training_megabytes = 4.0
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
-        embedding_norm=True, head_transform=False, tied_output=False, output_bias_from_frequencies=True,
-        initialization="zero_output",
+        embedding_norm=True, first_norm=False, head_transform=False, tied_output=False,
+        output_bias_from_frequencies=True, initialization="zero_output",
     )  # fmt: skip
     config.train.minutes = 2.0
     config.train.batch_size = 32

@@ -8,7 +8,6 @@ number of workers. It is written under another name and renamed, so that one whi
 import contextlib
 import fcntl
 import hashlib
-import heapq
 import io
 import json
 import os
@@ -16,7 +15,6 @@ import re
 import shutil
 import sys
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +27,9 @@ from jaxlm import __version__
 from jaxlm.config import config_to_dict, load_config, split_overrides
 from jaxlm.data.added_tokens import read_added
 from jaxlm.data.processes import map_in_processes, worker_count
-from jaxlm.data.sources import Tally, cut_text, read_documents, source_fingerprint
+from jaxlm.data.progress import Progress, closing_table
+from jaxlm.data.sampling import Hashes, Sample, hashes_of
+from jaxlm.data.sources import Tally, read_documents, source_fingerprint
 from jaxlm.data.store import StoreWriter, TokenStore
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.errors import UserError
@@ -37,8 +37,6 @@ from jaxlm.errors import UserError
 FORMAT_VERSION = 1
 NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")  # of the data section
 CHUNK_CHARACTERS = 2**20
-SAMPLE_PIECE_CHARACTERS = 10_000
-SECONDS_BETWEEN_LINES = 5.0
 
 
 class Prepared(NamedTuple):
@@ -255,7 +253,7 @@ def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], 
     seconds: dict[str, float] = {}
     record: dict[str, Any] = {"format_version": FORMAT_VERSION, "jaxlm": __version__, "origin": origin}
     began = time.monotonic()
-    with _Progress() as progress:
+    with Progress() as progress:
         if given:
             tokenizer = given
             tokenizer.save(folder / "tokenizer")
@@ -299,7 +297,7 @@ def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], 
         json.dump(record, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    return _table(stores, paths, tallies, seconds)
+    return closing_table(stores, paths, tallies, seconds)
 
 
 def _source_record(name: str, path: str, tally: Tally) -> dict[str, Any]:
@@ -330,7 +328,7 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
         tally = tallies[store] = Tally()
         seen = Hashes()  # sets may share documents
         for text in read_documents(path, data, tally):
-            first, _, key = _hashes(text)
+            first, _, key = hashes_of(text)
             held_out.add(first)
             if data.deduplicate and not seen.add(first):
                 tally.drop("duplicates")
@@ -344,7 +342,7 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
         for text in read_documents(path, data, tally):
             if data.max_megabytes and tally.bytes > data.max_megabytes * 1e6:
                 break
-            first, second, key = _hashes(text)
+            first, second, key = hashes_of(text)
             if data.deduplicate and first in held_out:
                 tally.drop("documents of a held-out set")
             elif data.deduplicate and not seen.add(first):
@@ -353,77 +351,7 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
                 yield ("held_out/held_out" if second < below else store), text, key
 
 
-def _hashes(text: str) -> tuple[int, int, int]:
-    digest = hashlib.blake2b(text.encode(), digest_size=24).digest()
-    return int.from_bytes(digest[:8]), int.from_bytes(digest[8:16]), int.from_bytes(digest[16:])
-
-
-class Hashes:
-    """A set of 64-bit numbers in 12 to 24 bytes each: open addressing in one array, zero for a free place."""
-
-    def __init__(self) -> None:
-        self.table = array("Q", bytes(8 * 1024))
-        self.count = 0
-
-    def add(self, key: int) -> bool:
-        """Returns whether the number is new."""
-        place = self._place(key)
-        if self.table[place]:
-            return False
-        self.table[place] = key or 1
-        self.count += 1
-        if 3 * self.count > 2 * len(self.table):
-            old, self.table = self.table, array("Q", bytes(16 * len(self.table)))
-            for other in old:
-                if other:
-                    self.table[self._place(other)] = other
-        return True
-
-    def __contains__(self, key: int) -> bool:
-        return self.table[self._place(key)] != 0
-
-    def _place(self, key: int) -> int:
-        key = key or 1
-        mask = len(self.table) - 1
-        place = key & mask
-        while self.table[place] not in (0, key):
-            place = (place + 1) & mask
-        return place
-
-
-class Sample:
-    """Text for the tokenizer, about `size` bytes of UTF-8: the pieces of documents with the smallest hashes.
-
-    So each piece of the text has the same chance, wherever it stands, and all of a text that fits is taken.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size, self.bytes, self.limit, self.number = size, 0, 2**64, 0
-        self.heap: list[tuple[int, int, bytes]] = []  # (minus the hash, order of arrival, piece)
-
-    def offer(self, text: str, key: int) -> None:
-        """Takes what belongs into the sample of a document whose hash is `key`."""
-        for number, piece in enumerate(cut_text(text, SAMPLE_PIECE_CHARACTERS)):
-            if number:
-                key = int.from_bytes(hashlib.blake2b(key.to_bytes(8), digest_size=8).digest())
-            if key >= self.limit:
-                continue
-            self.number += 1
-            content = piece.encode()
-            heapq.heappush(self.heap, (-key, self.number, content))
-            self.bytes += len(content)
-            while self.bytes > self.size and len(self.heap) > 1:
-                largest, _, content = heapq.heappop(self.heap)
-                self.limit = -largest
-                self.bytes -= len(content)
-
-    def texts(self) -> Iterator[str]:
-        """Yields the sample in the order of the text."""
-        for _, _, content in sorted(self.heap, key=lambda entry: entry[1]):
-            yield content.decode()
-
-
-def _spilled(routed: Iterable[tuple[str, str, int]], file: Path, sample: Sample, progress: "_Progress") -> Counter[str]:
+def _spilled(routed: Iterable[tuple[str, str, int]], file: Path, sample: Sample, progress: Progress) -> Counter[str]:
     """Writes the documents to a compressed file, so that no source is read twice, and offers them to the sample.
 
     Returns the number of documents of each store.
@@ -452,7 +380,7 @@ def _read_spilled(file: Path) -> Iterator[tuple[str, str, int]]:
 
 def _write_stores(
     routed: Iterable[tuple[str, str, int]], config: ConfigDict, tokenizer: Tokenizer, folder: Path,
-    progress: "_Progress", total: int = 0,
+    progress: Progress, total: int = 0,
 ) -> dict[str, TokenStore]:  # fmt: skip
     """Tokenizes the documents in worker processes and writes the stores below `folder`, in the order of the text."""
     progress.begin("tokenize" if total else "read and tokenize", total)
@@ -514,80 +442,6 @@ def _encode(chunk: tuple[str, list[str]]) -> tuple[str, np.ndarray, np.ndarray, 
     sizes = [len(text.encode()) for text in texts]
     totals = np.cumsum(ends).tolist()
     return store, np.concatenate(ids).astype(np.int32), np.concatenate(word_starts), totals, sizes
-
-
-# What is said
-
-
-class _Progress:
-    """Says on standard error how far it is: a bar on a terminal, else a line every few seconds."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.title, self.documents, self.bytes, self.total = "", 0, 0, 0
-        self.said = time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-            self.bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def begin(self, title: str, total: int = 0) -> None:
-        """Begins a phase of `total` bytes, 0 where that is not known."""
-        self.title, self.documents, self.bytes, self.total = title, 0, 0, total
-        if self.bar:
-            for task in self.bar.task_ids:
-                self.bar.remove_task(task)
-            self.bar.add_task(title, total=total or None)
-        else:
-            print(title, file=sys.stderr, flush=True)
-
-    def advance(self, documents: int, size: int) -> None:
-        """Adds what is done, documents and bytes."""
-        self.documents += documents
-        self.bytes += size
-        now = time.monotonic()
-        if now - self.said < (0.2 if self.bar else SECONDS_BETWEEN_LINES):
-            return
-        self.said = now
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=self.bytes)
-        else:
-            share = f" of {self.total / 1e6:,.0f}" if self.total else ""
-            done = f"{self.documents:,} documents, {self.bytes / 1e6:,.0f}{share} MB"
-            print(f"{self.title}: {done}", file=sys.stderr, flush=True)
-
-
-def _table(
-    stores: dict[str, TokenStore], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
-) -> str:
-    rows = [("store", "documents", "bytes", "tokens", "bytes/token", "from")]
-    for name, store in stores.items():
-        counts = f"{store.documents:,}", f"{store.text_bytes:,}", f"{store.tokens:,}"
-        rows.append((name, *counts, f"{store.text_bytes / store.tokens:.2f}", paths.get(name, "data.path, by hash")))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]) for row in rows
-    ]
-    for name, tally in tallies.items():
-        for reason, count in sorted(tally.dropped.items()):
-            places = f" (the first: {'; '.join(tally.places[reason])})" if reason in tally.places else ""
-            lines.append(f"{name}: dropped {count:,} {reason}{places}")
-        if tally.cut:
-            lines.append(f"{name}: cut {tally.cut:,} documents that were too long (data.max_document_characters)")
-    if not any(name.startswith("held_out/") for name in stores):
-        lines.append("no held-out set: data.held_out names none, and no document fell into data.held_out_fraction")
-    lines.append("seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items()))
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:

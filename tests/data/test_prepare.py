@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jaxlm.config import default_config
 from jaxlm.data import prepare as prepare_module
-from jaxlm.data.prepare import Hashes, Sample, main, open_prepared, prepare
+from jaxlm.data.prepare import main, open_prepared, prepare
+from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.errors import UserError
 
@@ -232,7 +233,7 @@ def test_the_sample_fits_and_does_not_depend_on_the_order(texts, size, shuffle):
     def sample_of(order):
         sample = Sample(size)
         for text in order:
-            sample.offer(text, prepare_module._hashes(text)[2])
+            sample.offer(text, hashes_of(text)[2])
         return list(sample.texts()), sample.bytes
 
     chosen, count = sample_of(texts)
