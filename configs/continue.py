@@ -13,7 +13,7 @@ def get_config():
     config = default_config()
     config.data.prepend_begin = True  # rows begin as texts will at inference
     config.model.output_bias_from_frequencies = True  # of a fresh head, where the checkpoint has none
-    config.masking.update(scheme="whole_word", rate=0.15)
+    config.masking.update(scheme="token", rate=0.3)
     config.train.epochs = 1.0
     # The weights know much already: a tenth of a pretraining rate, warmed up again, and no decay to zero in one jump.
     config.optimizer.learning_rate = 1e-4

@@ -15,7 +15,6 @@ from jaxlm.errors import UserError
 from jaxlm.loading import Trained, load_trained
 from jaxlm.model_card import model_card
 from jaxlm.refit import refit, refit_params
-from jaxlm.start import SOURCE_CONFIG
 from jaxlm.weights import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -75,7 +74,7 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
     """Returns the config.json of the checkpoint that the model came from, if it came from one."""
     if trained.source:
         return read_json(trained.directory / "config.json", dict)
-    kept = trained.directory / SOURCE_CONFIG
+    kept = trained.directory / huggingface.SOURCE_CONFIG
     return read_json(kept, dict) if kept.is_file() else None
 
 

@@ -22,6 +22,8 @@ from jaxlm.model.heads import abstract_discriminator, abstract_params
 from jaxlm.refit import refit
 from jaxlm.weights import Reader, read_json, some_of, tensor_names, write_tensors
 
+# In a work directory: config.json of the checkpoint that the run began with; an export keeps its other keys.
+SOURCE_CONFIG = "huggingface_config.json"
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")  # no parameters: they are computed here

@@ -71,6 +71,8 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
     encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
     counts = np.load(directory / "token_counts.npy", allow_pickle=False)
     longest = max(phase["sequence_length"] for phase in phases)
+    if (directory / huggingface.SOURCE_CONFIG).is_file():  # it was trained on longer rows before this run
+        longest = max(longest, encoder.max_positions - encoder.position_offset)
     return Trained(
         directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts, longest, has_head=True
     )

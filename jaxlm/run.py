@@ -22,11 +22,12 @@ from jaxlm.data.prepare import Prepared, open_prepared, prepare
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
+from jaxlm.huggingface import SOURCE_CONFIG
 from jaxlm.masking import Masking
 from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog
-from jaxlm.start import SOURCE_CONFIG, source_config, start_params
+from jaxlm.start import source_config, start_params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

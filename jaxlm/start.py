@@ -18,7 +18,6 @@ from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.heads import abstract_params
 from jaxlm.weights import read_json, some_of, tensor_names
 
-SOURCE_CONFIG = "huggingface_config.json"  # of the checkpoint that a run began with; an export keeps its other keys
 # Settings of section `model` that say how weights begin or are trained, so a run may have its own.
 _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions")
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
@@ -52,7 +51,7 @@ def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str
 def source_config(name: str) -> dict[str, Any] | None:
     """Returns config.json, as it stands, of the Hugging Face directory that `name` is or once began with, if any."""
     directory = huggingface.locate(name)
-    file = directory / ("config.json" if huggingface.is_checkpoint(directory) else SOURCE_CONFIG)
+    file = directory / ("config.json" if huggingface.is_checkpoint(directory) else huggingface.SOURCE_CONFIG)
     return read_json(file, dict) if file.is_file() else None
 
 

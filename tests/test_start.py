@@ -71,6 +71,7 @@ def test_before_and_after_stand_side_by_side(continued, tmp_path, capsys):
     assert f"{before[0]['loss']:.3f}" in told.split("loss before")[1]
     assert f"{result['held_out']['held_out']['loss']:.3f}" in told.split("loss before")[1]
     assert result["held_out"]["held_out"]["loss"] < before[0]["loss"]
+    assert load_trained(tmp_path).longest == 40  # of the checkpoint's table, though rows had 32
 
 
 def test_a_resumed_run_needs_the_checkpoint_no_more(continued, checkpoint, tmp_path, text_file, cache):
