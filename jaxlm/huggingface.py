@@ -153,8 +153,10 @@ def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
     name = min(lacking, key=lambda name: len(lacking[name]))  # the first of equals
     if lacking[name]:
         settings = ", ".join(f"model.{field}={getattr(encoder, field)}" for field in lacking[name])
-        nearest = "the family" if wanted else "Transformers has no encoder with all of these settings; the nearest,"
-        raise UserError(f"{nearest} {name}, cannot express {settings}")
+        nearest = (
+            "the family" if wanted else "Transformers has no encoder with all of these settings; the nearest family"
+        )
+        raise UserError(f"{nearest} {name} cannot express {settings}")
     return FAMILIES[name]
 
 
@@ -265,6 +267,14 @@ def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
         shape = (rows, *found[0][2][1:])
         tensors.append(Tensor(name, tuple(path for _, path, _, _ in found), shape, found[0][3]))
     return tensors
+
+
+def has_head(source: Source, encoder: EncoderConfig) -> bool:
+    """Returns whether a checkpoint has a masked-LM head, by the names of its tensors."""
+    family = source.family
+    names = {*_canonical(family, tensor_names(source.directory), source.directory)}
+    head = {t.name for t in tensors_of(family, encoder) if t.paths[0].startswith("head/")} - {family.output_bias}
+    return head <= names and (not encoder.output_bias or bool({family.output_bias, family.decoder_bias} & names))
 
 
 def read_params(source: Source, encoder: EncoderConfig) -> Loaded:

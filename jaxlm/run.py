@@ -27,7 +27,7 @@ from jaxlm.masking import Masking
 from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog
-from jaxlm.start import source_config, start_params
+from jaxlm.start import check_start, source_config, start_params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,8 +142,10 @@ def set_up(config: Any, workdir: Path) -> Run:
     for phase in phases:
         sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
     sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
-    any_size = abstract_params(encoder_config(config.model, config.model.vocab_size or 8))
-    optimizer.make_optimizer(config.optimizer, any_size)
+    any_size = encoder_config(config.model, config.model.vocab_size or 8)
+    optimizer.make_optimizer(config.optimizer, abstract_params(any_size))
+    if config.model.init_from and not before:
+        check_start(config.model.init_from, any_size, config.model.extend_positions)
 
     prepared = _prepared_data(config, workdir)
     if config.tokenizer.add and config.model.vocab_size:  # the table grows with the tokens that are added

@@ -55,6 +55,30 @@ def source_config(name: str) -> dict[str, Any] | None:
     return read_json(file, dict) if file.is_file() else None
 
 
+def check_start(name: str, encoder: EncoderConfig, extend_positions: str) -> None:
+    """Raises UserError that names the settings of an encoder which do not fit the weights of a directory."""
+    directory, theirs = huggingface.locate(name), _encoder_of(name)
+    fresh_head = False
+    if huggingface.is_checkpoint(directory):
+        fresh_head = not huggingface.has_head(huggingface.read_source(directory), theirs)
+    free = {*_FREE, *(_HEAD if fresh_head else ())}
+    for field in dataclasses.fields(EncoderConfig):
+        ours, given = getattr(encoder, field.name), getattr(theirs, field.name)
+        if ours != given and field.name not in free:
+            raise UserError(f"model.{field.name}={ours} is not that of {name}, which has {given}; leave it away")
+    if encoder.positions == "learned" and encoder.max_positions < theirs.max_positions:
+        raise UserError(f"model.max_positions={encoder.max_positions} would cut the {theirs.max_positions} of {name}")
+    if encoder.positions == "learned" and encoder.max_positions > theirs.max_positions and extend_positions == "refuse":
+        raise UserError(
+            f"model.max_positions={encoder.max_positions} is beyond the {theirs.max_positions} rows of {name}; set "
+            "model.extend_positions to repeat or interpolate"
+        )
+
+
+def _encoder_of(name: str) -> EncoderConfig:
+    return encoder_config(config_from_dict({"model": start_settings(name)["model"]}, name).model)
+
+
 def start_params(
     name: str, encoder: EncoderConfig, before: Tokenizer, tokenizer: Tokenizer, extend_positions: str
 ) -> dict[str, Any]:
@@ -63,28 +87,23 @@ def start_params(
     `tokenizer` is `before`, the directory's own, with tokens added: the row of each is the mean of those of the pieces
     that it was before. Raises UserError that names the settings which do not fit the weights.
     """
-    directory = huggingface.locate(name)
-    theirs = encoder_config(config_from_dict({"model": start_settings(name)["model"]}, name).model)
+    directory, theirs = huggingface.locate(name), _encoder_of(name)
+    check_start(name, encoder, extend_positions)
     check_ids(before, theirs.vocab_size, directory)
     if huggingface.is_checkpoint(directory):
         loaded = huggingface.read_params(huggingface.read_source(directory), theirs)
-        params, has_head = loaded.params, not loaded.fresh
+        params = loaded.params
         if loaded.unused:
             _log.warning("%s: left out, as masked language models have none: %s", name, some_of(loaded.unused, 3))
+        if loaded.fresh:
+            params.pop("head", None)
+            _log.warning("%s has no masked-LM head: a fresh one is trained", name)
+        params.pop("discriminator", None)
     else:
         params = jax.tree.map(np.asarray, restore_params(directory / "checkpoints", abstract_params(theirs)).state)
-        has_head = True
-    if not has_head:
-        params.pop("head", None)
-        _log.warning("%s has no masked-LM head: a fresh one is trained", name)
-    free = {*_FREE, *(() if has_head else _HEAD)}
-    for field in dataclasses.fields(EncoderConfig):
-        ours, given = getattr(encoder, field.name), getattr(theirs, field.name)
-        if ours != given and field.name not in free:
-            raise UserError(f"model.{field.name}={ours} is not that of {name}, which has {given}; leave it away")
     _grow_vocabulary(params, theirs, encoder, before, tokenizer)
     if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
-        _extend_positions(params, theirs, encoder, extend_positions, name)
+        _extend_positions(params, theirs, encoder, extend_positions)
     return params
 
 
@@ -113,19 +132,10 @@ def _grow_vocabulary(
         head["kernel"] = np.ascontiguousarray(grown(head["kernel"].T).T)
 
 
-def _extend_positions(
-    params: dict[str, Any], theirs: EncoderConfig, encoder: EncoderConfig, how: str, name: str
-) -> None:
+def _extend_positions(params: dict[str, Any], theirs: EncoderConfig, encoder: EncoderConfig, how: str) -> None:
     """Lengthens the position table by repeating its rows (as arXiv 2004.05150), or by stretching them on lines."""
     table, offset = params["encoder"]["embeddings"]["position"], theirs.position_offset
     rows, wanted = theirs.max_positions - offset, encoder.max_positions - offset
-    if wanted < rows:
-        raise UserError(f"model.max_positions={encoder.max_positions} would cut the {theirs.max_positions} of {name}")
-    if how == "refuse":
-        raise UserError(
-            f"model.max_positions={encoder.max_positions} is beyond the {theirs.max_positions} rows of {name}; set "
-            "model.extend_positions to repeat or interpolate"
-        )
     first, known = table["embedding"][:offset], table["embedding"][offset:]
     if how == "repeat":
         longer = known[np.arange(wanted) % rows]

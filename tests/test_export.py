@@ -119,11 +119,14 @@ def test_what_is_wrong_is_one_sentence_and_leaves_nothing(run, mini, tmp_path, c
     cases = [
         ((run, tmp_path / "full"), "is there and not empty; name a new directory"),
         ((run, tmp_path / "out", "t5"), "t5 is no family that jaxlm knows"),
-        ((run, tmp_path / "out", "bert"), "the family bert, cannot express model.norm_position=pre"),
+        ((run, tmp_path / "out", "bert"), "the family bert cannot express model.norm_position=pre"),
         ((run, tmp_path / "out", None, "int8"), "--dtype=int8 is not one of float32, bfloat16, float16"),
         ((tmp_path / "nowhere", tmp_path / "out"), "there is no directory"),
         ((tmp_path / "full", tmp_path / "out"), "holds no config.json"),
-        ((tmp_path / "own", tmp_path / "out"), "Transformers has no encoder with all of these settings; the nearest,"),
+        (
+            (tmp_path / "own", tmp_path / "out"),
+            "Transformers has no encoder with all of these settings; the nearest family",
+        ),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message) as caught:

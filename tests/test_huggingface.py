@@ -261,13 +261,13 @@ def preset_encoder(preset: str, **changes) -> EncoderConfig:
 @pytest.mark.parametrize(
     ("preset", "changes", "named"),
     [
-        ("mosaicbert_base", {}, "the nearest, bert, cannot express model.activation=geglu, model.positions=alibi"),
+        ("mosaicbert_base", {}, "the nearest family bert cannot express model.activation=geglu, model.positions=alibi"),
         ("bert_base", {"norm_bias": False}, "model.norm_bias=False"),
         ("bert_base", {"output_bias": False}, "model.output_bias=False"),
         ("bert_base", {"head_transform": False}, "model.head_transform=False"),
         ("bert_base", {"norm": "rms_norm"}, "model.norm=rms_norm"),
-        ("bert_base", {"head_activation": "relu"}, "bert, cannot express model.head_activation=relu"),
-        ("modernbert_base", {"first_norm": True}, "modernbert, cannot express model.first_norm=True"),
+        ("bert_base", {"head_activation": "relu"}, "bert cannot express model.head_activation=relu"),
+        ("modernbert_base", {"first_norm": True}, "modernbert cannot express model.first_norm=True"),
         ("modernbert_base", {"embedding_norm": False}, "model.embedding_norm=False"),
         ("modernbert_base", {"activation": "gelu_tanh"}, "model.activation=gelu_tanh"),
     ],

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from jaxlm.runlog import read_metrics
 from jaxlm.start import start_params, start_settings
 from jaxlm.train import train
 from tests.conftest import ROOT, write_checkpoint
+from tests.test_huggingface import load as load_golden
+from tests.test_huggingface import write as write_golden
 
 CONTINUE = str(ROOT / "configs" / "continue.py")
 LEARNED = "encoder/embeddings/position/embedding"
@@ -117,19 +120,19 @@ def test_what_may_differ_and_what_may_not(continued, tmp_path):
     config = continued("model.dropout=0.2", "optimizer.name=lamb")
     assert set_up(config, tmp_path / "one").encoder.dropout == 0.2
     for setting in ("model.activation=relu", "model.head_activation=relu", "model.norm_epsilon=0.1"):
-        run = set_up(continued(setting), tmp_path / setting)
         name, _, value = setting.partition("=")
         with pytest.raises(UserError, match=rf"{name}={value} is not that of .*bert, which has .*; leave it away"):
-            run.fresh_state()
+            set_up(continued(setting, "data.path=/nowhere"), tmp_path / setting)  # before any text is read
 
 
 def test_learned_positions_end_where_the_table_does_or_are_extended(continued, checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"beyond the 40 rows .*; model.max_positions and model.extend_positions can"):
         continued("data.sequence_length=64")
     longer = ("data.sequence_length=64", "model.max_positions=64")
-    run = set_up(continued(*longer), tmp_path / "one")
     with pytest.raises(UserError, match=r"set model\.extend_positions to repeat or interpolate"):
-        run.fresh_state()
+        set_up(continued(*longer), tmp_path / "one")
+    with pytest.raises(UserError, match=r"model\.max_positions=36 would cut the 40 of"):
+        set_up(continued("model.max_positions=36"), tmp_path / "one")
     table = load_file(checkpoint / "model.safetensors")["bert.embeddings.position_embeddings.weight"]
     found = {}
     for how in ("repeat", "interpolate"):
@@ -139,6 +142,13 @@ def test_learned_positions_end_where_the_table_does_or_are_extended(continued, c
     np.testing.assert_array_equal(found["repeat"], np.concatenate([table, table[:24]]))
     np.testing.assert_allclose(found["interpolate"][[0, 63]], table[[0, 39]], atol=1e-6)
     np.testing.assert_allclose(found["interpolate"][21], table[13], atol=1e-5)  # 21 x 39 / 63 = 13
+
+
+def test_a_discriminator_gives_its_encoder_alone(tmp_path):
+    directory = write_golden(tmp_path, "electra_discriminator")
+    encoder, tokenizer = load_golden(directory)[1], types.SimpleNamespace(vocab_size=41)
+    params = start_params(str(directory), encoder, tokenizer, tokenizer, "refuse")
+    assert params.keys() == {"encoder"}
 
 
 def test_a_larger_table_keeps_its_rows(continued, checkpoint, tmp_path):
