@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxlm import __version__
 from jaxlm.errors import UserError
+from jaxlm.memory import restart_with_huge_pages
 
 VERBS = {
     "train": ("jaxlm.train", "train a masked language model, or go on where it stopped"),
@@ -24,6 +25,7 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `jaxlm VERB ...`; returns the exit status, 0 or 1."""
+    program = argv is None  # the process is ours, not a test's or a notebook's
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: jaxlm VERB [--help] ...\n\nmasked language models in JAX\n")
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in VERBS:
             raise UserError(f"there is no verb {argv[0]}; they are {', '.join(VERBS)}")
+        if program:
+            restart_with_huge_pages()
         _set_environment()
         return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
     except UserError as error:

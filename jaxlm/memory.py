@@ -1,0 +1,33 @@
+"""How the C library asks the system for memory: in huge pages, which a training step on CPU takes a third less time with.
+
+XLA on CPU allocates a step's working memory when the step begins and frees it at its end, hundreds of megabytes that the
+system hands out anew each time, page by page at their first touch: 155,000 faults a step of 4 layers x 256.
+"""
+
+import os
+import sys
+
+TUNABLE = "glibc.malloc.hugetlb=1"  # since glibc 2.35; older ones and other C libraries pass over it
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this program again in its place, so that the C library, which reads its settings once, uses huge pages.
+
+    Does nothing where that is already so, where the system has none, or where the user has set tunables of glibc.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    if tunables is not None or not sys.platform.startswith("linux") or not _offered():
+        return
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLE})
+    except OSError:  # go on with small pages
+        return
+
+
+def _offered() -> bool:
+    """Whether the system gives huge pages to programs that ask for them."""
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+            return "[madvise]" in file.read()
+    except OSError:
+        return False

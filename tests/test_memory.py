@@ -1,0 +1,45 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxlm import memory
+
+# The second start prints what it was given; a third would never end.
+SCRIPT = """
+import os, sys
+from jaxlm import memory
+memory._offered = lambda: True
+print("start", flush=True)
+memory.restart_with_huge_pages()
+print(os.environ["GLIBC_TUNABLES"], sys.argv[1:], os.getpid() == int(sys.stdin.readline() or 0))
+"""
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
+
+
+def run(tunables=None):
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": tunables} if tunables is not None else {}
+    call = [sys.executable, "-c", SCRIPT, "a b", "--config.data.path=x,y"]
+    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    out, _ = process.communicate(f"{process.pid}\n")
+    assert process.returncode == 0
+    return out.splitlines()
+
+
+@ON_LINUX
+def test_the_program_starts_once_more_as_the_same_process_with_its_arguments():
+    assert run() == ["start", "start", "glibc.malloc.hugetlb=1 ['a b', '--config.data.path=x,y'] True"]
+
+
+@ON_LINUX
+def test_what_the_user_has_set_stays():
+    assert run("") == ["start", " ['a b', '--config.data.path=x,y'] True"]
+
+
+def test_nothing_happens_where_the_system_has_no_huge_pages(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(memory, "_offered", lambda: False)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
+    memory.restart_with_huge_pages()
