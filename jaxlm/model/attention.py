@@ -1,13 +1,16 @@
 """Attention: which tokens see which (`AttentionMask`), where they stand (rotary, ALiBi), and the product itself."""
 
 import dataclasses
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxlm.model.config import Execution
-from jaxlm.model.layers import dropout, precision_of
+from jaxlm.model.layers import dropout_kept, precision_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,27 +94,88 @@ def attend(
     `mask` may be a value or already materialised, so that layers of one kind share the matrix. Softmax is in float32;
     a token that sees nothing else sees itself at least through its own segment, so no row is empty.
     """
-    dtype = jnp.dtype(execution.compute_dtype)
-    scale = query_blnh.shape[-1] ** -0.5
-    logits = jnp.einsum(
-        "bqnh,bknh->bnqk",
-        (query_blnh * scale).astype(dtype),
-        key_blnh.astype(dtype),
-        precision=precision_of(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    seen = mask.materialise(query_blnh.shape[1]) if isinstance(mask, AttentionMask) else mask
+    rate = dropout_rate if dropout_seeds is not None else 0.0
+    product = _Product(execution.compute_dtype, execution.activation_dtype, execution.transpose_gradients, rate, site)
+    states = (x.astype(execution.activation_dtype) for x in (query_blnh, key_blnh, value_blnh))
+    return _attend(*states, seen, bias, dropout_seeds, product).astype(execution.activation_dtype)
+
+
+class _Product(NamedTuple):
+    """What is static of one attention: the dtypes, whether transposes go to memory, dropout."""
+
+    compute_dtype: str
+    activation_dtype: str
+    transpose_gradients: bool
+    dropout_rate: float
+    site: int
+
+    def dot(self, left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+        """Returns the products [B, N, ...] over one axis of each operand, accumulated in float32."""
+        dimensions = (((left_axis,), (right_axis,)), ((0, 1), (0, 1)))
+        precision = precision_of(left.dtype)
+        left, right = self.in_order(left), self.in_order(right)
+        return self.in_order(lax.dot_general(left, right, dimensions, precision, preferred_element_type=jnp.float32))
+
+    def in_order(self, x: Array) -> Array:
+        """Returns x with its last axis contiguous in memory: XLA's fast CPU kernels take nothing else."""
+        return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2, 3))) if self.transpose_gradients else x
+
+    def dot_over_queries(self, left_bnqh: Array, right_bnqk: Array) -> Array:
+        """Returns the products over the queries, [B, K, N, H]; the narrow operand is the one that is transposed."""
+        if self.transpose_gradients:
+            return self.dot(left_bnqh.swapaxes(2, 3), right_bnqk, 3, 2).transpose(0, 3, 1, 2)
+        return _swap(self.dot(right_bnqk, left_bnqh, 2, 2))
+
+    def drop(self, signed: Array) -> Array:
+        """Returns the weights after dropout, of weights whose sign says whether they are kept."""
+        return jnp.maximum(signed, 0) * (1 / (1 - self.dropout_rate)) if self.dropout_rate else signed
+
+
+def _swap(x: Array) -> Array:
+    """[B, L, N, H] -> [B, N, L, H], and back."""
+    return x.swapaxes(1, 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(query, key, value, seen, bias, seeds, product: _Product) -> Array:
+    """Attention, float32 [B, L, N, H]. Its derivative is written out, so that the backward products too have operands
+    of the compute dtype, and of the weights only one array of that dtype is kept."""
+    return _attend_forward(query, key, value, seen, bias, seeds, product)[0]
+
+
+def _attend_forward(query, key, value, seen, bias, seeds, product):
+    dtype = jnp.dtype(product.compute_dtype)
+    query, key, value = (_swap(x.astype(dtype)) for x in (query * query.shape[-1] ** -0.5, key, value))
+    logits = product.dot(query, key, 3, 3)
     if bias is not None:
         logits += bias
-    seen = mask.materialise(query_blnh.shape[1]) if isinstance(mask, AttentionMask) else mask
     if seen is not None:
         logits = jnp.where(seen, logits, -1e30)
     weights = jax.nn.softmax(logits, axis=-1)
-    weights = dropout(weights, dropout_rate, dropout_seeds, site)
-    out = jnp.einsum(
-        "bnqk,bknh->bqnh",
-        weights.astype(dtype),
-        value_blnh.astype(dtype),
-        precision=precision_of(dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return out.astype(execution.activation_dtype)
+    if product.dropout_rate:
+        kept = dropout_kept(weights.shape, product.dropout_rate, seeds, product.site)
+        weights = jnp.where(kept, weights, -weights)
+    signed = weights.astype(dtype)
+    out = _swap(product.dot(product.drop(signed).astype(dtype), value, 3, 2))
+    return out, (query, key, value, out, signed)
+
+
+def _attend_backward(product, saved, grad_out):
+    query, key, value, out, signed = saved
+    dtype = signed.dtype
+    # A row's sum of weights times their gradients is that of outputs times theirs (arXiv 2205.14135).
+    along = _swap((out * grad_out).sum(-1, keepdims=True))
+    grad_out = _swap(grad_out.astype(dtype))
+    grad_weights = product.dot(grad_out, value, 3, 3)
+    if product.dropout_rate:
+        grad_weights = jnp.where(signed > 0, grad_weights * (1 / (1 - product.dropout_rate)), 0)
+    grad_logits = (jnp.abs(signed) * (grad_weights - along)).astype(dtype)
+    grad_query = _swap(product.dot(grad_logits, key, 3, 2)) * query.shape[-1] ** -0.5
+    grad_key = product.dot_over_queries(query, grad_logits)
+    grad_value = product.dot_over_queries(grad_out, product.drop(signed).astype(dtype))
+    grads = (grad.astype(product.activation_dtype) for grad in (grad_query, grad_key, grad_value))
+    return *grads, None, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

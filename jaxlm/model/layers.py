@@ -191,13 +191,21 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
     """Zeroes a share `rate` of x [B, ...] and scales the rest up; without seeds (uint32 [B, 2]) returns x.
 
-    The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
-    any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. `site` must differ
-    between the places where a model drops.
+    `site` must differ between the places where a model drops.
     """
     if seeds is None or rate == 0:
         return x
-    inner = x.shape[1:]
+    kept = dropout_kept(x.shape, rate, seeds, site)
+    return jnp.where(kept, x * (1 / (1 - rate)), 0).astype(x.dtype)
+
+
+def dropout_kept(shape: tuple[int, ...], rate: float, seeds: Array, site: int) -> Array:
+    """Returns bool [B, ...] of this shape, False for a share `rate`; seeds are uint32 [B, 2].
+
+    The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
+    any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does.
+    """
+    inner = shape[1:]
     strides = [1] * len(inner)
     for axis in reversed(range(len(inner) - 1)):
         strides[axis] = strides[axis + 1] * inner[axis + 1]
@@ -207,8 +215,7 @@ def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
     first = _mix(seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
     second = _mix(seeds[:, 1] + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
     bits = _mix(_mix(position[None] * jnp.uint32(0x9E3779B1) + first) ^ second)
-    keep = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * (1 / (1 - rate)), 0).astype(x.dtype)
+    return bits >= jnp.uint32(round(rate * 2**32))
 
 
 def _mix(x: Array) -> Array:

@@ -16,6 +16,7 @@ from jaxlm.model.attention import (
     rotate,
 )
 from jaxlm.model.config import Execution
+from jaxlm.model.layers import dropout_kept
 
 FLOAT32 = Execution()
 LENGTH = 9
@@ -244,3 +245,29 @@ def test_attention_dropout_falls_on_weights_and_not_on_values():
     out = np.asarray(attend(query, key, jnp.ones_like(value), None, FLOAT32, dropout_rate=0.5, dropout_seeds=seeds))
     np.testing.assert_allclose(out, out[..., :1] * np.ones(8), rtol=1e-5)
     assert len(np.unique(out[..., 0].round(5))) > 40
+
+
+@pytest.mark.parametrize(
+    ("execution", "tolerance"),
+    [(FLOAT32, 1e-5), (Execution("float32", transpose_gradients=True), 1e-5), (Execution("bfloat16"), 0.05),
+     (Execution("bfloat16", transpose_gradients=True), 0.05), (Execution("bfloat16", "bfloat16"), 0.05)],
+    ids=str,
+)  # fmt: skip
+def test_gradients_through_attention_dropout_are_those_of_the_plain_definition(execution, tolerance):
+    arrays, weigh = inputs(0), normal(9, 3, LENGTH, 2, 8)
+    seeds = jnp.arange(6, dtype=jnp.uint32).reshape(3, 2)
+    mask = AttentionMask(jnp.array([[1] * 4 + [2] * 5] * 3))
+
+    def plain(arrays):
+        query, key, value = arrays
+        logits = jnp.einsum("bqnh,bknh->bnqk", query, key) / query.shape[-1] ** 0.5
+        weights = jax.nn.softmax(jnp.where(mask.materialise(LENGTH), logits, -jnp.inf), axis=-1)
+        weights = jnp.where(dropout_kept(weights.shape, 0.4, seeds, 7), weights / 0.6, 0)
+        return (jnp.einsum("bnqk,bknh->bqnh", weights, value) * weigh).sum()
+
+    def ours(arrays):
+        out = attend(*arrays, mask, execution, None, 0.4, seeds, 7)
+        return (out.astype(jnp.float32) * weigh).sum()
+
+    for grad, want in zip(jax.jit(jax.grad(ours))(arrays), jax.grad(plain)(arrays), strict=True):
+        assert np.abs(grad - want).max() < tolerance * np.abs(want).max()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import SETTINGS, check_config, default_config
-from jaxlm.model import attention, encoder
+from jaxlm.model import attention, encoder, layers
 from jaxlm.model.config import PRESETS, Execution, compiler_options, encoder_config
 from jaxlm.model.heads import MaskedLM, encode, init_params, predict
 
@@ -464,16 +464,16 @@ def test_products_are_in_the_compute_dtype_and_float32_is_not_rounded_inside(exe
 def test_dropout_sites_are_all_different(monkeypatch):
     sites = []
 
-    def spy(x, rate, seeds, site):
+    def spy(shape, rate, seeds, site):
         sites.append(site)
-        return x
+        return jnp.ones(shape, bool)
 
-    monkeypatch.setattr(encoder, "dropout", spy)
-    monkeypatch.setattr(attention, "dropout", spy)
+    monkeypatch.setattr(layers, "dropout_kept", spy)
+    monkeypatch.setattr(attention, "dropout_kept", spy)
     config = architecture(layers=4, dropout=0.1, attention_dropout=0.1)
-    jax.eval_shape(
-        lambda: MaskedLM(config).init(jax.random.key(0), np.zeros((1, 8), np.int32), method="encode"),
-    )
+    tokens, seeds = np.zeros((1, 8), np.int32), jnp.zeros((1, 2), jnp.uint32)
+    init = lambda: MaskedLM(config).init(jax.random.key(0), tokens, None, None, seeds, method="encode")  # noqa: E731
+    jax.eval_shape(init)
     assert len(sites) == len(set(sites)) == 1 + 3 * 4
 
 
