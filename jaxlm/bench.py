@@ -60,9 +60,7 @@ def bench(
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
     scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
-    if profiled:  # a cached program may carry the scopes of older code
-        jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
-    with _cache_hits() as hits:
+    with _cache_hits() as hits, _scopes_in_key(profiled > 0):
         begin = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
         trace_seconds = time.perf_counter() - begin
@@ -82,7 +80,7 @@ def bench(
     run_steps(warmup)
     seconds = run_steps(steps)
     memory = hardware.peak_memory_bytes()
-    profile = profile_steps(compiled.as_text(), lambda: sum(run_steps(profiled)), profiled) if profiled else None
+    profile = profile_steps(compiled.as_text() or "", lambda: sum(run_steps(profiled)), profiled) if profiled else None
     rates.append(hardware.measure_product(device, dtype, MEASURING_SECONDS))
 
     median = statistics.median(seconds)
@@ -121,6 +119,7 @@ def bench(
         "compute_dtype": dtype,
         "device": f"{mesh.size} x {device.device_kind}",
         "jax": jax.__version__,
+        "machine": hardware.describe_machine(),
     }
     return result | ({"profile": profile} if profile else {})
 
@@ -159,6 +158,18 @@ def _cache_hits() -> Iterator[list[str]]:
         yield hits
     finally:
         jax.monitoring.unregister_event_listener(listen)
+
+
+@contextlib.contextmanager
+def _scopes_in_key(on: bool) -> Iterator[None]:
+    """Keeps cached programs apart by the scopes in them too: else one may carry those of older code."""
+    name = "jax_compilation_cache_include_metadata_in_key"
+    before = getattr(jax.config, name)
+    jax.config.update(name, on or before)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _step_bytes(compiled: Any) -> int | None:

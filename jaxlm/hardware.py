@@ -95,7 +95,7 @@ def _measure(device: Any, dtype: str) -> tuple[int, float]:
 
 
 def measure_product(device: Any, dtype: str, within: float) -> tuple[int, float]:
-    """Returns the size of the square product that ran fastest on `device`, and its FLOP/s, after about `within` seconds.
+    """Returns the size of the square product that ran fastest on `device`, and its FLOP/s, in about `within` seconds.
 
     Sizes double from 512 while the next one still fits into the time, up to 8,192.
     """

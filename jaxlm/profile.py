@@ -20,6 +20,7 @@ KINDS = {
     "logits": "the head, the vocabulary's product and the loss, forward and backward",
     "normalisation": "layer norms",
     "activation": "what stands between the feed-forward's products",
+    "biases": "adding them, and their gradients",
     "dropout": "its bits and their use",
     "casts and layout": "casts, transposes and copies",
     "embeddings": "look-ups and their gradients",
@@ -49,11 +50,12 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled program: the instructions of each of its computations, and every instruction by name."""
+    """A compiled program: the instructions of each of its computations, each by its name, and who uses its result."""
 
     module: str
     computations: dict[str, list[Instruction]]
     instructions: dict[str, Instruction]
+    users: dict[str, list[str]]
 
 
 class Kernel(NamedTuple):
@@ -107,7 +109,11 @@ def read_program(text: str) -> Program:
         elif found := _LINE.match(line):
             inside.append(_instruction(line, found))
     every = {one.name: one for lines in computations.values() for one in lines}
-    return Program(module[1] if module else "", computations, every)
+    users: dict[str, list[str]] = defaultdict(list)
+    for one in every.values():
+        for operand in one.operands:
+            users[operand].append(one.name)
+    return Program(module[1] if module else "", computations, every, users)
 
 
 def _instruction(line: str, found: re.Match) -> Instruction:
@@ -133,23 +139,37 @@ def classify(program: Program, name: str) -> Kernel:
         return Kernel("collectives", 0.0)
     called = re.search(r"calls=%?([\w.\-]+)", one.attributes)
     body = program.computations.get(called[1], []) if called and one.opcode not in CONTAINERS else [one]
-    local = program.instructions
-    products = [(product_flops(part, local), part) for part in body]
+    scope = one.scope or next((part.scope for part in body if part.scope), "") or _scope_nearby(program, one)
+    products = [(product_flops(part, program.instructions), part) for part in body]
     flops, largest = max(products, key=lambda entry: entry[0], default=(0.0, one))
     if flops:
-        return Kernel(_kind_of(largest, one.scope, True), sum(count for count, _ in products))
+        return Kernel(_kind_of(largest, scope, True), sum(count for count, _ in products))
     votes: dict[str, float] = defaultdict(float)
     for part in body:
-        if part.opcode not in FREE and (part.scope or one.scope):
-            votes[_kind_of(part, one.scope, False)] += _work(part, local)
-    return Kernel(max(votes, key=votes.__getitem__) if votes else _kind_of(one, one.scope, False), 0.0)
+        if part.opcode not in FREE:
+            votes[_kind_of(part, scope, False)] += _work(part, program.instructions)
+    return Kernel(max(votes, key=votes.__getitem__) if votes else _kind_of(one, scope, False), 0.0)
+
+
+def _scope_nearby(program: Program, one: Instruction) -> str:
+    """Returns the scope of what uses a result, or of what it is made from: the compiler rewrites some without one."""
+    for neighbours in (lambda other: program.users.get(other.name, []), lambda other: other.operands):
+        level = [one]
+        for _ in range(4):
+            names = [name for other in level for name in neighbours(other) if name in program.instructions]
+            level = [program.instructions[name] for name in names if program.instructions[name].opcode != "parameter"]
+            if found := next((other.scope for other in level if other.scope), ""):
+                return found
+    return ""
 
 
 def product_flops(one: Instruction, instructions: dict[str, Instruction]) -> float:
     """Returns the FLOPs of a matrix product (twice its multiplications), or 0 for any other instruction.
 
-    A TPU's compiler writes products as convolutions, a GPU's as calls of cuBLAS.
+    A TPU's compiler writes products as convolutions, a GPU's as calls of cuBLAS. What gives one row or column is a sum.
     """
+    if math.prod(one.dimensions) == max(one.dimensions, default=1):
+        return 0.0
     left = instructions[one.operands[0]].dimensions if one.operands and one.operands[0] in instructions else ()
     if one.opcode == "dot":
         axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
@@ -181,9 +201,9 @@ def _kind_of(one: Instruction, fallback: str, product: bool) -> str:
     for own in ("optimizer", "masking", "dropout"):
         if own in known:
             return own
+    if one.opcode in MOVES:
+        return "casts and layout"
     if "encoder" in known or "head" in known or "loss" in known:
-        if one.opcode in MOVES:
-            return "casts and layout"
         if any(scope == "norm" or scope.endswith("_norm") for scope in scopes):
             return "normalisation"
         if "encoder" not in known:
@@ -191,9 +211,10 @@ def _kind_of(one: Instruction, fallback: str, product: bool) -> str:
         if "attention" in known:
             dense = DENSE & set(scopes[scopes.index("attention") + 1 :])
             stacked = re.search(r"lhs_batch_dims=\{\d|\"lhs_batch_dimensions\":\[\"", one.attributes)
-            return "products" if product and (dense or not stacked) else "the rest" if dense else "attention"
+            return "products" if product and (dense or not stacked) else "biases" if dense else "attention"
         if "feed_forward" in known:
-            return "products" if product else "activation"
+            dense = DENSE & set(scopes[scopes.index("feed_forward") + 1 :])
+            return "products" if product else "biases" if dense else "activation"
         if "embeddings" in known:
             return "products" if product else "embeddings"
         if not any(scope.startswith("layers_") for scope in scopes):
@@ -325,7 +346,7 @@ def profile_table(profile: Profile, peak: float | None = None) -> list[list[str]
         ])  # fmt: skip
     gap = profile.uncovered
     rows.append(["no kernel", f"{gap * 1e3:,.1f}", f"{gap / profile.step_seconds:.1%}", "", ""])
-    return rows + [["whole step", f"{profile.step_seconds * 1e3:,.1f}", "100.0%", "", ""]]
+    return [*rows, ["whole step", f"{profile.step_seconds * 1e3:,.1f}", "100.0%", "", ""]]
 
 
 def slowest_table(profile: Profile, count: int = 15) -> list[list[str]]:
