@@ -47,6 +47,8 @@ def bench(
     dtype = config.train.compute_dtype
     if dtype == "auto":
         dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
+    batch = synthetic_batch(encoder.vocab_size, batch_size, length, documents, padding)
+    real = int((batch["segment_ids"] > 0).sum())
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
     execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise)
@@ -55,8 +57,6 @@ def bench(
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
     places = sharding.state_shardings(mesh, shapes)
     state = jax.jit(lambda: initial_state(encoder, update, 0), out_shardings=places)()
-    batch = synthetic_batch(encoder.vocab_size, batch_size, length, documents, padding)
-    real = int((batch["segment_ids"] > 0).sum())
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
     scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
