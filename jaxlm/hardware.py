@@ -108,8 +108,8 @@ def measure_product(device: Any, dtype: str, within: float) -> tuple[int, float]
     while True:
         operand = jax.device_put(np.tile(tile, (size // 512, size // 512)), device)
         product(operand, operand).block_until_ready()
-        seconds = []
-        for _ in range(REPETITIONS):
+        seconds: list[float] = []
+        while len(seconds) < REPETITIONS or sum(seconds) < within / 8:  # a shared machine is seldom all ours
             start = time.perf_counter()
             product(operand, operand).block_until_ready()
             seconds.append(time.perf_counter() - start)

@@ -1,11 +1,13 @@
 """The bench's figures agree with each other and with the program that it times."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from jaxlm import bench as bench_module
+from jaxlm import cli
 from jaxlm.bench import bench, describe, profile_json, resized, shape_config, synthetic_batch
 from jaxlm.config import load_config, phases_of
 from jaxlm.errors import UserError
@@ -106,3 +108,19 @@ def test_what_cannot_be_measured_is_said(arguments, words, monkeypatch):
     monkeypatch.setattr(bench_module, "MEASURING_SECONDS", 0.01)
     with pytest.raises(UserError, match=words):
         bench_module.main(arguments)
+
+
+@pytest.mark.parametrize(("given", "place", "expected"), [
+    (None, "cache", "cache/jaxlm/compiled"),
+    ("own", "cache", "own"),
+    (None, "file", None),  # nothing can be written there: every run compiles
+])  # fmt: skip
+def test_compiled_steps_are_kept_in_the_users_cache(given, place, expected, monkeypatch, tmp_path):
+    name = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setenv(name, str(tmp_path / "own"))  # so that what the program sets is undone
+    if given is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+    (tmp_path / "file").write_text("")
+    cli._set_environment()
+    assert os.environ.get(name) == (str(tmp_path / expected) if expected else None)
