@@ -1,5 +1,6 @@
 """The program `jaxlm`: a table of verbs, each a module's main, imported when it is called."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: jaxlm VERB [--help] ...\n\nmasked language models in JAX\n")
         print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
         print("\nexample: jaxlm train --config=configs/mini.py --workdir=runs/mini")
+        print("\ncompiled steps are kept for later runs in ~/.cache/jaxlm/compiled, which may be removed at any time;")
+        print("JAX_COMPILATION_CACHE_DIR names another directory, JAX_ENABLE_COMPILATION_CACHE=false keeps none")
         return 0
     if argv[0] == "--version":
         print(f"jaxlm {__version__}")
@@ -55,8 +58,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _set_environment() -> None:
     """Settings that libraries read when they are imported; what the user has set stays."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(OSError, RuntimeError):  # no home, or none that can be written: compile each time
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "compiled"
+            cache.mkdir(parents=True, exist_ok=True)
+            if os.access(cache, os.W_OK):
+                os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -64,12 +64,8 @@ def peak_flops(device: Any = None, dtype: Literal["bfloat16", "float32"] = "bflo
     if dtype not in ("bfloat16", "float32"):
         raise UserError(f"no peak rate is known for products of {dtype}: ask for bfloat16 or float32")
     device = device or jax.local_devices()[0]
-    if device.platform != "cpu":
-        kind = re.sub(r"^(NVIDIA|Tesla) ", "", device.device_kind)
-        for pattern, rates in DATASHEET:
-            if dtype in rates and re.fullmatch(pattern, kind):
-                form = "TF32" if dtype == "float32" and not kind.startswith("V100") else dtype
-                return Peak(rates[dtype] * 1e12, f"datasheet of {device.device_kind}, dense {form}")
+    if known := datasheet_flops(device, dtype):
+        return known
     here = [local for local in jax.local_devices() if local.device_kind == device.device_kind]
     if not here:
         raise UserError(f"no peak rate of {device.device_kind} for {dtype} is known, and there is none here to measure")
@@ -81,20 +77,39 @@ def peak_flops(device: Any = None, dtype: Literal["bfloat16", "float32"] = "bflo
     return Peak(rate, source)
 
 
+def datasheet_flops(device: Any, dtype: str) -> Peak | None:
+    """Returns the datasheet's dense figure of an accelerator for products of `dtype`; None where there is none."""
+    if device.platform == "cpu":
+        return None
+    kind = re.sub(r"^(NVIDIA|Tesla) ", "", device.device_kind)
+    for pattern, rates in DATASHEET:
+        if dtype in rates and re.fullmatch(pattern, kind):
+            form = "TF32" if dtype == "float32" and not kind.startswith("V100") else dtype
+            return Peak(rates[dtype] * 1e12, f"datasheet of {device.device_kind}, dense {form}")
+    return None
+
+
 @functools.cache
 def _measure(device: Any, dtype: str) -> tuple[int, float]:
-    """Returns the size of the square product that ran fastest on `device`, and its FLOP/s."""
+    return measure_product(device, dtype, MEASURING_SECONDS)
+
+
+def measure_product(device: Any, dtype: str, within: float) -> tuple[int, float]:
+    """Returns the size of the square product that ran fastest on `device`, and its FLOP/s, in about `within` seconds.
+
+    Sizes double from 512 while the next one still fits into the time, up to 8,192.
+    """
     # XLA's fast bfloat16 kernels on CPU are those with a float32 output; accelerators write bfloat16.
     output = jnp.float32 if device.platform == "cpu" else jnp.dtype(dtype)
     product = jax.jit(lambda x, y: jax.lax.dot(x, y, preferred_element_type=output))
     tile = np.random.default_rng(0).standard_normal((512, 512), np.float32).astype(jnp.dtype(dtype))
-    end = time.perf_counter() + MEASURING_SECONDS
+    end = time.perf_counter() + within
     best_size, best_rate, size = 0, 0.0, 512
     while True:
         operand = jax.device_put(np.tile(tile, (size // 512, size // 512)), device)
         product(operand, operand).block_until_ready()
-        seconds = []
-        for _ in range(REPETITIONS):
+        seconds: list[float] = []
+        while len(seconds) < REPETITIONS or sum(seconds) < within / 8:  # a shared machine is seldom all ours
             start = time.perf_counter()
             product(operand, operand).block_until_ready()
             seconds.append(time.perf_counter() - start)

@@ -62,17 +62,19 @@ def make_train_step(
         row = jnp.arange(tokens.shape[0])
         frozen = optimizer.frozen_mask(config.optimizer, state["params"])
         root = jax.random.key(mask_seed)
-        mask_keys, dropout_keys = (
-            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.fold_in(root, purpose), step), row)
-            for purpose in (MASKS, DROPOUT)
-        )
-        masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
-        seeds = jax.vmap(lambda key: jax.random.bits(key, (2,)))(dropout_keys) if dropping else None
+        with jax.named_scope("masking"):  # the scopes are what jaxlm/profile.py tells kernels apart by
+            mask_keys, dropout_keys = (
+                jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.fold_in(root, use), step), row)
+                for use in (MASKS, DROPOUT)
+            )
+            masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
+            seeds = jax.vmap(lambda key: jax.random.bits(key, (2,)))(dropout_keys) if dropping else None
 
         def summed_loss(params: dict, rows: Any) -> tuple[Array, objectives.PredictionSums]:
             masked, segment_ids, seeds = rows
             params = optimizer.hold(frozen, params)  # no gradients are computed for what does not learn
-            sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes)
+            with jax.named_scope("loss"):
+                sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes)
             return sums.loss, sums
 
         gradient = jax.grad(summed_loss, has_aux=True)
@@ -87,15 +89,17 @@ def make_train_step(
             (grads, sums), _ = lax.scan(add, first, parts)
 
         # One mean over the whole global batch: sums are divided once, by all its predictions.
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums.predictions, 1), grads)
-        updates, opt_state = update.update(grads, state["opt_state"], state["params"])
-        rate = phase["learning_rate"] * schedule(done)
-        params = jax.tree.map(lambda p, u: p if u is None else p + rate * u, state["params"], updates)
+        with jax.named_scope("optimizer"):
+            grads = jax.tree.map(lambda g: g / jnp.maximum(sums.predictions, 1), grads)
+            updates, opt_state = update.update(grads, state["opt_state"], state["params"])
+            rate = phase["learning_rate"] * schedule(done)
+            params = jax.tree.map(lambda p, u: p if u is None else p + rate * u, state["params"], updates)
+            gradient_norm = optax.global_norm(grads)
         ordinary = jnp.isin(tokens, jnp.asarray(masking.special_ids), invert=True) & (segment_ids > 0)
         metrics = {
             "loss": objectives.mean_loss(sums),
             "accuracy": sums.correct / jnp.maximum(sums.predictions, 1),
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": gradient_norm,
             "learning_rate": rate,
             "masked_share": sums.predictions / jnp.maximum(ordinary.sum(), 1),
             "dropped_words": masked.dropped_words.sum(),

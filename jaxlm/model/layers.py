@@ -188,6 +188,7 @@ def _gelu_backward(x, gradient):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+@jax.named_scope("dropout")
 def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
     """Zeroes a share `rate` of x [B, ...] and scales the rest up; without seeds (uint32 [B, 2]) returns x.
 
