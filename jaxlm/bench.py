@@ -14,7 +14,7 @@ from jaxlm import config as settings
 from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
 from jaxlm.masking import make_masking, prediction_slots
-from jaxlm.model.config import choose_execution, compiler_options, encoder_config, training_flops
+from jaxlm.model.config import choose_attention, choose_execution, compiler_options, encoder_config, training_flops
 from jaxlm.run import initial_state
 from jaxlm.train import make_train_step
 
@@ -37,7 +37,8 @@ def bench(config: Any, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
     dtype = config.train.compute_dtype
     if dtype == "auto":
         dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
-    execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise)
+    kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh, [length])
+    execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise, kernel, mesh)
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
     update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)))
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
@@ -82,6 +83,7 @@ def bench(config: Any, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
         "batch_size": batch_size,
         "sequence_length": length,
         "compute_dtype": dtype,
+        "attention": kernel,
         "device": f"{mesh.size} x {device.device_kind}",
         "jax": jax.__version__,
     }

@@ -355,6 +355,7 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
         f"{parameters:,} parameters, vocabulary {run.encoder.vocab_size:,}; products in {train.compute_dtype} "
         f"on {mesh} {jax.devices()[0].platform} (data x fsdp x tensor); {tokens:,} tokens an epoch; {ends}"
     )
+    log.note(run.attention)
     if clock.is_over(step):
         log.note(f"this run is complete at step {step}: nothing is left to train; train.steps can prolong it")
     elif step:
@@ -378,7 +379,7 @@ def main(argv: Sequence[str]) -> int:
         if hardware.out_of_memory(error):
             raise UserError(
                 "out of memory: lower train.batch_size, data.sequence_length or train.logits_megabytes, raise "
-                "train.accumulate, or set train.rematerialise=true"
+                "train.accumulate, or set train.rematerialise=dots or full"
             ) from error
         raise
     return 0

@@ -12,16 +12,22 @@ from jaxlm.model.config import EncoderConfig, Execution
 
 
 def multiply(
-    x: Array, kernel: Array, execution: Execution, bias: Array | None = None, transposed: bool = False
+    x: Array,
+    kernel: Array,
+    execution: Execution,
+    bias: Array | None = None,
+    transposed: bool = False,
+    unrounded: bool = False,
 ) -> Array:
     """Returns x @ kernel + bias, or x @ kernel.T + bias if transposed: x [..., D], kernel [D, F] ([F, D]) -> [..., F].
 
-    Products are in the compute dtype and accumulate in float32; the result is in the activation dtype.
+    Products are in the compute dtype and accumulate in float32; the result is in the activation dtype, or if
+    `unrounded` the float32 that was accumulated.
     """
     dtype = jnp.dtype(execution.compute_dtype)
-    if execution.activation_dtype == "float32":
+    if execution.activation_dtype == "float32" or unrounded:
         flat = x.reshape(-1, x.shape[-1])  # XLA's CPU kernels run stacked products at half the speed of flat ones
-        product = _multiply(flat, kernel, bias, dtype, execution.transpose_gradients, transposed)
+        product = _multiply(flat.astype(jnp.float32), kernel, bias, dtype, execution.transpose_gradients, transposed)
         return product.reshape(*x.shape[:-1], product.shape[-1])
     dimensions = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
     y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), dimensions, preferred_element_type=dtype)
@@ -188,27 +194,31 @@ def _gelu_backward(x, gradient):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
+def dropout(x: Array, rate: float, seeds: Array | None, site: int, position: Array | None = None) -> Array:
     """Zeroes a share `rate` of x [B, ...] and scales the rest up; without seeds (uint32 [B, 2]) returns x.
 
     The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
     any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. `site` must differ
-    between the places where a model drops.
+    between the places where a model drops. `position` uint32, of x's shape, says it for parts of a larger row.
     """
     if seeds is None or rate == 0:
         return x
     inner = x.shape[1:]
-    strides = [1] * len(inner)
-    for axis in reversed(range(len(inner) - 1)):
-        strides[axis] = strides[axis + 1] * inner[axis + 1]
-    position = sum(
-        lax.broadcasted_iota(jnp.uint32, inner, axis) * jnp.uint32(strides[axis]) for axis in range(len(inner))
-    )
+    if position is None:
+        position = positions_within(inner)[None]
     first = _mix(seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
     second = _mix(seeds[:, 1] + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
-    bits = _mix(_mix(position[None] * jnp.uint32(0x9E3779B1) + first) ^ second)
+    bits = _mix(_mix(position * jnp.uint32(0x9E3779B1) + first) ^ second)
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1 / (1 - rate)), 0).astype(x.dtype)
+
+
+def positions_within(shape: tuple[int, ...]) -> Array:
+    """Returns the position of each entry within an array of this shape, uint32 in row-major order."""
+    strides = [1] * len(shape)
+    for axis in reversed(range(len(shape) - 1)):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return sum(lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(strides[axis]) for axis in range(len(shape)))
 
 
 def _mix(x: Array) -> Array:

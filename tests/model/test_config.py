@@ -79,10 +79,10 @@ def test_layer_pattern_is_tiled_over_the_layers():
 
 
 def test_transposed_gradients_are_for_a_single_cpu_device_only():
-    assert choose_execution("bfloat16", "cpu", 1) == Execution("bfloat16", "float32", True, False)
-    assert choose_execution("bfloat16", "cpu", 2) == Execution("bfloat16", "float32", False, False)
-    assert choose_execution("bfloat16", "tpu", 1) == Execution("bfloat16", "bfloat16", False, False)
-    assert choose_execution("float32", "gpu", 1, rematerialise=True) == Execution("float32", "float32", False, True)
+    assert choose_execution("bfloat16", "cpu", 1) == Execution("bfloat16", "float32", True, "none")
+    assert choose_execution("bfloat16", "cpu", 2) == Execution("bfloat16", "float32", False, "none")
+    assert choose_execution("bfloat16", "tpu", 1) == Execution("bfloat16", "bfloat16", False, "none")
+    assert choose_execution("float32", "gpu", 1, rematerialise="full") == Execution("float32", "float32", False, "full")
 
 
 def product_flops(jaxpr):

@@ -410,15 +410,16 @@ def test_rematerialised_layers_have_the_same_tree_values_and_gradients():
     tokens, segment_ids = pack([random_tokens(20)], 24)
     seeds = np.array([[1, 2]], np.uint32)
     results = []
-    for execution in (Execution(), Execution(rematerialise=True)):
+    for execution in [Execution(rematerialise=policy) for policy in ("none", "attention", "dots", "full")]:
         params = quickly(MaskedLM(config, execution).init)(jax.random.key(0), tokens)["params"]
         run = forward(config, execution)
         loss = lambda p, run=run: jnp.square(run(p, tokens, segment_ids, None, seeds)).mean()  # noqa: E731
         results.append((params, quickly(jax.value_and_grad(loss))(params)))
-    plain, again = results
-    assert jax.tree.structure(plain) == jax.tree.structure(again)
-    jax.tree.map(np.testing.assert_array_equal, plain[0], again[0])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain[1], again[1])
+    plain = results[0]
+    for again in results[1:]:
+        assert jax.tree.structure(plain) == jax.tree.structure(again)
+        jax.tree.map(np.testing.assert_array_equal, plain[0], again[0])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain[1], again[1])
 
 
 def test_rematerialised_layers_need_less_memory():
@@ -431,7 +432,13 @@ def test_rematerialised_layers_need_less_memory():
         compiled = lowered.compile(compiler_options(execution, jax.default_backend()) | UNOPTIMIZED)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(Execution(rematerialise=True)) < 0.5 * temporary_bytes(Execution())
+    none, attention, dots, full = (
+        temporary_bytes(Execution(rematerialise=policy)) for policy in ("none", "attention", "dots", "full")
+    )
+    print(none, attention, dots, full)
+    assert attention < 0.8 * none
+    assert dots < 0.7 * none
+    assert full < min(0.5 * none, 0.8 * dots)
 
 
 def products(jaxpr):
@@ -464,7 +471,7 @@ def test_products_are_in_the_compute_dtype_and_float32_is_not_rounded_inside(exe
 def test_dropout_sites_are_all_different(monkeypatch):
     sites = []
 
-    def spy(x, rate, seeds, site):
+    def spy(x, rate, seeds, site, position=None):
         sites.append(site)
         return x
 
