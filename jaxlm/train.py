@@ -350,7 +350,7 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
     ends = f"{train.minutes:g} minutes" if run.total_steps is None else f"{run.total_steps:,} steps"
     log.event("start", step=step, elapsed_seconds=clock.elapsed, total_steps=run.total_steps, parameters=parameters,
               data=run.prepared.fingerprint, tokenizer=run.prepared.tokenizer.fingerprint, mesh=dict(run.mesh.shape),
-              compute_dtype=train.compute_dtype, **hardware.describe_machine())  # fmt: skip
+              compute_dtype=train.compute_dtype, attention=run.attention, **hardware.describe_machine())  # fmt: skip
     log.note(
         f"{parameters:,} parameters, vocabulary {run.encoder.vocab_size:,}; products in {train.compute_dtype} "
         f"on {mesh} {jax.devices()[0].platform} (data x fsdp x tensor); {tokens:,} tokens an epoch; {ends}"

@@ -473,6 +473,13 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
         assert changed == [f"{key}: {old} -> {new}"]
 
 
+def test_a_config_json_from_when_rematerialise_was_a_switch_still_loads(tmp_path):
+    path = tmp_path / "config.json"
+    for former, now in ((True, "full"), (False, "none"), ("dots", "dots")):
+        path.write_text(json.dumps({"train": {"rematerialise": former}}))
+        assert load_config(str(path)).train.rematerialise == now
+
+
 def test_all_changed_settings_are_named_in_order():
     after = with_overrides("train.steps=5", "model.layers=9", "data.path=a")
     assert config.changed_settings(default_config(), after) == ['data.path: [] -> ["a"]', "model.layers: 4 -> 9"]

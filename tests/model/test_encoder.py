@@ -435,7 +435,6 @@ def test_rematerialised_layers_need_less_memory():
     none, attention, dots, full = (
         temporary_bytes(Execution(rematerialise=policy)) for policy in ("none", "attention", "dots", "full")
     )
-    print(none, attention, dots, full)
     assert attention < 0.8 * none
     assert dots < 0.7 * none
     assert full < min(0.5 * none, 0.8 * dots)
