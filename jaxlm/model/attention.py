@@ -85,13 +85,13 @@ def attend(
     dropout_rate: float = 0.0,
     dropout_seeds: Array | None = None,
     site: int = 0,
-    dropout_positions: Array | None = None,
+    square: int | None = None,
 ) -> Array:
     """Returns softmax(query key / sqrt(H) + bias) value, [B, L, N, H] in the activation dtype.
 
     `mask` may be a value or already materialised, so that layers of one kind share the matrix. Softmax is in float32;
     a token that sees nothing else sees itself at least through its own segment, so no row is empty. Keys may be more
-    than queries; `dropout_positions` uint32 [B, N, L, K] then say where a weight would stand in [N, L, L].
+    than queries where both are cut out of rows of `square` tokens; of its dropout's seeds see `dropout`.
     """
     dtype = jnp.dtype(execution.compute_dtype)
     scale = query_blnh.shape[-1] ** -0.5
@@ -108,7 +108,7 @@ def attend(
     if seen is not None:
         logits = jnp.where(seen, logits, -1e30)
     weights = jax.nn.softmax(logits, axis=-1)
-    weights = dropout(weights, dropout_rate, dropout_seeds, site, dropout_positions)
+    weights = dropout(weights, dropout_rate, dropout_seeds, site, square)
     out = jnp.einsum(
         "bnqk,bknh->bqnh",
         weights.astype(dtype),

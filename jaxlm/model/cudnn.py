@@ -17,7 +17,7 @@ def cudnn_attend(
     dropout_rate: float = 0.0,
     dropout_seeds: Array | None = None,
     site: int = 0,
-    dropout_positions: Array | None = None,
+    square: int | None = None,
 ) -> Array:
     """Returns what `attention.attend` does under a materialised mask, [B, L, N, H], without bias and dropout.
 

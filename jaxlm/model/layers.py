@@ -194,31 +194,32 @@ def _gelu_backward(x, gradient):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def dropout(x: Array, rate: float, seeds: Array | None, site: int, position: Array | None = None) -> Array:
+def dropout(x: Array, rate: float, seeds: Array | None, site: int, square: int | None = None) -> Array:
     """Zeroes a share `rate` of x [B, ...] and scales the rest up; without seeds (uint32 [B, 2]) returns x.
 
     The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
     any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. `site` must differ
-    between the places where a model drops. `position` uint32, of x's shape, says it for parts of a larger row.
+    between the places where a model drops. Where x [B, N, S, K] is cut out of [N, square, square], the seeds are
+    [B, 3], the last the position of the cut's first entry there.
     """
     if seeds is None or rate == 0:
         return x
     inner = x.shape[1:]
-    if position is None:
-        position = positions_within(inner)[None]
+    strides = [1] * len(inner)
+    for axis in reversed(range(len(inner) - 1)):
+        strides[axis] = strides[axis + 1] * inner[axis + 1]
+    if square is not None:
+        strides = [square * square, square, 1]
+    position = sum(
+        lax.broadcasted_iota(jnp.uint32, inner, axis) * jnp.uint32(strides[axis]) for axis in range(len(inner))
+    )[None]
+    if square is not None:
+        position += seeds[:, 2].reshape(-1, 1, 1, 1)
     first = _mix(seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
     second = _mix(seeds[:, 1] + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
     bits = _mix(_mix(position * jnp.uint32(0x9E3779B1) + first) ^ second)
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1 / (1 - rate)), 0).astype(x.dtype)
-
-
-def positions_within(shape: tuple[int, ...]) -> Array:
-    """Returns the position of each entry within an array of this shape, uint32 in row-major order."""
-    strides = [1] * len(shape)
-    for axis in reversed(range(len(shape) - 1)):
-        strides[axis] = strides[axis + 1] * shape[axis + 1]
-    return sum(lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(strides[axis]) for axis in range(len(shape)))
 
 
 def _mix(x: Array) -> Array:

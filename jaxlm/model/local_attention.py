@@ -64,23 +64,21 @@ def attend_in_blocks(
 ) -> Array:
     """Returns what `attend` does under the same mask as a square; `bias` is that of a block, [1, N, S, K].
 
-    `product` is `attend` or computes the same.
-    Attention dropout zeroes the weights of the same pairs of tokens as it does in the square.
+    `product` is `attend` or computes the same. Attention dropout zeroes the weights of the same pairs of tokens as in the
+    square.
     """
-    rows, length, heads, _ = query_blnh.shape
+    rows, length = query_blnh.shape[:2]
     count, size, keys = blocks.seen.shape[1:]
     reach = (keys - size) // 2
 
     def stack(x: Array) -> Array:  # blocks are rows of their own
         return x.reshape(rows * count, *x.shape[2:])
 
-    positions = None
-    if dropout_rate and dropout_seeds is not None:
-        query, key = _positions(length, size, reach)
-        head = jnp.arange(heads)[:, None, None]
-        pairs = (head * length + query[:, None]) * length + key[:, None]  # as if in [N, L, L]; unseen ones do not count
-        positions = stack(jnp.broadcast_to(pairs.astype(jnp.uint32), (rows, *pairs.shape)))
-        dropout_seeds = jnp.repeat(dropout_seeds, count, axis=0)
+    if dropout_seeds is not None:
+        start = jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(size * (length + 1)) - jnp.uint32(reach)
+        start = jnp.broadcast_to(start[:, None], (rows, count, 1))  # on the square's diagonal, minus what is before
+        seeds = jnp.broadcast_to(dropout_seeds[:, None], (rows, count, 2))
+        dropout_seeds = stack(jnp.concatenate([seeds, start], axis=2))
     out = product(
         stack(_blocks(query_blnh, size)),
         stack(_with_neighbours(_blocks(key_blnh, size), reach)),
@@ -91,7 +89,7 @@ def attend_in_blocks(
         dropout_rate,
         dropout_seeds,
         site,
-        positions,
+        length,
     )
     return out.reshape(rows, count * size, *out.shape[2:])[:, :length]
 
