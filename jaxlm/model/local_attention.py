@@ -64,7 +64,7 @@ def attend_in_blocks(
 ) -> Array:
     """Returns what `attend` does under the same mask as a square; `bias` is that of a block, [1, N, S, K].
 
-    `product` is `attend` or computes the same. Attention dropout zeroes the weights of the same pairs of tokens as in the
+    `product` is `attend` or computes the same. Dropout zeroes the weights of the same pairs of tokens as in the
     square.
     """
     rows, length = query_blnh.shape[:2]
