@@ -16,7 +16,7 @@ from jaxlm import config as settings
 from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
 from jaxlm.masking import make_masking, prediction_slots
-from jaxlm.model.config import choose_execution, compiler_options, encoder_config, training_flops
+from jaxlm.model.config import choose_attention, choose_execution, compiler_options, encoder_config, training_flops
 from jaxlm.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
 from jaxlm.run import initial_state
 from jaxlm.train import make_train_step
@@ -51,7 +51,8 @@ def bench(
     real = int((batch["segment_ids"] > 0).sum())
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
-    execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise)
+    kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh, [length])
+    execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise, kernel, mesh)
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
     update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)))
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
@@ -64,7 +65,7 @@ def bench(
         begin = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
         trace_seconds = time.perf_counter() - begin
-        compiled = lowered.compile(compiler_options(execution, device.platform))
+        compiled = lowered.compile(compiler_options(device.platform))
         compile_seconds = time.perf_counter() - begin
 
     def run_steps(count: int) -> list[float]:
@@ -117,6 +118,7 @@ def bench(
         "documents_per_row": documents,
         "padding": 1 - real / (batch_size * length),
         "compute_dtype": dtype,
+        "attention": kernel,
         "device": f"{mesh.size} x {device.device_kind}",
         "jax": jax.__version__,
         "machine": hardware.describe_machine(),

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxlm.errors import UserError
 from jaxlm.settings import (
+    FORMER_VALUES,
     INTERVALS,
     PHASE_SETTINGS,
     RESUMABLE,
@@ -127,8 +128,11 @@ def config_from_dict(content: dict, where: str) -> ConfigDict:
         if not isinstance(settings, dict):
             raise UserError(f"{where}: {section} is no section of settings")
         for name, value in settings.items():
-            setting = find_setting(f"{section}.{name}", where)
-            config[section][name] = _as_kind(f"{section}.{name}", value, setting)
+            key = f"{section}.{name}"
+            setting = find_setting(key, where)
+            if isinstance(value, bool) and key in FORMER_VALUES:
+                value = FORMER_VALUES[key][value]
+            config[section][name] = _as_kind(key, value, setting)
     return config
 
 

@@ -24,7 +24,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
 from jaxlm.huggingface import SOURCE_CONFIG
 from jaxlm.masking import Masking
-from jaxlm.model.config import EncoderConfig, Execution, choose_execution, encoder_config
+from jaxlm.model.config import EncoderConfig, Execution, choose_attention, choose_execution, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog
 from jaxlm.start import check_start, source_config, start_params
@@ -39,6 +39,7 @@ class Run:
     prepared: Prepared
     encoder: EncoderConfig
     execution: Execution
+    attention: str  # which kernel computes it, and why, for the log
     masking: Masking
     mesh: Mesh
     phases: list[dict[str, Any]]
@@ -144,6 +145,11 @@ def set_up(config: Any, workdir: Path) -> Run:
     sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     optimizer.make_optimizer(config.optimizer, abstract_params(any_size))
+    platform = jax.devices()[0].platform
+    lengths = [config.data.sequence_length, *(phase["sequence_length"] for phase in phases)]
+    kernel, why = choose_attention(
+        config.train.attention, any_size, config.train.compute_dtype, platform, mesh, lengths
+    )
     if config.model.init_from and not before:
         check_start(config.model.init_from, any_size, config.model.extend_positions)
 
@@ -164,7 +170,7 @@ def set_up(config: Any, workdir: Path) -> Run:
     places = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
     execution = choose_execution(
-        config.train.compute_dtype, jax.devices()[0].platform, mesh.size, config.train.rematerialise
+        config.train.compute_dtype, platform, mesh.size, config.train.rematerialise, kernel, mesh
     )
     how = masking.make_masking(
         config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
@@ -173,7 +179,10 @@ def set_up(config: Any, workdir: Path) -> Run:
     if config.model.init_from and not before and (source := source_config(config.model.init_from)):
         settings.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
     total = _total_steps(config, rows, shapes)
-    return Run(config, workdir, prepared, encoder, execution, how, mesh, phases, rows, total, update, abstract)
+    attention = f"attention by {kernel} ({why})"
+    return Run(
+        config, workdir, prepared, encoder, execution, attention, how, mesh, phases, rows, total, update, abstract
+    )
 
 
 def _prepared_data(config: Any, workdir: Path) -> Prepared:

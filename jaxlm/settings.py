@@ -186,7 +186,18 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             ("auto", "float32", "bfloat16"),
         ),
         "deterministic": S(False, "the same bits each time on GPUs too, slower"),
-        "rematerialise": S(False, "compute a layer's activations again in the backward pass, to save memory"),
+        "attention": S(
+            "auto",
+            "what computes it; auto: splash on TPUs where it can do what the model asks, else xla; cudnn (GPUs, to be"
+            " tried) is exact too",
+            ("auto", "xla", "splash", "cudnn"),
+        ),
+        "rematerialise": S(
+            "none",
+            "what the backward pass computes again, to save memory; attention: its weights; dots: all but the results"
+            " of products with parameters and of attention; full: whole layers",
+            ("none", "attention", "dots", "full"),
+        ),
         "logits_megabytes": S(256, "vocabulary logits are computed in pieces of at most this size", within=">=1"),
     },
     "optimizer": {
@@ -256,11 +267,14 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 }
 
 # What may differ when a run is resumed: it only prolongs, spreads or watches the run.
-RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.rematerialise", "data.cache",
-             "data.workers", "data.prefetch"}  # fmt: skip
+RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
+             "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says nothing
+
+# What a setting's value was called before, as old config.json have it.
+FORMER_VALUES: dict[str, dict[Any, Any]] = {"train.rematerialise": {True: "full", False: "none"}}
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
                   "rotary_base": float, "learning_rate": float}  # fmt: skip

@@ -69,15 +69,17 @@ def make_train_step(
             )
             masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
             seeds = jax.vmap(lambda key: jax.random.bits(key, (2,)))(dropout_keys) if dropping else None
+            # One mean over the whole global batch: what is minimised is the sum over all its predictions' number.
+            predictions = jnp.maximum(masked.weights.sum(), 1)
 
-        def summed_loss(params: dict, rows: Any) -> tuple[Array, objectives.PredictionSums]:
+        def share_of_loss(params: dict, rows: Any) -> tuple[Array, objectives.PredictionSums]:
             masked, segment_ids, seeds = rows
             params = optimizer.hold(frozen, params)  # no gradients are computed for what does not learn
             with jax.named_scope("loss"):
                 sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes)
-            return sums.loss, sums
+            return sums.loss / predictions, sums
 
-        gradient = jax.grad(summed_loss, has_aux=True)
+        gradient = jax.grad(share_of_loss, has_aux=True)
         rows = (masked, segment_ids, seeds)
         if accumulate == 1:
             grads, sums = gradient(state["params"], rows)
@@ -88,9 +90,7 @@ def make_train_step(
             add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state["params"], part)), None)  # noqa: E731
             (grads, sums), _ = lax.scan(add, first, parts)
 
-        # One mean over the whole global batch: sums are divided once, by all its predictions.
         with jax.named_scope("optimizer"):
-            grads = jax.tree.map(lambda g: g / jnp.maximum(sums.predictions, 1), grads)
             updates, opt_state = update.update(grads, state["opt_state"], state["params"])
             rate = phase["learning_rate"] * schedule(done)
             params = jax.tree.map(lambda p, u: p if u is None else p + rate * u, state["params"], updates)
@@ -116,7 +116,7 @@ def compile_step(run: Run, number: int, *example: Any) -> Callable:
     step = make_train_step(run.config, run.phases[number], run.encoder, run.execution, run.masking, run.update, total)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
     lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(*example)
-    return lowered.compile(compiler_options(run.execution, jax.default_backend()))
+    return lowered.compile(compiler_options(jax.default_backend()))
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
@@ -354,11 +354,12 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
     ends = f"{train.minutes:g} minutes" if run.total_steps is None else f"{run.total_steps:,} steps"
     log.event("start", step=step, elapsed_seconds=clock.elapsed, total_steps=run.total_steps, parameters=parameters,
               data=run.prepared.fingerprint, tokenizer=run.prepared.tokenizer.fingerprint, mesh=dict(run.mesh.shape),
-              compute_dtype=train.compute_dtype, **hardware.describe_machine())  # fmt: skip
+              compute_dtype=train.compute_dtype, attention=run.attention, **hardware.describe_machine())  # fmt: skip
     log.note(
         f"{parameters:,} parameters, vocabulary {run.encoder.vocab_size:,}; products in {train.compute_dtype} "
         f"on {mesh} {jax.devices()[0].platform} (data x fsdp x tensor); {tokens:,} tokens an epoch; {ends}"
     )
+    log.note(run.attention)
     if clock.is_over(step):
         log.note(f"this run is complete at step {step}: nothing is left to train; train.steps can prolong it")
     elif step:
@@ -382,7 +383,7 @@ def main(argv: Sequence[str]) -> int:
         if hardware.out_of_memory(error):
             raise UserError(
                 "out of memory: lower train.batch_size, data.sequence_length or train.logits_megabytes, raise "
-                "train.accumulate, or set train.rematerialise=true"
+                "train.accumulate, or set train.rematerialise=dots or full"
             ) from error
         raise
     return 0

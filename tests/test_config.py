@@ -462,8 +462,8 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
     apply_override(after, f"{key}={text}")
     section, _, name = key.partition(".")
     allowed = section in ("mesh", "checkpoint", "evaluation", "logging") or key in (
-        "train.steps", "train.epochs", "train.tokens", "train.minutes", "train.rematerialise",
-        "data.cache", "data.workers", "data.prefetch",
+        "train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
+        "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
     )  # fmt: skip
     changed = config.changed_settings(before, after)
     if allowed:
@@ -471,6 +471,13 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
     else:
         old, new = (json.dumps(c[section][name]) for c in (before, after))
         assert changed == [f"{key}: {old} -> {new}"]
+
+
+def test_a_config_json_from_when_rematerialise_was_a_switch_still_loads(tmp_path):
+    path = tmp_path / "config.json"
+    for former, now in ((True, "full"), (False, "none"), ("dots", "dots")):
+        path.write_text(json.dumps({"train": {"rematerialise": former}}))
+        assert load_config(str(path)).train.rematerialise == now
 
 
 def test_all_changed_settings_are_named_in_order():

@@ -259,3 +259,21 @@ def test_evaluation_uses_the_rotary_base_of_the_phase(mini, tmp_path):
         stores = open_prepared(json.loads((tmp_path / str(steps) / "data.json").read_text())["directory"])
         again = evaluate(trained, stores.held_out, rows=32)
         assert again["held_out"]["loss"] == pytest.approx(end["held_out"]["held_out"]["loss"], abs=0.02)
+
+
+def test_an_attention_kernel_that_is_not_for_this_machine_is_refused_before_anything_is_read(mini, tmp_path):
+    with pytest.raises(UserError, match=r"train.attention=splash: it runs on TPUs, and this is a CPU; .*auto"):
+        train(mini("train.attention=splash"), tmp_path)
+    assert not (tmp_path / "data.json").exists()
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_log_says_what_computes_attention_and_another_kernel_resumes_the_run(mini, tmp_path):
+    settings = ("train.steps=2", "train.rematerialise=dots", "model.layer_pattern=gl", "model.window=2", *CONSTANT)
+    train(mini(*settings), tmp_path)
+    train(mini(*settings, "train.attention=xla", "train.rematerialise=none"), tmp_path)
+    starts = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "start"]
+    assert [entry["attention"] for entry in starts] == [
+        "attention by xla (the only one for this platform)",
+        "attention by xla (as train.attention says)",
+    ]

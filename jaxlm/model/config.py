@@ -1,6 +1,7 @@
 """What the encoder is (`EncoderConfig`), how it is computed (`Execution`), published architectures (`PRESETS`)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
@@ -78,31 +79,95 @@ class Execution:
 
     `compute_dtype` is that of matrix products, `activation_dtype` that between them. On CPU products of bfloat16 are
     fast only with a float32 result, and gradients of kernels only with a transpose in memory (`transpose_gradients`),
-    which on more than one device would cost an all-gather.
+    which on more than one device would cost an all-gather; and XLA must be kept from computing a layer's small
+    operations again in each later one (`keep_sums`). `attention` names the kernel; one that XLA cannot divide
+    by itself runs on the devices of `mesh`. `interpret` runs a Pallas kernel where its hardware is not.
     """
 
     compute_dtype: str = "float32"
     activation_dtype: str = "float32"
     transpose_gradients: bool = False
-    rematerialise: bool = False
+    keep_sums: bool = False
+    rematerialise: str = "none"
+    attention: str = "xla"
+    mesh: Any = None
+    interpret: bool = False
 
 
-def choose_execution(compute_dtype: str, platform: str, devices: int, rematerialise: bool = False) -> Execution:
+def choose_execution(
+    compute_dtype: str,
+    platform: str,
+    devices: int,
+    rematerialise: str = "none",
+    attention: str = "xla",
+    mesh: Any = None,
+) -> Execution:
     """Returns the execution that is fast on this platform ("cpu", "gpu", "tpu") and number of devices."""
     on_cpu = platform == "cpu"
     return Execution(
         compute_dtype=compute_dtype,
         activation_dtype="float32" if on_cpu else compute_dtype,
         transpose_gradients=on_cpu and devices == 1,
+        keep_sums=on_cpu,
         rematerialise=rematerialise,
+        attention=attention,
+        mesh=mesh if attention in PALLAS and devices > 1 else None,
     )
 
 
-def compiler_options(execution: Execution, platform: str) -> dict[str, bool | str]:
-    """Returns what XLA must be told to compile a step so that rematerialised layers save memory on CPU too."""
-    # XLA drops the barriers on CPU before it orders the program, and then computes all layers again at once.
-    keep_barriers = execution.rematerialise and platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if keep_barriers else {}
+PALLAS = ("splash",)  # attention kernels whose calls XLA does not divide over a mesh
+
+
+def choose_attention(
+    wanted: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any = None, lengths: Sequence[int] = ()
+) -> tuple[str, str]:
+    """Returns the attention kernel that train.attention=`wanted` means here, and a clause that says why it is that one.
+
+    `lengths` are those of the run's rows. Raises UserError where a kernel cannot do what is asked of it.
+    """
+    if wanted == "xla":
+        return "xla", "as train.attention says"
+    if wanted != "auto":
+        if lack := _lacks(wanted, config, compute_dtype, platform, mesh, lengths):
+            raise UserError(f"train.attention={wanted}: {lack}; train.attention=auto takes a kernel that is right")
+        return wanted, "as train.attention says"
+    if platform == "tpu":
+        lack = _lacks("splash", config, compute_dtype, platform, mesh, lengths)
+        return ("xla", f"for splash: {lack}") if lack else ("splash", "the TPU's own, exact for packed rows")
+    if platform == "gpu":
+        return "xla", "train.attention=cudnn is for trying: nobody has compared them on this chip"
+    return "xla", "the only one for this platform"
+
+
+def _lacks(
+    kernel: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any, lengths: Sequence[int]
+) -> str:
+    """Returns what an attention kernel cannot do of what is asked, in a clause; empty where it can do all."""
+    home = {"splash": "tpu", "cudnn": "gpu"}[kernel]
+    tensor = mesh.shape["tensor"] if mesh is not None else 1
+    odd = [length for length in lengths if length % 2]
+    rules = [
+        (platform == home, f"it runs on {home.upper()}s, and this is a {platform.upper()}"),
+        (compute_dtype == "bfloat16", f"it computes in bfloat16, and train.compute_dtype is {compute_dtype}"),
+        (not config.attention_dropout,
+         f"it cannot drop attention weights, and model.attention_dropout is {config.attention_dropout}"),
+        (config.positions != "alibi", "it cannot add ALiBi's bias exactly, and model.positions is alibi"),
+        (config.heads % tensor == 0, f"mesh.tensor={tensor} does not divide model.heads={config.heads}"),
+        (kernel != "cudnn" or (config.head_width % 8 == 0 and config.head_width <= 128),
+         f"its head width is a multiple of 8 up to 128, not {config.head_width}"),
+        (kernel != "cudnn" or not odd, f"its rows have an even number of tokens, not {odd[0] if odd else 0}"),
+    ]  # fmt: skip
+    return next((lack for holds, lack in rules if not holds), "")
+
+
+def compiler_options(platform: str) -> dict[str, bool | str]:
+    """Returns what XLA must be told to compile a model: on CPU, to keep its barriers.
+
+    It would drop them before it fuses and orders operations. Then the small operations of a layer, which no product
+    absorbs on CPU, are fused with those of all layers before and computed again in each, and what is rematerialised is
+    so at once for all layers.
+    """
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}
 
 
 def training_flops(config: EncoderConfig, batch: int, length: int, predictions: int) -> float:

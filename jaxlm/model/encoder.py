@@ -7,9 +7,9 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jaxlm.model import attention
+from jaxlm.model import attention, kernels
 from jaxlm.model.attention import AttentionMask
 from jaxlm.model.config import EncoderConfig, Execution
 from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array | None, bias: Array | None, rotary, seeds: Array | None, site: int
+        self, x: Array, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None, site: int
     ) -> Array:
         config = self.config
 
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         query_blnh, key_blnh, value_blnh = heads("query"), heads("key"), heads("value")
         if rotary is not None:
             query_blnh, key_blnh = attention.rotate(query_blnh, rotary), attention.rotate(key_blnh, rotary)
-        mixed_blnh = attention.attend(
+        mixed_blnh = kernels.attend(
             query_blnh, key_blnh, value_blnh, mask, self.execution, bias, config.attention_dropout, seeds, site
         )
         output = Dense(config.width, config.attention_bias, config, self.execution, "residual", name="output")
@@ -119,7 +119,7 @@ class Layer(nn.Module):
     index: int
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, bias: Array | None, rotary, seeds: Array | None) -> Array:
+    def __call__(self, x: Array, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None) -> Array:
         config, site = self.config, 1 + 3 * self.index  # site 0 is the embeddings'
         pre = config.norm_position == "pre"
         attention_norm = Norm(config, name="attention_norm") if config.first_norm or self.index else lambda x: x
@@ -128,11 +128,15 @@ class Layer(nn.Module):
         attended = Attention(config, self.execution, name="attention")(
             attention_norm(x) if pre else x, mask, bias, rotary, seeds, site
         )
-        x += dropout(attended, config.dropout, seeds, site + 1)
+        x = self.keep(x + dropout(attended, config.dropout, seeds, site + 1))
         x = x if pre else attention_norm(x)
         fed = FeedForward(config, self.execution, name="feed_forward")(feed_forward_norm(x) if pre else x)
-        x += dropout(fed, config.dropout, seeds, site + 2)
+        x = self.keep(x + dropout(fed, config.dropout, seeds, site + 2))
         return x if pre else feed_forward_norm(x)
+
+    def keep(self, x: Array) -> Array:
+        """Returns x, and where execution.keep_sums says so makes the compiler compute it, and its gradient, once."""
+        return lax.optimization_barrier(x) if self.execution.keep_sums else x
 
 
 class Encoder(nn.Module):
@@ -149,7 +153,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config, self.execution)
-        kind = nn.remat(Layer) if self.execution.rematerialise else Layer
+        kind = kernels.rematerialised(Layer, self.execution)
         self.layers = [kind(config, self.execution, index) for index in range(config.layers)]
         if config.norm_position == "pre":
             self.final_norm = Norm(config)
@@ -172,17 +176,18 @@ class Encoder(nn.Module):
             positions = attention.positions_in_segments(segment_ids)
         x = self.embeddings(tokens, positions, token_types, dropout_seeds)
 
-        # Layers of a kind share their mask and rotary table.
-        masks, rotaries = {}, {}
+        # Layers of a kind share their mask, rotary table and bias.
+        masks, rotaries, biases = {}, {}, {}
         for local in {config.is_local(index) for index in range(config.layers)}:
             mask = AttentionMask(segment_ids, prefix, config.window if local else None, causal)
-            masks[local] = mask.materialise(length)
+            masks[local] = kernels.mask_for(mask, length, self.execution)
             base = config.local_rotary_base if local else config.rotary_base
             if config.positions == "rotary":
                 rotaries[local] = attention.rotary_table(positions, config.head_width, base)
-        bias = attention.alibi_bias(config.heads, length) if config.positions == "alibi" else None
+            if config.positions == "alibi":
+                biases[local] = kernels.alibi_bias_for(masks[local], config.heads, length)
 
         for index, layer in enumerate(self.layers):
             local = config.is_local(index)
-            x = layer(x, masks[local], bias, rotaries.get(local), dropout_seeds)
+            x = layer(x, masks[local], biases.get(local), rotaries.get(local), dropout_seeds)
         return self.final_norm(x) if config.norm_position == "pre" else x

@@ -31,12 +31,12 @@ class MaskedLMHead(nn.Module):
         if config.output_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
         if config.tied_output:
-            logits = multiply(x, table, self.execution, bias, transposed=True)
+            logits = multiply(x, table, self.execution, bias, transposed=True, unrounded=True)
         else:
             shape = (config.embedding_width, config.vocab_size)
             kernel = self.param("kernel", kernel_init(config, "logits"), shape)
-            logits = multiply(x, kernel, self.execution, bias)
-        return logits.astype(jnp.float32)
+            logits = multiply(x, kernel, self.execution, bias, unrounded=True)
+        return logits
 
 
 class MaskedLM(nn.Module):

@@ -12,16 +12,22 @@ from jaxlm.model.config import EncoderConfig, Execution
 
 
 def multiply(
-    x: Array, kernel: Array, execution: Execution, bias: Array | None = None, transposed: bool = False
+    x: Array,
+    kernel: Array,
+    execution: Execution,
+    bias: Array | None = None,
+    transposed: bool = False,
+    unrounded: bool = False,
 ) -> Array:
     """Returns x @ kernel + bias, or x @ kernel.T + bias if transposed: x [..., D], kernel [D, F] ([F, D]) -> [..., F].
 
-    Products are in the compute dtype and accumulate in float32; the result is in the activation dtype.
+    Products are in the compute dtype and accumulate in float32; the result is in the activation dtype, or if
+    `unrounded` the float32 that was accumulated.
     """
     dtype = jnp.dtype(execution.compute_dtype)
-    if execution.activation_dtype == "float32":
+    if execution.activation_dtype == "float32" or unrounded:
         flat = x.reshape(-1, x.shape[-1])  # XLA's CPU kernels run stacked products at half the speed of flat ones
-        product = _multiply(flat, kernel, bias, dtype, execution.transpose_gradients, transposed)
+        product = _multiply(flat.astype(jnp.float32), kernel, bias, dtype, execution.transpose_gradients, transposed)
         return product.reshape(*x.shape[:-1], product.shape[-1])
     dimensions = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
     y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), dimensions, preferred_element_type=dtype)
@@ -200,22 +206,28 @@ def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
     return jnp.where(kept, x * (1 / (1 - rate)), 0).astype(x.dtype)
 
 
-def dropout_kept(shape: tuple[int, ...], rate: float, seeds: Array, site: int) -> Array:
+def dropout_kept(shape: tuple[int, ...], rate: float, seeds: Array, site: int, square: int | None = None) -> Array:
     """Returns bool [B, ...] of this shape, False for a share `rate`; seeds are uint32 [B, 2].
 
     The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
-    any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does.
+    any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. Where the shape
+    [B, N, S, K] is cut out of [N, square, square], the seeds are [B, 3], the last the position of the cut's first entry
+    there.
     """
     inner = shape[1:]
     strides = [1] * len(inner)
     for axis in reversed(range(len(inner) - 1)):
         strides[axis] = strides[axis + 1] * inner[axis + 1]
+    if square is not None:
+        strides = [square * square, square, 1]
     position = sum(
         lax.broadcasted_iota(jnp.uint32, inner, axis) * jnp.uint32(strides[axis]) for axis in range(len(inner))
-    )
+    )[None]
+    if square is not None:
+        position += seeds[:, 2].reshape(-1, 1, 1, 1)
     first = _mix(seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
     second = _mix(seeds[:, 1] + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
-    bits = _mix(_mix(position[None] * jnp.uint32(0x9E3779B1) + first) ^ second)
+    bits = _mix(_mix(position * jnp.uint32(0x9E3779B1) + first) ^ second)
     return bits >= jnp.uint32(round(rate * 2**32))
 
 

@@ -9,7 +9,15 @@ import pytest
 
 from jaxlm.config import SETTINGS, check_config, default_config
 from jaxlm.errors import UserError
-from jaxlm.model.config import PRESETS, EncoderConfig, Execution, choose_execution, encoder_config, training_flops
+from jaxlm.model.config import (
+    PRESETS,
+    EncoderConfig,
+    Execution,
+    choose_attention,
+    choose_execution,
+    encoder_config,
+    training_flops,
+)
 from jaxlm.model.heads import MaskedLM, abstract_params, encode, gather_positions, parameter_count, predict
 from jaxlm.optimizer import param_path
 
@@ -79,10 +87,78 @@ def test_layer_pattern_is_tiled_over_the_layers():
 
 
 def test_transposed_gradients_are_for_a_single_cpu_device_only():
-    assert choose_execution("bfloat16", "cpu", 1) == Execution("bfloat16", "float32", True, False)
-    assert choose_execution("bfloat16", "cpu", 2) == Execution("bfloat16", "float32", False, False)
-    assert choose_execution("bfloat16", "tpu", 1) == Execution("bfloat16", "bfloat16", False, False)
-    assert choose_execution("float32", "gpu", 1, rematerialise=True) == Execution("float32", "float32", False, True)
+    assert choose_execution("bfloat16", "cpu", 1) == Execution("bfloat16", "float32", True, True)
+    assert choose_execution("bfloat16", "cpu", 2) == Execution("bfloat16", "float32", False, True)
+    assert choose_execution("bfloat16", "tpu", 1) == Execution("bfloat16", "bfloat16")
+    assert choose_execution("float32", "gpu", 1, rematerialise="full") == Execution(rematerialise="full")
+
+
+PLAIN = {"vocab_size": 64, "width": 256, "heads": 4}
+
+
+class OfTensor:
+    """A mesh of this many devices along `tensor`."""
+
+    def __init__(self, tensor):
+        self.shape = {"data": 1, "fsdp": 1, "tensor": tensor}
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "changes", "mesh", "kernel", "words"),
+    [
+        ("cpu", "bfloat16", {}, None, "xla", "only one"),
+        ("gpu", "bfloat16", {}, None, "xla", "nobody has compared"),
+        ("tpu", "bfloat16", {}, None, "splash", "packed rows"),
+        ("tpu", "bfloat16", {"layer_pattern": "gll"}, OfTensor(2), "splash", "packed rows"),
+        ("tpu", "float32", {}, None, "xla", "train.compute_dtype is float32"),
+        ("tpu", "bfloat16", {"attention_dropout": 0.1}, None, "xla", "model.attention_dropout is 0.1"),
+        ("tpu", "bfloat16", {"positions": "alibi"}, None, "xla", "alibi"),
+        ("tpu", "bfloat16", {}, OfTensor(8), "xla", "mesh.tensor=8 does not divide model.heads=4"),
+    ],
+    ids=str,
+)
+def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
+    platform, dtype, changes, mesh, kernel, words
+):
+    config = architecture(**PLAIN | changes)
+    chosen, why = choose_attention("auto", config, dtype, platform, mesh, [128])
+    assert chosen == kernel
+    assert words in why
+    assert choose_attention("xla", config, dtype, platform, mesh, [128])[0] == "xla"
+    if kernel == "splash":
+        assert choose_attention("splash", config, dtype, platform, mesh, [128])[0] == "splash"
+    elif platform == "tpu":
+        with pytest.raises(UserError, match=r"^train.attention=splash: .*; train.attention=auto"):
+            choose_attention("splash", config, dtype, platform, mesh, [128])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform", "dtype", "changes", "length", "words"),
+    [
+        ("splash", "cpu", "bfloat16", {}, 128, "it runs on TPUs, and this is a CPU"),
+        ("cudnn", "tpu", "bfloat16", {}, 128, "it runs on GPUs, and this is a TPU"),
+        ("cudnn", "gpu", "float32", {}, 128, "it computes in bfloat16"),
+        ("cudnn", "gpu", "bfloat16", {"attention_dropout": 0.1}, 128, "cannot drop attention weights"),
+        ("cudnn", "gpu", "bfloat16", {"positions": "alibi"}, 128, "ALiBi"),
+        ("cudnn", "gpu", "bfloat16", {"width": 240}, 128, "a multiple of 8 up to 128, not 60"),
+        ("cudnn", "gpu", "bfloat16", {}, 127, "an even number of tokens, not 127"),
+    ],
+    ids=str,
+)
+def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platform, dtype, changes, length, words):
+    with pytest.raises(UserError, match=f"^train.attention={kernel}: .*{words}"):
+        choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None, [512, length])
+
+
+def test_cudnn_is_taken_where_it_is_asked_for_and_right():
+    assert choose_attention("cudnn", architecture(**PLAIN), "bfloat16", "gpu", None, [512])[0] == "cudnn"
+
+
+def test_only_a_kernel_that_xla_does_not_divide_knows_the_mesh():
+    mesh = OfTensor(2)
+    assert choose_execution("bfloat16", "tpu", 2, attention="splash", mesh=mesh).mesh is mesh
+    assert choose_execution("bfloat16", "tpu", 1, attention="splash", mesh=mesh).mesh is None
+    assert choose_execution("bfloat16", "gpu", 2, attention="cudnn", mesh=mesh).mesh is None
 
 
 def product_flops(jaxpr):
