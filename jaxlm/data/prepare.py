@@ -339,9 +339,7 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
     for number, path in enumerate(data.path):
         store = f"train/{number}"
         tally = tallies[store] = Tally()
-        for text in read_documents(path, data, tally):
-            if data.max_megabytes and tally.bytes > data.max_megabytes * 1e6:
-                break
+        for text in read_documents(path, data, tally, megabytes=data.max_megabytes):
             first, second, key = hashes_of(text)
             if data.deduplicate and first in held_out:
                 tally.drop("documents of a held-out set")

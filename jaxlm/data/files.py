@@ -1,0 +1,141 @@
+"""Files on this machine and in object stores (`gs://`, `s3://`, any that fsspec knows), behind a few functions.
+
+A local file is a `Path`; one that is named by a URL is a `RemoteFile`, which reads as a Path does.
+"""
+
+import contextlib
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxlm.errors import UserError
+
+_PACKAGES = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # scheme -> extra of jaxlm
+# What changes with the content, by what the file systems call it, the surest first.
+_VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of an object store."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+File = Path | RemoteFile
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a URL, such as gs://bucket/folder."""
+    return isinstance(path, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", path) is not None
+
+
+def open_file(file: File) -> BinaryIO:
+    """Opens a file for reading its bytes."""
+    if isinstance(file, Path):
+        return open(file, "rb")
+    system, path = file_system(file.url)
+    with remote_errors(file.url, "read"):
+        return system.open(path, "rb")
+
+
+def file_version(file: File) -> list[Any]:
+    """Returns what tells whether a file has changed without reading it: its size, and a time or a checksum."""
+    if isinstance(file, Path):
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        return [status.st_size, status.st_mtime_ns]
+    system, path = file_system(file.url)
+    with remote_errors(file.url, "read"):
+        info = system.info(path)
+    return [info["size"], str(next((info[key] for key in _VERSIONS if info.get(key)), ""))]
+
+
+def list_files(path: str) -> tuple[str, list[File]]:
+    """Returns "file", "folder" or "glob", and the file, all files below the folder, or those that match, by name.
+
+    Hidden files and folders below a folder are left out. What is not there is a "file" without any.
+    """
+    if is_remote(path):
+        return _list_remote(path)
+    root = Path(path).expanduser()
+    if root.is_file():
+        return "file", [root]
+    if root.is_dir():
+        return "folder", [*sorted(_below(root), key=lambda file: file.relative_to(root).as_posix())]
+    if glob.has_magic(path):
+        return "glob", [Path(name) for name in sorted(glob.glob(str(root), recursive=True)) if os.path.isfile(name)]
+    return "file", []
+
+
+def _below(root: Path) -> Iterator[Path]:
+    entered = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in entered else [name for name in folders if not name.startswith(".")]
+        if real not in entered:
+            files = (Path(folder, name) for name in names if not name.startswith("."))
+            yield from (file for file in files if file.is_file())
+        entered.add(real)
+
+
+def _list_remote(url: str) -> tuple[str, list[File]]:
+    system, root = file_system(url)
+    with remote_errors(url, "read"):
+        if system.isfile(root):
+            return "file", [RemoteFile(url)]
+        if system.isdir(root):
+            start = len(root.rstrip("/")) + 1
+            kind, paths = "folder", [path for path in system.find(root) if not re.search(r"(^|/)\.", path[start:])]
+        elif glob.has_magic(root):
+            kind, paths = "glob", [path for path in system.glob(root) if system.isfile(path)]
+        else:
+            return "file", []
+        return kind, [RemoteFile(system.unstrip_protocol(path)) for path in sorted(paths)]
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Returns fsspec's file system of a URL and the path in it. Raises UserError where it is not known or installed."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = _PACKAGES.get(scheme.lower())
+        how = f"pip install 'jaxlm[{extra}]'" if extra else str(error)
+        raise UserError(f"{url}: the package that reads {scheme}:// is not installed: {how}") from error
+    except ValueError as error:
+        raise UserError(f"{url}: fsspec knows no {scheme}://; gs://, s3:// and file:// are usual") from error
+    except Exception as error:  # of a file system's own kind, such as credentials that are not there
+        raise UserError(f"{url} cannot be reached: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def remote_errors(url: str, what: str) -> Iterator[None]:
+    """Turns every failure of a file system into a UserError: each has exceptions of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{url}: cannot {what} it: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:300]
