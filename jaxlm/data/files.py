@@ -7,7 +7,10 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,7 +45,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def open_file(file: File) -> BinaryIO:
-    """Opens a file for reading its bytes."""
+    """Opens a file for reading its bytes. Raises OSError for a local file, UserError for others."""
     if isinstance(file, Path):
         return open(file, "rb")
     system, path = file_system(file.url)
@@ -139,3 +142,68 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:300]
+
+
+# Writing
+
+
+Folder = Path | str  # the str is a URL
+
+
+def file_in(folder: Folder, name: str) -> File:
+    """Returns the file of that name in a folder."""
+    return folder / name if isinstance(folder, Path) else RemoteFile(f"{folder.rstrip('/')}/{name}")
+
+
+def read_file(file: File) -> bytes | None:
+    """Returns the bytes of a file, None where it is not there. Raises UserError where it cannot be read."""
+    if isinstance(file, RemoteFile):
+        system, path = file_system(file.url)
+        with remote_errors(file.url, "read"):
+            return system.cat_file(path) if system.exists(path) else None
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def write_file(file: File, pieces: Iterable[bytes | memoryview]) -> tuple[int, int]:
+    """Writes a file, which is there under its name only when it is whole; returns its size and CRC-32."""
+    size = crc = 0
+    with remote_errors(str(file), "write"), contextlib.ExitStack() as stack:
+        if isinstance(file, Path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+            stream: Any = stack.enter_context(open(partial, "xb"))
+        else:
+            system, path = file_system(file.url)
+            with contextlib.suppress(NotImplementedError):  # object stores have no folders
+                system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            stream = stack.enter_context(system.open(path, "wb"))
+        try:
+            for piece in pieces:
+                stream.write(piece)
+                size += len(piece)
+                crc = zlib.crc32(piece, crc)
+            if isinstance(file, Path):
+                stream.flush()
+                os.fsync(stream.fileno())
+                partial.rename(file)
+        except BaseException:
+            if isinstance(file, Path):
+                partial.unlink(missing_ok=True)
+            raise
+    return size, crc
+
+
+def remove_folder(folder: Folder) -> None:
+    """Removes a folder and what is in it, if it is there."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    system, path = file_system(folder)
+    with remote_errors(folder, "remove"):
+        if system.exists(path):
+            system.rm(path, recursive=True)

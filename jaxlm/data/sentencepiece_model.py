@@ -1,7 +1,6 @@
 """SentencePiece models behind `Tokenizer`: ids and places at the library's speed, special tokens renamed."""
 
 import hashlib
-import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.added_tokens import WordFinder
+from jaxlm.data.sentencepiece_schema import parse_model
 from jaxlm.data.special_tokens import HIDDEN, config_beside, find_specials
 from jaxlm.data.words import code_points
 from jaxlm.errors import UserError
@@ -275,9 +275,3 @@ def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | No
         return SentencePieceModel(content, specials or find_specials(file, vocabulary, unknown))
     except RuntimeError as error:
         raise UserError(f"{file} is no SentencePiece model that its library loads: {error}") from error
-
-
-def parse_model(content: bytes) -> Any:
-    """Returns the ModelProto."""
-    protobuf: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    return protobuf.ModelProto.FromString(content)
