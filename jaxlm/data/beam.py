@@ -14,7 +14,6 @@ is read by one worker: give large texts in many files.
 
 import io
 import json
-import re
 import tempfile
 import time
 import zlib
@@ -105,11 +104,10 @@ def _run(options: Sequence[str], work: Folder, name: str, steps: Any) -> list[An
         with beam.Pipeline(options=with_defaults) as pipeline:
             lines = steps(pipeline)
             lines | "Gather" >> beam.combiners.ToList() | "Keep" >> beam.Map(_write_lines, str(file))
-    except UserError:
-        raise
     except Exception as error:  # a runner's own kind; what a worker raised is in its text
-        told = re.findall(r"UserError: (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE)
-        reason = told[-1] if told else next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
+        lines = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+        told = [line for line in lines if "UserError: " in line] or lines
+        reason = told[-1].rpartition("UserError: ")[2].partition(" [while running ")[0]
         raise UserError(f"the Beam pipeline that should {name} the text failed: {reason}") from error
     content = read_file(file)
     if content is None:

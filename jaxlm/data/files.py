@@ -101,13 +101,17 @@ def _list_remote(url: str) -> tuple[str, list[File]]:
         if system.isfile(root):
             return "file", [RemoteFile(url)]
         if system.isdir(root):
-            start = len(root.rstrip("/")) + 1
-            kind, paths = "folder", [path for path in system.find(root) if not re.search(r"(^|/)\.", path[start:])]
+            kind, base, paths = "folder", url.rstrip("/"), system.find(root)
         elif glob.has_magic(root):
-            kind, paths = "glob", [path for path in system.glob(root) if system.isfile(path)]
+            kind, base = "glob", re.split("[*?[]", url)[0].rpartition("/")[0]
+            paths = [path for path in system.glob(root) if system.isfile(path)]
         else:
             return "file", []
-        return kind, [RemoteFile(system.unstrip_protocol(path)) for path in sorted(paths)]
+        start = len(file_system(base)[1].rstrip("/")) + 1
+        hidden = re.compile(r"(^|/)\.")
+        if kind == "folder" or not hidden.search(url[len(base) + 1 :]):
+            paths = [path for path in paths if not hidden.search(path[start:])]
+        return kind, [RemoteFile(f"{base}/{path[start:]}") for path in sorted(paths)]
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -82,8 +82,7 @@ def local_copy(url: str, cache: Path, made_here: Path, check: Callable[[Path], o
 
 def _fetch(url: str, directory: Path) -> None:
     _, files = list_files(url)
-    _, root = file_system(url)
-    names = [file_system(str(file))[1][len(root.rstrip("/")) + 1 :] for file in files]
+    names = [str(file).removeprefix(f"{url.rstrip('/')}/") for file in files]
 
     def receive(name: str) -> None:
         with remote_errors(url, "read"):
