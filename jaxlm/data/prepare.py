@@ -8,6 +8,7 @@ number of workers. It is written under another name and renamed, so that one whi
 import contextlib
 import functools
 import json
+import logging
 import os
 import shutil
 import time
@@ -356,10 +357,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _beam_build(options: list[str]) -> Build:
+    logging.disable(logging.WARNING)  # which Beam gives at its import of parts that it does not find
     try:
         from jaxlm.data import beam
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "apache_beam":
             raise
         raise UserError("--runner=beam needs Apache Beam, which is not here: pip install 'jaxlm[beam]'") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return functools.partial(beam.build, options)

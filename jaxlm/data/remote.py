@@ -4,12 +4,13 @@
 process has left is told from other files. Object stores have no locks: who prepares the same at once writes the same.
 """
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxlm.data.files import File, file_in, file_system, list_files, open_file, remote_errors, remove_folder, write_file
+from jaxlm.data.files import File, file_in, file_system, list_files, open_file, remote_errors, write_file
 from jaxlm.data.locks import locked
 from jaxlm.data.origin import UPLOADING
 from jaxlm.data.prepared import PREPARED, read_record
@@ -20,16 +21,19 @@ TRANSFERS = 4  # files at once
 
 
 def begin_upload(url: str) -> None:
-    """Removes what a killed process has left, and marks the folder as one that is being written."""
-    remove_folder(url)
+    """Marks the folder as one that is being written. What is there stays: another may be doing the same."""
     write_file(file_in(url, UPLOADING), [b"This folder is being written by `jaxlm prepare`.\n"])
 
 
-def end_upload(url: str) -> None:
-    """Takes the mark away; `prepared.json` is there already."""
-    system, path = file_system(f"{url.rstrip('/')}/{UPLOADING}")
+def end_upload(url: str, names: Sequence[str] = ()) -> None:
+    """Takes the mark away, `prepared.json` being there; and all files but `names`, where they are given."""
+    system, root = file_system(url)
     with remote_errors(url, "write to"):
-        system.rm_file(path)
+        for file in list_files(url)[1]:
+            name = str(file).removeprefix(f"{url.rstrip('/')}/")
+            if name == UPLOADING or (names and name not in names):
+                with contextlib.suppress(FileNotFoundError):  # another's who did the same
+                    system.rm_file(f"{root}/{name}")
 
 
 def upload(directory: Path, url: str) -> None:
@@ -44,7 +48,7 @@ def upload(directory: Path, url: str) -> None:
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(send, names[:-1]))
     send(PREPARED)
-    end_upload(url)
+    end_upload(url, names)
 
 
 def local_copy(url: str, cache: Path, made_here: Path, check: Callable[[Path], object]) -> Path:
