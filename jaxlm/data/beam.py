@@ -474,9 +474,11 @@ def _write(
     written = {}
     for store, own in by_store.items():
         files = {array: [r[3] for r in results if r[:2] == [store, array]] for array in layout}
-        counts = sum(_load_arrays(f"{work}/counts/{store}/{n}", 1)[0] for n in range(len(files["tokens"])))
+        occurrences = np.zeros(size, np.int64)
+        for number in range(len(files["tokens"])):
+            occurrences += _load_arrays(f"{work}/counts/{store}/{number}", 1)[0]
         for number, start in enumerate(range(0, size, layout["counts"][1])):
-            name, piece = array_file("counts", number), counts[start : start + layout["counts"][1]]
+            name, piece = array_file("counts", number), occurrences[start : start + layout["counts"][1]]
             total, crc = write_file(file_in(folder, f"{store}/{name}"), [piece.astype("<i8").tobytes()])
             files["counts"].append({"name": name, "bytes": total, "crc32": crc})
         tokens, documents = sum(counted[c] for c in own), sum(c.documents for c in own)
