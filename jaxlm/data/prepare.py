@@ -6,19 +6,16 @@ number of workers. It is written under another name and renamed, so that one whi
 """
 
 import contextlib
-import fcntl
-import hashlib
-import io
+import functools
 import json
+import logging
 import os
-import re
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,60 +23,95 @@ from ml_collections import ConfigDict
 from jaxlm import __version__
 from jaxlm.config import config_to_dict, load_config, split_overrides
 from jaxlm.data.added_tokens import read_added
+from jaxlm.data.files import Folder, is_remote
+from jaxlm.data.locks import locked, remove_leftovers
+from jaxlm.data.origin import held_out_paths, is_prepared, origin_of
+from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, write_record
 from jaxlm.data.processes import map_in_processes, worker_count
-from jaxlm.data.progress import Progress, closing_table
+from jaxlm.data.progress import Progress
+from jaxlm.data.remote import begin_upload, end_upload, local_copy, upload
 from jaxlm.data.sampling import Hashes, Sample, hashes_of
-from jaxlm.data.sources import Tally, read_documents, source_fingerprint
+from jaxlm.data.sources import Tally, read_documents
 from jaxlm.data.store import StoreWriter, TokenStore
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.errors import UserError
 
-FORMAT_VERSION = 1
-NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")  # of the data section
 CHUNK_CHARACTERS = 2**20
-
-
-class Prepared(NamedTuple):
-    """A prepared directory, opened: a store for each path of data.path, and each held-out set by its name.
-
-    `fingerprint` names the content: it is the same wherever tokenizer and stores are the same.
-    """
-
-    directory: Path
-    tokenizer: Tokenizer
-    train: list[TokenStore]
-    held_out: dict[str, TokenStore]
-    fingerprint: str
+Build = Callable[[ConfigDict, Tokenizer | None, dict[str, Any], Any], str]  # writes a folder, returns the closing table
 
 
 def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> Prepared:
     """Returns the token stores of the config's data, made now or found: in `directory`, else in the cache.
 
-    Says on standard output what was made or reused; progress goes to standard error. Raises UserError where the text,
-    the settings or the disk do not allow it, and where `directory` was prepared with other settings.
+    Either may be a URL; the stores are then opened from a copy in the cache of this machine. Says on standard output
+    what was made or reused; progress goes to standard error. Raises UserError where the text, the settings or the disk
+    do not allow it, and where `directory` was prepared with other settings.
     """
+    given, origin, target, here = _what_and_where(config, directory)
+    if isinstance(target, Path):
+        _make(config, given, origin, target, directory is not None)
+        return open_prepared(target)
+    if is_prepared(target, config, origin):
+        _say_reused(target, directory is not None)
+    else:
+        _make(config, given, origin, here, False)
+        open_prepared(here)
+        upload(here, target)
+        print(f"token store: {target}")
+    return open_prepared(local_copy(target, here.parent, here, open_prepared))
+
+
+def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike | None = None) -> None:
+    """Prepares as `prepare` does, in `directory` or the cache, by another `build`, which writes to a URL by itself."""
+    given, origin, target, _ = _what_and_where(config, directory)
+    if isinstance(target, Path):
+        _make(config, given, origin, target, directory is not None, build)
+        open_prepared(target)
+    elif is_prepared(target, config, origin):
+        _say_reused(target, directory is not None)
+    else:
+        begin_upload(target)
+        table = build(config, given, origin, target)
+        end_upload(target)
+        print(f"{table}\ntoken store: {target}")
+
+
+def _what_and_where(
+    config: ConfigDict, directory: str | os.PathLike | None
+) -> tuple[Tokenizer | None, dict[str, Any], Folder, Path]:
+    """Returns the tokenizer that is given, the origin, the folder to prepare, and its like in this machine's cache."""
     if not config.data.path:
         raise UserError("data.path is empty: name the text, as in --config.data.path='notes/*.txt', or pydocs")
     given = given_tokenizer(config.tokenizer)
-    origin = _origin(config, given)
-    name = _digest([FORMAT_VERSION, __version__, origin])
-    target = Path(directory).expanduser().absolute() if directory else cache_directory(config) / name
-    if _is_prepared(target, config, origin):
-        _say_reused(target, directory is not None)
-        return open_prepared(target)
+    origin = origin_of(config, given)
+    name = digest([FORMAT_VERSION, __version__, origin])
+    here = cache_directory(config) / name
+    if directory and is_remote(directory):
+        return given, origin, str(directory).rstrip("/"), here
+    if directory:
+        return given, origin, Path(directory).expanduser().absolute(), here
+    return given, origin, f"{config.data.cache.rstrip('/')}/{name}" if is_remote(config.data.cache) else here, here
+
+
+def _make(
+    config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], target: Path, named: bool,
+    build: Build | None = None,
+) -> None:  # fmt: skip
+    """Makes the prepared directory `target`, unless it is there."""
+    if is_prepared(target, config, origin):
+        return _say_reused(target, named)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
-            if _is_prepared(target, config, origin):  # by another process, in the meantime
-                _say_reused(target, directory is not None)
-                return open_prepared(target)
-            if directory is None:
-                _remove_leftovers(target.parent)
+        with locked(target):
+            if is_prepared(target, config, origin):  # by another process, in the meantime
+                return _say_reused(target, named)
+            if not named:
+                remove_leftovers(target.parent)
             partial = target.with_name(f".{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
             try:
                 partial.mkdir()
-                table = _build(config, given, origin, partial)
+                table = (build or _build)(config, given, origin, partial)
                 partial.rename(target)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -87,7 +119,10 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
     except OSError as error:
         raise UserError(f"cannot write the token store {target}: {error.strerror or error}") from error
     print(f"{table}\ntoken store: {target}")
-    return open_prepared(target)
+
+
+def _say_reused(target: Folder, named: bool) -> None:
+    print(f"token store: {target} is complete already" if named else f"token store: reused {target}")
 
 
 def given_tokenizer(settings: ConfigDict) -> Tokenizer | None:
@@ -100,148 +135,11 @@ def given_tokenizer(settings: ConfigDict) -> Tokenizer | None:
     return tokenizer.with_added(read_added(settings.add)) if settings.add else tokenizer
 
 
-def open_prepared(directory: str | os.PathLike) -> Prepared:
-    """Opens a prepared directory and checks all of it. Raises UserError that names what is missing or damaged."""
-    directory = Path(directory)
-    record = _read_record(directory)
-    tokenizer = load_tokenizer(str(directory / "tokenizer"), record["settings"]["tokenizer"]["words"])
-    if tokenizer.fingerprint != record["tokenizer"]["fingerprint"]:
-        raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these stores: prepare the data again")
-    stores = {}
-    for name, written in record["stores"].items():
-        try:
-            stores[name] = store = TokenStore.open(directory / name)
-        except UserError as error:  # one store alone cannot be prepared again
-            raise UserError(str(error).replace(f"remove {directory / name} and", f"remove {directory} and")) from error
-        if store.fingerprint != written["fingerprint"] or store.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{directory / name} is not the store that was prepared here: prepare the data again")
-    train = [stores[f"train/{number}"] for number in range(len(record["settings"]["data"]["path"]))]
-    held_out = {name.partition("/")[2]: store for name, store in stores.items() if name.startswith("held_out/")}
-    return Prepared(directory, tokenizer, train, held_out, record["fingerprint"])
-
-
 def cache_directory(config: ConfigDict) -> Path:
-    """Returns the folder of token stores that runs share."""
-    if config.data.cache:
+    """Returns the folder of token stores that runs on this machine share."""
+    if config.data.cache and not is_remote(config.data.cache):
         return Path(config.data.cache).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "jaxlm" / "stores"
-
-
-# What a prepared directory was made of
-
-
-def _origin(config: ConfigDict, given: Tokenizer | None) -> dict[str, Any]:
-    """Returns all that decides the content, as JSON: settings, with files and tokenizer by their fingerprints."""
-    settings = config_to_dict(config)
-    data, tokenizer = settings["data"], settings["tokenizer"]
-    origin = {f"data.{name}": value for name, value in data.items() if name not in NOT_PREPARED}
-    origin["data.path"] = [source_fingerprint(path, config.data) for path in data["path"]]
-    origin["data.held_out"] = {
-        name: source_fingerprint(path, config.data) for name, path in _held_out_paths(config).items()
-    }
-    if data["held_out"]:
-        del origin["data.held_out_fraction"]
-    if given:
-        return origin | {"tokenizer.path": given.fingerprint, "tokenizer.words": tokenizer["words"]}
-    return origin | {f"tokenizer.{name}": value for name, value in tokenizer.items()}
-
-
-def _held_out_paths(config: ConfigDict) -> dict[str, str]:
-    return dict(entry.split("=", 1) for entry in config.data.held_out)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _read_record(directory: Path) -> dict[str, Any]:
-    path = directory / "prepared.json"
-    if not path.is_file():
-        raise UserError(f"{directory} was not made by `jaxlm prepare`: there is no {path}")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: remove {directory} and prepare the data again") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format {version}, this jaxlm reads {FORMAT_VERSION}: prepare the data again")
-    return record
-
-
-def _is_prepared(target: Path, config: ConfigDict, origin: dict[str, Any]) -> bool:
-    """Returns whether the directory is there; raises UserError where it was made of something else."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return False
-    if not (target / "prepared.json").is_file():
-        raise UserError(f"{target} is there and holds other files: name a new folder")
-    record = _read_record(target)
-    settings, differences = config_to_dict(config), []
-    files = {"data.path", "data.held_out"}
-    if origin.get("tokenizer.words") == record["origin"].get("tokenizer.words"):  # which is in the fingerprint
-        files.add("tokenizer.path")
-    for key in sorted(origin.keys() | record["origin"].keys()):
-        if origin.get(key) != record["origin"].get(key):
-            section, _, name = key.partition(".")
-            old, new = (json.dumps(content[section].get(name)) for content in (record["settings"], settings))
-            if old != new:
-                differences.append(f"{key}: {old} -> {new}")
-            elif key in files:
-                differences.append(f"{key}: its files have changed")
-    if differences:
-        raise UserError(
-            f"{target} was prepared with other settings ({'; '.join(differences)}): name another, or remove this one"
-        )
-    return True
-
-
-def _say_reused(target: Path, named: bool) -> None:
-    print(f"token store: {target} is complete already" if named else f"token store: reused {target}")
-
-
-# Locks
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Lets one process at a time prepare `target`."""
-    path = target.with_name(f".{target.name}.lock")
-    file = _lock(path, wait=False)
-    if file is None:
-        print(f"waiting for another process that prepares {target}", file=sys.stderr)
-        file = _lock(path, wait=True)
-    assert file is not None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
-def _lock(path: Path, wait: bool) -> io.TextIOWrapper | None:
-    while True:
-        file = open(path, "a")  # noqa: SIM115
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file  # else its last owner removed it: the lock is on a file that nobody else will see
-        except BlockingIOError:
-            file.close()
-            return None
-        except FileNotFoundError:
-            pass
-        file.close()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes have left in the cache."""
-    for partial in folder.glob(".*.partial"):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.partial", partial.name):
-            path = partial.with_suffix(".lock")
-            file = _lock(path, wait=False)
-            if file:
-                shutil.rmtree(partial, ignore_errors=True)
-                path.unlink(missing_ok=True)
-                file.close()
 
 
 # The work
@@ -251,21 +149,21 @@ def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], 
     """Writes the prepared directory `folder`, and returns the closing table."""
     tallies: dict[str, Tally] = {}
     seconds: dict[str, float] = {}
-    record: dict[str, Any] = {"format_version": FORMAT_VERSION, "jaxlm": __version__, "origin": origin}
+    trained_on = None
     began = time.monotonic()
     with Progress() as progress:
         if given:
             tokenizer = given
             tokenizer.save(folder / "tokenizer")
             stores = _write_stores(_routed(config, tallies), config, tokenizer, folder, progress)
-            _need_documents(config, tallies, Counter({name: store.documents for name, store in stores.items()}))
+            need_documents(config, tallies, Counter({name: store.documents for name, store in stores.items()}))
             seconds["read and tokenize"] = time.monotonic() - began
         else:
             spill = folder / "documents.zst"
             sample = Sample(int(config.tokenizer.training_megabytes * 1e6))
             progress.begin("read")
             documents = _spilled(_routed(config, tallies), spill, sample, progress)
-            _need_documents(config, tallies, documents)
+            need_documents(config, tallies, documents)
             seconds["read"] = time.monotonic() - began
             total = progress.bytes
             progress.begin(f"train the tokenizer on {sample.bytes / 1e6:,.1f} MB")
@@ -274,44 +172,24 @@ def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], 
             stores = _write_stores(_read_spilled(spill), config, tokenizer, folder, progress, total)
             spill.unlink()
             seconds["tokenize"] = time.monotonic() - began - sum(seconds.values())
-            record["tokenizer_sample"] = {"pieces": len(sample.heap), "bytes": sample.bytes}
-    paths = {f"held_out/{name}": path for name, path in _held_out_paths(config).items()}
-    paths |= {f"train/{number}": path for number, path in enumerate(config.data.path)}
-    record |= {
-        "settings": {section: config_to_dict(config)[section] for section in ("data", "tokenizer")},
-        "sources": [_source_record(name, path, tallies[name]) for name, path in paths.items()],
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "stores": {
-            name: {
-                "documents": store.documents,
-                "bytes": store.text_bytes,
-                "tokens": store.tokens,
-                "fingerprint": store.fingerprint,
-            }
-            for name, store in stores.items()
-        },
-        "fingerprint": _digest([tokenizer.fingerprint, {name: store.fingerprint for name, store in stores.items()}]),
-        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
-    }
-    with open(folder / "prepared.json", "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    return closing_table(stores, paths, tallies, seconds)
+            trained_on = {"pieces": len(sample.heap), "bytes": sample.bytes}
+    return write_record(
+        folder, origin, config_to_dict(config), paths_of_stores(config), tallies, tokenizer, stores, seconds, trained_on
+    )
 
 
-def _source_record(name: str, path: str, tally: Tally) -> dict[str, Any]:
-    return {
-        "store": name, "path": path, "documents": tally.documents, "bytes": tally.bytes, "cut": tally.cut,
-        "dropped": dict(tally.dropped), "places": tally.places,
-    }  # fmt: skip
+def paths_of_stores(config: ConfigDict) -> dict[str, str]:
+    """Returns the path that each store comes from, in the order in which they are read."""
+    paths = {f"held_out/{name}": path for name, path in held_out_paths(config).items()}
+    return paths | {f"train/{number}": path for number, path in enumerate(config.data.path)}
 
 
-def _need_documents(config: ConfigDict, tallies: dict[str, Tally], documents: Counter[str]) -> None:
+def need_documents(config: ConfigDict, tallies: dict[str, Tally], documents: Counter[str]) -> None:
+    """Raises UserError where a path gave no document to its store; `documents` counts those of each store."""
     for name, tally in tallies.items():
         if not documents[name]:
             kind, _, which = name.partition("/")
-            path = config.data.path[int(which)] if kind == "train" else _held_out_paths(config)[which]
+            path = config.data.path[int(which)] if kind == "train" else held_out_paths(config)[which]
             why = "; ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
             raise UserError(
                 f"there is no document for {'training' if kind == 'train' else f'the held-out set {which}'} in {path}"
@@ -323,7 +201,7 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
     """Yields (store, text, key) for the documents that are kept; the key is a hash of the text, below 2**64."""
     data = config.data
     held_out = Hashes()
-    for name, path in _held_out_paths(config).items():
+    for name, path in held_out_paths(config).items():
         store = f"held_out/{name}"
         tally = tallies[store] = Tally()
         seen = Hashes()  # sets may share documents
@@ -339,9 +217,7 @@ def _routed(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[tuple[str
     for number, path in enumerate(data.path):
         store = f"train/{number}"
         tally = tallies[store] = Tally()
-        for text in read_documents(path, data, tally):
-            if data.max_megabytes and tally.bytes > data.max_megabytes * 1e6:
-                break
+        for text in read_documents(path, data, tally, megabytes=data.max_megabytes):
             first, second, key = hashes_of(text)
             if data.deduplicate and first in held_out:
                 tally.drop("documents of a held-out set")
@@ -429,32 +305,65 @@ def _load(path: str, words: str) -> None:
 
 
 def _encode(chunk: tuple[str, list[str]]) -> tuple[str, np.ndarray, np.ndarray, list[int], list[int]]:
-    """Returns (store, ids int32 [T], word_starts bool [T], ends and text bytes of each document)."""
     store, texts = chunk
-    tokenizer = _tokenizer
-    assert tokenizer is not None
+    assert _tokenizer is not None
+    ids, *others = encode_documents(_tokenizer, texts)
+    # Half the bytes on their way to the parent.
+    return store, ids.astype(np.uint16) if _tokenizer.vocab_size < 65_536 else ids, *others  # type: ignore[return-value]
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
+    """Returns ids int32 [T] and word_starts bool [T] of all documents, and the end and text bytes of each."""
     begin, end, special = np.array([tokenizer.begin_id]), np.array([tokenizer.end_id]), np.array([True])
     ids, word_starts, ends = [], [], []
     for encoding in tokenizer.encode_batch(texts):
         ids += [begin, encoding.ids, end]
         word_starts += [special, encoding.word_starts, special]
         ends.append(len(encoding.ids) + 2)
-    sizes = [len(text.encode()) for text in texts]
-    totals = np.cumsum(ends).tolist()
-    return store, np.concatenate(ids).astype(np.int32), np.concatenate(word_starts), totals, sizes
+    sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
+    return np.concatenate(ids).astype(np.int32), np.concatenate(word_starts), np.cumsum(ends).tolist(), sizes
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm prepare --config=FILE[:ARG] [--output=DIR] [--config.section.key=VALUE ...]`."""
+    """`jaxlm prepare --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...] [-- ...]`."""
     import argparse
 
-    overrides, rest = split_overrides(argv)
+    argv = list(argv)
+    options = argv[argv.index("--") + 1 :] if "--" in argv else []
+    overrides, rest = split_overrides(argv[: argv.index("--")] if "--" in argv else argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm prepare", description="Train the tokenizer and write the token stores of a config's data.",
-        epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes",
+        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...]"
+        " [-- BEAM OPTION ...]",
+        epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes."
+        " Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
     parser.add_argument("--output", metavar="DIR", help="a new folder; without it, the cache that training looks in")
+    parser.add_argument(
+        "--runner", choices=("local", "beam"), default="local",
+        help="local: this machine's processors; beam: Apache Beam, with its own options behind --, such as"
+        " -- --runner=DataflowRunner --project=NAME; the stores are the same",
+    )  # fmt: skip
     args = parser.parse_args(rest)
-    prepare(load_config(args.config, overrides), args.output)
+    config = load_config(args.config, overrides)
+    if args.runner == "beam":
+        prepare_with(_beam_build(options), config, args.output)
+    elif options:
+        raise UserError(f"{options[0]} is an option of Beam: add --runner=beam")
+    else:
+        prepare(config, args.output)
     return 0
+
+
+def _beam_build(options: list[str]) -> Build:
+    logging.disable(logging.WARNING)  # which Beam gives at its import of parts that it does not find
+    try:
+        from jaxlm.data import beam
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "apache_beam":
+            raise
+        raise UserError("--runner=beam needs Apache Beam, which is not here: pip install 'jaxlm[beam]'") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return functools.partial(beam.build, options)

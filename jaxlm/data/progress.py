@@ -2,10 +2,10 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.data.sources import Tally
-from jaxlm.data.store import TokenStore
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -60,7 +60,7 @@ class Progress:
 
 
 def closing_table(
-    stores: dict[str, TokenStore], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
+    stores: Mapping[str, Any], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
 ) -> str:
     """Returns a table of the stores (name -> store, and the path that it came from), and what was dropped and why."""
     rows = [("store", "documents", "bytes", "tokens", "bytes/token", "from")]

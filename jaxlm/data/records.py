@@ -6,12 +6,12 @@ empty, so that what is computed of the texts can be put beside the records.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from jaxlm.data import sources
-from jaxlm.data.sources import Tally, find_files
+from jaxlm.data.files import File
+from jaxlm.data.formats import format_of, jsonl, lines, no_field, parquet, rows, text_blocks
+from jaxlm.data.sources import Tally, drop_control_characters, find_files
 from jaxlm.errors import UserError
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
@@ -36,29 +36,29 @@ def read_records(path: str, settings: RecordSettings, tally: Tally) -> Iterator[
         for file in find_files(path, data):
             for text in _texts(file, data, tally):
                 tally.documents += 1
-                yield sources._drop_control_characters(text, tally)
+                yield drop_control_characters(text, tally)
     except UserError as error:  # which speaks of the settings of a run
         raise UserError(re.sub(r"(--config\.)?\bdata\.(format|field|encoding)\b", r"--\2", str(error))) from error
 
 
-def _texts(file: Path, data: SimpleNamespace, tally: Tally) -> Iterator[str]:
-    kind = sources._format_of(file, data)
+def _texts(file: File, data: SimpleNamespace, tally: Tally) -> Iterator[str]:
+    kind = format_of(file, data)
     if kind == "text":
-        return sources._lines(sources._text_blocks(file, data.encoding))
+        return lines(text_blocks(file, data.encoding))
     if kind == "jsonl":
-        return sources._jsonl(file, data)
+        return jsonl(file, data)
     if kind == "parquet":
-        return sources._parquet(file, data)
+        return parquet(file, data)
     return _cells(file, kind, data)
 
 
-def _cells(file: Path, kind: str, data: SimpleNamespace) -> Iterator[str]:
-    rows = sources._rows(file, kind, data.encoding)
-    _, header = next(rows, (1, []))
+def _cells(file: File, kind: str, data: SimpleNamespace) -> Iterator[str]:
+    table = rows(file, kind, data.encoding)
+    _, header = next(table, (1, []))
     if data.field not in header:
-        raise sources._no_field(data.field, header, f"{file}, line 1")
+        raise no_field(data.field, header, f"{file}, line 1")
     column = header.index(data.field)
-    for line, row in rows:
+    for line, row in table:
         if len(row) != len(header):
             raise UserError(
                 f"{file}, line {line}: {len(row)} fields, where the header has {len(header)}; mend the line, as every"

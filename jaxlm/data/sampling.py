@@ -64,16 +64,20 @@ class Sample:
         for number, piece in enumerate(cut_text(text, SAMPLE_PIECE_CHARACTERS)):
             if number:
                 key = int.from_bytes(hashlib.blake2b(key.to_bytes(8), digest_size=8).digest())
-            if key >= self.limit:
-                continue
-            self.number += 1
-            content = piece.encode()
-            heapq.heappush(self.heap, (-key, self.number, content))
-            self.bytes += len(content)
-            while self.bytes > self.size and len(self.heap) > 1:
-                largest, _, content = heapq.heappop(self.heap)
-                self.limit = -largest
-                self.bytes -= len(content)
+            self.take(piece, key)
+
+    def take(self, piece: str, key: int) -> None:
+        """Takes a piece whose hash is `key`, if it belongs into the sample."""
+        if key >= self.limit:
+            return
+        self.number += 1
+        content = piece.encode()
+        heapq.heappush(self.heap, (-key, self.number, content))
+        self.bytes += len(content)
+        while self.bytes > self.size and len(self.heap) > 1:
+            largest, _, content = heapq.heappop(self.heap)
+            self.limit = -largest
+            self.bytes -= len(content)
 
     def texts(self) -> Iterator[str]:
         """Yields the sample in the order of the text."""

@@ -22,8 +22,8 @@ from jaxlm.data.sentencepiece_model import (
     SPACE,
     USER_DEFINED,
     SentencePieceModel,
-    parse_model,
 )
+from jaxlm.data.sentencepiece_schema import parse_model
 from jaxlm.data.special_tokens import HIDDEN
 from jaxlm.errors import UserError
 

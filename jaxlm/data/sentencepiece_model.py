@@ -1,7 +1,6 @@
 """SentencePiece models behind `Tokenizer`: ids and places at the library's speed, special tokens renamed."""
 
 import hashlib
-import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.added_tokens import WordFinder
+from jaxlm.data.sentencepiece_schema import parse_model
 from jaxlm.data.special_tokens import HIDDEN, config_beside, find_specials
 from jaxlm.data.words import code_points
 from jaxlm.errors import UserError
@@ -63,6 +63,8 @@ class SentencePieceModel:
         spelled = [not b and id not in special for id, b in enumerate(self._bytes)]
         self._visible = [piece.replace(SPACE, "") if s else "" for piece, s in zip(self.pieces, spelled, strict=True)]
         self._visible_lengths = np.array([len(text) for text in self._visible])
+        self._spelling = code_points("".join(self._visible)).astype(np.int32)
+        self._spelling_starts = np.cumsum(self._visible_lengths) - self._visible_lengths
         self._markers = np.array([set(piece) == {SPACE} for piece in self.pieces])
         self._lone = np.array([piece == SPACE for piece in self.pieces])
         self._single = np.zeros(0x110000, bool)  # characters that are pieces
@@ -97,8 +99,9 @@ class SentencePieceModel:
         ordinals = before + np.repeat(offsets, np.diff(token_edges))
         text_ends = np.append(text_starts[1:] - 1, len(codes))
         last = np.repeat(visible_edges[1:], np.diff(token_edges))
-        firsts = np.append(visible, 0)[np.minimum(ordinals, len(visible))]
-        firsts = np.where(ordinals < last, firsts, np.repeat(text_ends, np.diff(token_edges)))
+        firsts = np.repeat(text_ends, np.diff(token_edges))
+        inside = ordinals < last
+        firsts[inside] = visible[ordinals[inside]]
         for number in np.flatnonzero(~plain).tolist():
             start, end = text_starts[number], text_ends[number]
             _, begins, _ = self.encode_spans(texts[number], -1)
@@ -136,10 +139,14 @@ class SentencePieceModel:
         """Takes the texts out of `plain` of which the pieces do not spell the visible characters."""
         spelled = self._single[np.maximum(characters, 0)]
         plain &= _sums(self._visible_lengths[tokens], token_edges) == _sums(spelled, visible_edges)
-        own = np.repeat(plain, np.diff(token_edges))
-        text = "".join(map(self._visible.__getitem__, tokens[own].tolist()))
-        expected = np.flatnonzero(spelled & np.repeat(plain, np.diff(visible_edges)))
-        wrong = expected[characters[expected] != code_points(text)]
+        if not plain.all():
+            tokens = tokens[np.repeat(plain, np.diff(token_edges))]
+            spelled &= np.repeat(plain, np.diff(visible_edges))
+        lengths = self._visible_lengths[tokens]
+        places = np.repeat(self._spelling_starts[tokens] - (np.cumsum(lengths) - lengths), lengths)
+        places += np.arange(len(places))
+        expected = np.flatnonzero(spelled)
+        wrong = expected[characters[expected] != self._spelling[places]]
         plain[np.searchsorted(visible_edges, wrong, "right") - 1] = False
 
     def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -241,8 +248,12 @@ def _rename(model: Any, specials: dict[str, int], special: set[int]) -> None:
 
 
 def _sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns the sum of the values between each two edges, int64."""
-    return np.diff(np.append(0, np.cumsum(values, dtype=np.int64))[edges])
+    """Returns the sum of the values between each two edges, int64 [n - 1]; the first edge is 0, the last their end."""
+    sums = np.zeros(len(edges) - 1, np.int64)
+    full = np.flatnonzero(np.diff(edges))
+    if len(full):
+        sums[full] = np.add.reduceat(values, edges[full], dtype=np.int64)
+    return sums
 
 
 def first_visible(begins: np.ndarray, invisible: np.ndarray) -> np.ndarray:
@@ -275,9 +286,3 @@ def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | No
         return SentencePieceModel(content, specials or find_specials(file, vocabulary, unknown))
     except RuntimeError as error:
         raise UserError(f"{file} is no SentencePiece model that its library loads: {error}") from error
-
-
-def parse_model(content: bytes) -> Any:
-    """Returns the ModelProto."""
-    protobuf: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    return protobuf.ModelProto.FromString(content)

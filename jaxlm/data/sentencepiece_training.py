@@ -1,11 +1,11 @@
 """SentencePiece's training of a new vocabulary."""
 
-import importlib
 import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jaxlm.data.sentencepiece_schema import parse_model
 from jaxlm.data.special_tokens import ROLES
 from jaxlm.errors import UserError
 
@@ -58,8 +58,7 @@ def _rounded(content: bytes) -> bytes:
     Else the split of a run such as "-----" depends on rounding and so on all the text before it, and no other library
     gives the same.
     """
-    protobuf: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    model = protobuf.ModelProto.FromString(content)
+    model = parse_model(content)
     for piece in model.pieces:
         piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
     return model.SerializeToString()

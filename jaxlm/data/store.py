@@ -32,6 +32,41 @@ FORMAT_VERSION = 1
 TOKENS_PER_WRITE = 2**18
 
 
+def array_layout(vocab_size: int, shard_bytes: int) -> dict[str, tuple[np.dtype, int]]:
+    """Returns the type of each array, and how many items of it there are in a file. Raises UserError."""
+    dtype = np.dtype("<u2" if vocab_size < 65_536 else "<u4")
+    # A multiple of eight tokens a shard keeps every shard's bit plane at a whole number of bytes.
+    capacity = shard_bytes // dtype.itemsize // 8 * 8
+    if capacity < 8:
+        raise UserError(f"data.shard_bytes={shard_bytes}: at least {8 * dtype.itemsize} bytes are needed")
+    numbers = np.dtype("<i8"), shard_bytes // 8
+    return {
+        "tokens": (dtype, capacity), "word_starts": (np.dtype("u1"), capacity // 8), "documents": numbers,
+        "counts": numbers,
+    }  # fmt: skip
+
+
+def array_file(name: str, number: int) -> str:
+    """Returns the name of file `number` of an array."""
+    return f"{name}.bin" if number == 0 and name in ("documents", "counts") else f"{name}-{number:05d}.bin"
+
+
+def store_index(
+    vocab_size: int, tokenizer_fingerprint: str, tokens: int, documents: int, text_bytes: int, shard_bytes: int,
+    files: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the content of index.json; `files` has name, bytes and crc32 of the files of each array, in order."""
+    index: dict[str, Any] = {
+        "format_version": FORMAT_VERSION, "vocab_size": vocab_size, "tokenizer_fingerprint": tokenizer_fingerprint,
+        "tokens": tokens, "documents": documents, "text_bytes": text_bytes,
+        "arrays": {
+            name: {"dtype": dtype.str, "files": files[name]}
+            for name, (dtype, _) in array_layout(vocab_size, shard_bytes).items()
+        },
+    }  # fmt: skip
+    return index | {"fingerprint": _fingerprint(index)}
+
+
 class StoreWriter:
     """Writes a token store, document by document; `close()`, or leaving the `with` block, puts it in its place.
 
@@ -45,11 +80,7 @@ class StoreWriter:
         self.directory = Path(directory).absolute()
         self.vocab_size, self.tokenizer_fingerprint = vocab_size, tokenizer_fingerprint
         self.tokens = self.documents = self.text_bytes = 0
-        dtype = np.dtype("<u2" if vocab_size < 65_536 else "<u4")
-        # A multiple of eight tokens a shard keeps every shard's bit plane at a whole number of bytes.
-        capacity = shard_bytes // dtype.itemsize // 8 * 8
-        if capacity < 8:
-            raise UserError(f"data.shard_bytes={shard_bytes}: at least {8 * dtype.itemsize} bytes are needed")
+        self._shard_bytes, layout = shard_bytes, array_layout(vocab_size, shard_bytes)
         if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
             raise UserError(f"{self.directory} exists already: remove it, or name another directory")
         self._partial = self.directory.with_name(f"{self.directory.name}.partial-{secrets.token_hex(4)}")
@@ -62,12 +93,7 @@ class StoreWriter:
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._pending_tokens = 0
         self._pending_starts: list[int] = []
-        self._arrays = {
-            "tokens": _ArrayWriter(self._partial, "tokens", dtype, capacity),
-            "word_starts": _ArrayWriter(self._partial, "word_starts", np.dtype("u1"), capacity // 8),
-            "documents": _ArrayWriter(self._partial, "documents", np.dtype("<i8"), shard_bytes // 8),
-            "counts": _ArrayWriter(self._partial, "counts", np.dtype("<i8"), shard_bytes // 8),
-        }
+        self._arrays = {name: _ArrayWriter(self._partial, name, *how) for name, how in layout.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -134,18 +160,10 @@ class StoreWriter:
             raise UserError(f"no document was found for {self.directory}: an empty token store is of no use")
         self._write_pending(last=True)
         self._arrays["counts"].write(self._counts)
-        index: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "vocab_size": self.vocab_size,
-            "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "text_bytes": self.text_bytes,
-            "arrays": {
-                name: {"dtype": array.dtype.str, "files": array.finish()} for name, array in self._arrays.items()
-            },
-        }
-        index["fingerprint"] = _fingerprint(index)
+        index = store_index(
+            self.vocab_size, self.tokenizer_fingerprint, self.tokens, self.documents, self.text_bytes,
+            self._shard_bytes, {name: array.finish() for name, array in self._arrays.items()},
+        )  # fmt: skip
         try:
             with open(self._partial / "index.json", "w", encoding="utf-8") as file:
                 json.dump(index, file, indent=1)
@@ -191,8 +209,7 @@ class _ArrayWriter:
     def _next_file(self) -> None:
         self._sync()
         number = len(self.files)
-        alone = number == 0 and self.name in ("documents", "counts")
-        name = f"{self.name}.bin" if alone else f"{self.name}-{number:05d}.bin"
+        name = array_file(self.name, number)
         self.file = open(self.directory / name, "xb")  # noqa: SIM115
         self.files.append({"name": name, "bytes": 0, "crc32": 0})
 

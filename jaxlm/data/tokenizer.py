@@ -6,6 +6,7 @@ place, and offsets go on counting the characters of the original text.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -113,9 +114,9 @@ class Tokenizer:
         else:
             boundaries = np.concatenate([word_boundaries(text, self.words) for text in texts])
         boundaries[text_starts[1:] - 1] = True  # the ends of texts
-        edges = np.cumsum([len(tokens) for tokens in ids])[:-1]
         starts = _word_starts(boundaries, firsts)
-        return [Encoding(tokens, part) for tokens, part in zip(ids, np.split(starts, edges), strict=True)]
+        ends = itertools.accumulate(len(tokens) for tokens in ids)
+        return [Encoding(tokens, starts[end - len(tokens) : end]) for tokens, end in zip(ids, ends, strict=True)]
 
     def encode_with_offsets(self, text: str, find_mask: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids int32 [n] and offsets int32 [n, 2] into the text as given, in characters.

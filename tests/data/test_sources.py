@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config
-from jaxlm.data import processes, pydocs, sources
+from jaxlm.data import formats, processes, pydocs
 from jaxlm.data.pydocs import find_python_files, read_docstrings
 from jaxlm.data.sources import Tally, read_documents, source_fingerprint
 from jaxlm.errors import UserError
@@ -93,12 +93,12 @@ def test_the_documents_do_not_depend_on_how_a_file_falls_into_blocks(tmp_path_fa
     file = write(tmp_path_factory.mktemp("blocks") / "a.txt", text)
     for document in ("file", "paragraph", "line"):
         whole, tally = read(file, document=document, max_document_characters=limit)
-        before = sources.BLOCK_BYTES
+        before = formats.BLOCK_BYTES
         try:
-            sources.BLOCK_BYTES = block
+            formats.BLOCK_BYTES = block
             pieces, piece_tally = read(file, document=document, max_document_characters=limit)
         finally:
-            sources.BLOCK_BYTES = before
+            formats.BLOCK_BYTES = before
         assert (pieces, piece_tally) == (whole, tally)
         assert "".join("".join(whole).split()) == "".join(text.replace("\0", "").replace("\x85", "").split())
         assert all(len(piece) <= limit for piece in whole)
@@ -160,7 +160,7 @@ def test_bad_bytes_are_named_by_file_line_and_byte(tmp_path):
 def test_the_place_of_a_bad_byte_is_right_at_block_edges(tmp_path, monkeypatch):
     file = write(tmp_path / "a.txt", "é\r\né".encode() + b"\xff")
     for size in range(1, 9):
-        monkeypatch.setattr(sources, "BLOCK_BYTES", size)
+        monkeypatch.setattr(formats, "BLOCK_BYTES", size)
         with pytest.raises(UserError, match="line 2, byte 6: 0xff"):
             read(file)
 

@@ -12,10 +12,10 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2 as protobuf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxlm.config import default_config
+from jaxlm.data.sentencepiece_schema import parse_model
 from jaxlm.data.sentencepiece_training import sentences_of
 from jaxlm.data.special_tokens import HIDDEN
 from jaxlm.data.tokenizer import load_tokenizer, train_tokenizer
@@ -508,7 +508,7 @@ def test_training_is_repeatable_and_ids_are_fixed(tokenizers, tmp_path):
     assert (again.pad_id, again.unk_id, again.begin_id, again.end_id, again.mask_id) == (0, 1, 2, 3, 4)
     assert again.special_ids == (0, 1, 2, 3, 4)
     assert again.vocab_size == 225
-    model = protobuf.ModelProto.FromString((tmp_path / "again" / "tokenizer.model").read_bytes())
+    model = parse_model((tmp_path / "again" / "tokenizer.model").read_bytes())
     assert model.trainer_spec.num_threads == 4  # not the machine's number
     other = train_tokenizer(sentences(), tokenizer_settings(lower_case=True), tmp_path / "other")
     assert other.fingerprint != again.fingerprint
@@ -517,7 +517,7 @@ def test_training_is_repeatable_and_ids_are_fixed(tokenizers, tmp_path):
 def test_the_fingerprint_is_not_that_of_the_files_bytes(tokenizers, tmp_path):
     tokenizers["unigram"].save(tmp_path)
     file = tmp_path / "tokenizer.model"
-    model = protobuf.ModelProto.FromString(file.read_bytes())
+    model = parse_model(file.read_bytes())
     model.trainer_spec.num_threads, model.trainer_spec.model_prefix = 7, "/elsewhere"
     file.write_bytes(model.SerializeToString())
     assert load_tokenizer(tmp_path).fingerprint == tokenizers["unigram"].fingerprint
@@ -784,7 +784,7 @@ def test_split_han_gives_pieces_of_one_chinese_character(tmp_path):
 
 
 def test_trained_scores_add_without_error(tokenizers):
-    model = protobuf.ModelProto.FromString(tokenizers["unigram"]._library.content)
+    model = parse_model(tokenizers["unigram"]._library.content)
     scores = np.array([piece.score for piece in model.pieces], np.float32)
     assert (scores * 64 == np.round(scores * 64)).all()
     assert len(np.unique(scores)) > 50

@@ -1,0 +1,124 @@
+"""A prepared directory: `prepared.json`, `tokenizer/` and the token stores; written last, opened and checked here."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from jaxlm import __version__
+from jaxlm.data.files import Folder, file_in, read_file, write_file
+from jaxlm.data.progress import closing_table
+from jaxlm.data.sources import Tally
+from jaxlm.data.store import TokenStore
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.errors import UserError
+
+FORMAT_VERSION = 1
+PREPARED = "prepared.json"
+
+
+class Prepared(NamedTuple):
+    """A prepared directory, opened: a store for each path of data.path, and each held-out set by its name.
+
+    `fingerprint` names the content: it is the same wherever tokenizer and stores are the same.
+    """
+
+    directory: Path
+    tokenizer: Tokenizer
+    train: list[TokenStore]
+    held_out: dict[str, TokenStore]
+    fingerprint: str
+
+
+class Written(Protocol):
+    """What is told of a store that was written, a `TokenStore` or not."""
+
+    @property
+    def documents(self) -> int: ...
+    @property
+    def text_bytes(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def open_prepared(directory: str | Path) -> Prepared:
+    """Opens a prepared directory and checks all of it. Raises UserError that names what is missing or damaged."""
+    directory = Path(directory)
+    record = read_record(directory)
+    tokenizer = load_tokenizer(str(directory / "tokenizer"), record["settings"]["tokenizer"]["words"])
+    if tokenizer.fingerprint != record["tokenizer"]["fingerprint"]:
+        raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these stores: prepare the data again")
+    stores = {}
+    for name, written in record["stores"].items():
+        try:
+            stores[name] = store = TokenStore.open(directory / name)
+        except UserError as error:  # one store alone cannot be prepared again
+            raise UserError(str(error).replace(f"remove {directory / name} and", f"remove {directory} and")) from error
+        if store.fingerprint != written["fingerprint"] or store.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{directory / name} is not the store that was prepared here: prepare the data again")
+    train = [stores[f"train/{number}"] for number in range(len(record["settings"]["data"]["path"]))]
+    held_out = {name.partition("/")[2]: store for name, store in stores.items() if name.startswith("held_out/")}
+    return Prepared(directory, tokenizer, train, held_out, record["fingerprint"])
+
+
+def read_record(directory: Folder) -> dict[str, Any]:
+    """Returns the record of a prepared directory, local or remote. Raises UserError."""
+    file = file_in(directory, PREPARED)
+    content = read_file(file)
+    if content is None:
+        raise UserError(f"{directory} was not made by `jaxlm prepare`: there is no {file}")
+    try:
+        record = json.loads(content)
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged: remove {directory} and prepare the data again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{file} has format {version}, this jaxlm reads {FORMAT_VERSION}: prepare the data again")
+    return record
+
+
+def write_record(
+    directory: Folder, origin: dict[str, Any], settings: dict[str, Any], paths: dict[str, str],
+    tallies: dict[str, Tally], tokenizer: Tokenizer, stores: Mapping[str, Written], seconds: dict[str, float],
+    sample: dict[str, int] | None,
+) -> str:  # fmt: skip
+    """Writes `prepared.json`, which makes the directory whole, and returns the closing table.
+
+    `paths` gives the path that each store came from, in the order of the table; `sample` is what trained the tokenizer.
+    """
+    record: dict[str, Any] = {"format_version": FORMAT_VERSION, "jaxlm": __version__, "origin": origin}
+    if sample:
+        record["tokenizer_sample"] = sample
+    record |= {
+        "settings": {section: settings[section] for section in ("data", "tokenizer")},
+        "sources": [_source_record(name, path, tallies[name]) for name, path in paths.items()],
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "stores": {
+            name: {
+                "documents": store.documents,
+                "bytes": store.text_bytes,
+                "tokens": store.tokens,
+                "fingerprint": store.fingerprint,
+            }
+            for name, store in stores.items()
+        },
+        "fingerprint": digest([tokenizer.fingerprint, {name: store.fingerprint for name, store in stores.items()}]),
+        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+    }
+    write_file(file_in(directory, PREPARED), [json.dumps(record, indent=1, ensure_ascii=False).encode()])
+    return closing_table(stores, paths, tallies, seconds)
+
+
+def _source_record(name: str, path: str, tally: Tally) -> dict[str, Any]:
+    return {
+        "store": name, "path": path, "documents": tally.documents, "bytes": tally.bytes, "cut": tally.cut,
+        "dropped": dict(tally.dropped), "places": tally.places,
+    }  # fmt: skip
+
+
+def digest(content: Any) -> str:
+    """Returns a hash of JSON content, 32 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
