@@ -37,7 +37,9 @@ def bench(config: Any, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
     dtype = config.train.compute_dtype
     if dtype == "auto":
         dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
-    execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise)
+    execution = choose_execution(
+        dtype, device.platform, mesh.size, config.train.rematerialise, sharding.batch_sharding(mesh)
+    )
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
     update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)))
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))

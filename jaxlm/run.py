@@ -164,8 +164,9 @@ def set_up(config: Any, workdir: Path) -> Run:
     places = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
     execution = choose_execution(
-        config.train.compute_dtype, jax.devices()[0].platform, mesh.size, config.train.rematerialise
-    )
+        config.train.compute_dtype, jax.devices()[0].platform, mesh.size, config.train.rematerialise,
+        sharding.batch_sharding(mesh),
+    )  # fmt: skip
     how = masking.make_masking(
         config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
     )

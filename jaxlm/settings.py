@@ -187,7 +187,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "deterministic": S(False, "the same bits each time on GPUs too, slower"),
         "rematerialise": S(False, "compute a layer's activations again in the backward pass, to save memory"),
-        "logits_megabytes": S(256, "vocabulary logits are computed in pieces of at most this size", within=">=1"),
+        "logits_megabytes": S(
+            256, "vocabulary logits are computed in pieces of at most this size on a device", within=">=1"
+        ),
     },
     "optimizer": {
         "name": S("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "lamb", "muon")),

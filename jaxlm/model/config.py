@@ -1,6 +1,7 @@
 """What the encoder is (`EncoderConfig`), how it is computed (`Execution`), published architectures (`PRESETS`)."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxlm.errors import UserError
@@ -78,16 +79,24 @@ class Execution:
 
     `compute_dtype` is that of matrix products, `activation_dtype` that between them. On CPU products of bfloat16 are
     fast only with a float32 result, and gradients of kernels only with a transpose in memory (`transpose_gradients`),
-    which on more than one device would cost an all-gather.
+    which on more than one device would cost an all-gather. `rows` is how devices split a batch, if at all.
     """
 
     compute_dtype: str = "float32"
     activation_dtype: str = "float32"
     transpose_gradients: bool = False
     rematerialise: bool = False
+    rows: Any = None  # jax.sharding.NamedSharding
+
+    @property
+    def batch_parts(self) -> int:
+        """Into how many parts devices split a batch."""
+        return 1 if self.rows is None else math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0])
 
 
-def choose_execution(compute_dtype: str, platform: str, devices: int, rematerialise: bool = False) -> Execution:
+def choose_execution(
+    compute_dtype: str, platform: str, devices: int, rematerialise: bool = False, rows: Any = None
+) -> Execution:
     """Returns the execution that is fast on this platform ("cpu", "gpu", "tpu") and number of devices."""
     on_cpu = platform == "cpu"
     return Execution(
@@ -95,6 +104,7 @@ def choose_execution(compute_dtype: str, platform: str, devices: int, rematerial
         activation_dtype="float32" if on_cpu else compute_dtype,
         transpose_gradients=on_cpu and devices == 1,
         rematerialise=rematerialise,
+        rows=rows if devices > 1 else None,
     )
 
 
@@ -190,5 +200,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Weller et al. 2025, arXiv 2507.11412
     "ettin_17m": _MODERNBERT | {
         "layers": 7, "width": 256, "heads": 4, "feed_forward_width": 384, "local_rotary_base": 160_000.0,
+    },
+    "ettin_1b": _MODERNBERT | {
+        "layers": 28, "width": 1792, "heads": 28, "feed_forward_width": 3840, "local_rotary_base": 160_000.0,
     },
 }  # fmt: skip
