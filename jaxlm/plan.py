@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -99,7 +101,7 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
     available, how = int(about.memory * GIB), "formula"
     collectives = formula_collectives(encoder, phase, mesh, memory["parameters"], dtype)
     result: dict[str, Any] = {"xla_flops_per_step": None, "xla_bytes": None, "xla_error": None, "needed_bytes": None}
-    if about.slices and not formula and importlib.util.find_spec("libtpu"):
+    if can_compile(chip) and not formula:
         step = make_step(config, encoder, phase, tpu_mesh(config, chip, shape, mesh), "tpu", dtype)
         compiled = compile_step(step, chip)
         if isinstance(compiled, OutOfMemory):
@@ -145,6 +147,11 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
         "run_flops": run,
         "run_hours": None if run is None else run / seconds / 3600,
     }
+
+
+def can_compile(chip: str) -> bool:
+    """Whether XLA's compiler for the chip is installed."""
+    return bool(CHIPS[chip].slices) and importlib.util.find_spec("libtpu") is not None
 
 
 def read_mesh(text: str) -> dict[str, int]:
@@ -282,6 +289,7 @@ def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step,
     }
 
 
+@functools.cache  # phases often differ in other things than these
 def kept_bytes(
     encoder: EncoderConfig, execution: Execution, size: tuple[int, int, int], logits_bytes: int, tensor: int = 1
 ) -> int:
@@ -423,7 +431,7 @@ def describe(result: dict[str, Any], name: str) -> str:
 def _why_formula(chip: str) -> str:
     if not CHIPS[chip].slices:
         return f"{chip}: by formula alone, since nothing here compiles for a GPU that is not there"
-    if importlib.util.find_spec("libtpu"):
+    if can_compile(chip):
         return "by formula, as --formula says"
     return "by formula, since libtpu is not installed: pip install 'jaxlm[plan]' brings XLA's own analysis for TPUs"
 
@@ -446,6 +454,8 @@ def main(argv: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator is here stays free
     mesh = read_mesh(args.mesh)
     config = settings.load_config(args.config, overrides, start_settings)
+    if args.chip in CHIPS and can_compile(args.chip) and not args.formula:
+        print(f"compiling for {args.chip}: minutes, for a large model; --formula leaves it out", file=sys.stderr)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
     print(json.dumps(result) if args.json else describe(result, args.config))
     return 0
