@@ -22,7 +22,7 @@ class Collective(NamedTuple):
     kind: str
     axes: tuple[str, ...]  # of the mesh, along which the devices of a group lie
     devices: int  # in a group
-    count: int
+    times: int  # in one step
     bytes: int  # of a device's whole array, after a gather or before a scatter
     sent_bytes: int  # by a device, in a ring
 

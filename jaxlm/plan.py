@@ -409,7 +409,7 @@ def describe(result: dict[str, Any], name: str) -> str:
     lines += ["", f"collectives of a step on a device, {by}"]
     for entry in result["collectives"]:
         axes = f"{'x'.join(entry['axes'])} ({entry['devices']})"
-        lines.append(f"  {entry['kind']:<18} over {axes:<18} {entry['count']:>7,} times  {gib(entry['bytes'])} GiB, "
+        lines.append(f"  {entry['kind']:<18} over {axes:<18} {entry['times']:>7,} times  {gib(entry['bytes'])} GiB, "
                      f"{gib(entry['sent_bytes'])} sent")  # fmt: skip
     if not result["collectives"]:
         lines.append("  none")
@@ -452,6 +452,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args(rest)
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator is here stays free
+    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent chip is never read again
     mesh = read_mesh(args.mesh)
     config = settings.load_config(args.config, overrides, start_settings)
     if args.chip in CHIPS and can_compile(args.chip) and not args.formula:

@@ -226,8 +226,8 @@ def test_parameters_travel_between_devices_and_activations_do_not():
     gathered, summed = (sum(c.bytes for c in found if c.kind == kind) for kind in ("all-gather", "all-reduce"))
     assert {c.kind for c in found} == {"all-gather", "all-reduce"}
     # Each of two micro-batches gathers the parameters for both passes, and the table for lookup and logits.
-    assert parameters < gathered < 2 * 3 * parameters
-    assert parameters < summed < 2 * 3 * parameters  # over fsdp whole, over data what is left; the table twice
+    assert parameters <= gathered < 2 * 3 * parameters
+    assert parameters <= summed < 2 * 3 * parameters  # over fsdp whole, over data what is left; the table twice
     assert not [c for c in found if c.kind == "all-gather" and "data" in c.axes]
     assert stats["arguments"] > 3 * parameters / 2
 
