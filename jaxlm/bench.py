@@ -52,7 +52,9 @@ def bench(
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
     kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh, [length])
-    execution = choose_execution(dtype, device.platform, mesh.size, config.train.rematerialise, kernel, mesh)
+    execution = choose_execution(
+        dtype, device.platform, mesh.size, config.train.rematerialise, kernel, sharding.batch_sharding(mesh)
+    )
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
     update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)))
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))

@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": ("jaxlm.evaluate", "the held-out loss of a model on any text"),
     "export": ("jaxlm.export", "write a model as a directory that Transformers loads"),
     "bench": ("jaxlm.bench", "tokens per second, share of peak, memory, input rate"),
+    "plan": ("jaxlm.plan", "memory, collectives and hours on devices that nobody has yet"),
 }
 
 

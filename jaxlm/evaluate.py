@@ -78,7 +78,8 @@ def make_evaluation_step(
         states = encode(model, params, masked.inputs, batch["segment_ids"])
         states = gather_positions(states, masked.masked_positions)
         rows = (states.reshape(-1, states.shape[-1]), masked.labels.reshape(-1), masked.weights.reshape(-1))
-        return sum_in_pieces(lambda piece: judge(params, *piece), rows, 4 * size, logits_bytes)
+        parts = model.execution.batch_parts
+        return sum_in_pieces(lambda piece: judge(params, *piece), rows, 4 * size, logits_bytes, parts)
 
     return evaluation_step
 

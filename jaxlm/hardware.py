@@ -50,6 +50,28 @@ DATASHEET: tuple[tuple[str, dict[str, float]], ...] = (
     (r"V100-PCIE-(16|32)GB", {"float32": 14.0}),
 )
 
+
+class Chip(NamedTuple):
+    """An accelerator that can be planned for without being here."""
+
+    kind: str  # as JAX calls the device, for DATASHEET
+    memory: float  # GiB
+    slices: tuple[str, ...] = ()  # of a TPU: the shapes in which its chips are joined
+
+
+_SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
+          "16x16x24")  # fmt: skip
+# Memory from the makers' datasheets, the shapes from Google's pages on TPU v5e, v5p and v6e.
+CHIPS: dict[str, Chip] = {
+    "v5e": Chip("TPU v5e", 16, _SQUARES),
+    "v5p": Chip("TPU v5p", 95, _CUBES),
+    "v6e": Chip("TPU v6e", 32, _SQUARES),
+    "h100": Chip("H100 80GB HBM3", 80),
+    "h200": Chip("H200", 141),
+    "a100": Chip("A100-SXM4-80GB", 80),
+}
+
 MEASURING_SECONDS = 0.6
 REPETITIONS = 5
 

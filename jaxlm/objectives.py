@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from jaxlm.masking import MaskedTokens
 from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
+from jaxlm.model.layers import split_rows
 
 T = TypeVar("T")
 
@@ -31,12 +32,12 @@ def masked_lm(
 ) -> PredictionSums:
     """Returns the summed cross entropy of the masked tokens.
 
-    Vocabulary logits exist at masked positions only, [B * P, V] float32 at once, or where that is more than
-    `logits_bytes` in equal pieces whose logits are computed again in the backward pass.
+    Vocabulary logits exist at masked positions only, [B * P, V] float32 at once, or where a device's part of that is
+    more than `logits_bytes` in equal pieces whose logits are computed again in the backward pass.
     """
     states = encode(model, params, masked.inputs, segment_ids, dropout_seeds=dropout_seeds)
     states = gather_positions(states, masked.masked_positions)
-    states = states.reshape(-1, states.shape[-1])
+    states = split_rows(states.reshape(-1, states.shape[-1]), model.execution)
     labels, weights = masked.labels.reshape(-1), masked.weights.reshape(-1)
 
     def sums(piece: tuple[Array, Array, Array]) -> PredictionSums:
@@ -44,15 +45,26 @@ def masked_lm(
         logits = predict(model, params, states)
         return prediction_sums(logits, labels, weights)
 
-    return sum_in_pieces(sums, (states, labels, weights), model.config.vocab_size * 4, logits_bytes)
+    parts = model.execution.batch_parts
+    return sum_in_pieces(sums, (states, labels, weights), model.config.vocab_size * 4, logits_bytes, parts)
 
 
-def sum_in_pieces(sums: Callable[[tuple], T], rows: tuple, row_bytes: int, most_bytes: int) -> T:
-    """Returns sums(rows), whose results add up over rows, taken over pieces whose rows need at most `most_bytes`."""
-    pieces = _pieces(len(rows[0]), row_bytes, most_bytes)
+def sum_in_pieces(sums: Callable[[tuple], T], rows: tuple, row_bytes: int, most_bytes: int, parts: int = 1) -> T:
+    """Returns sums(rows), whose results add up over rows, taken over pieces whose rows need at most `most_bytes`.
+
+    Where `parts` devices hold equal runs of the rows, each piece has its share of every run, and the limit is a
+    device's: pieces that were runs themselves would be gathered, and computed by all devices.
+    """
+    pieces = _pieces(len(rows[0]) // parts, row_bytes, most_bytes)
     if pieces == 1:
         return sums(rows)
-    split = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), rows)
+
+    def cut(x: Array) -> Array:
+        if parts == 1:
+            return x.reshape(pieces, -1, *x.shape[1:])
+        return x.reshape(parts, pieces, -1, *x.shape[1:]).swapaxes(0, 1).reshape(pieces, -1, *x.shape[1:])
+
+    split = jax.tree.map(cut, rows)
     return jax.tree.map(lambda x: x.sum(0), lax.map(jax.checkpoint(sums), split))
 
 

@@ -170,8 +170,9 @@ def set_up(config: Any, workdir: Path) -> Run:
     places = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
     execution = choose_execution(
-        config.train.compute_dtype, platform, mesh.size, config.train.rematerialise, kernel, mesh
-    )
+        config.train.compute_dtype, platform, mesh.size, config.train.rematerialise, kernel,
+        sharding.batch_sharding(mesh),
+    )  # fmt: skip
     how = masking.make_masking(
         config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
     )

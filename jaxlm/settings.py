@@ -198,7 +198,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " of products with parameters and of attention; full: whole layers",
             ("none", "attention", "dots", "full"),
         ),
-        "logits_megabytes": S(256, "vocabulary logits are computed in pieces of at most this size", within=">=1"),
+        "logits_megabytes": S(
+            256, "vocabulary logits are computed in pieces of at most this size on a device", within=">=1"
+        ),
     },
     "optimizer": {
         "name": S("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "lamb", "muon")),

@@ -1,5 +1,7 @@
 """The mesh of devices, and which array is split along which of its axes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,9 +26,12 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(settings: Any) -> Mesh:
-    """Returns the mesh of section `mesh` over all devices of all processes. Raises UserError if they do not divide."""
-    devices = jax.devices()
+def make_mesh(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of section `mesh` over these devices, by default all devices of all processes.
+
+    Raises UserError if they do not divide.
+    """
+    devices = jax.devices() if devices is None else devices
     inner = settings.fsdp * settings.tensor
     data = len(devices) // inner if settings.data == -1 else settings.data
     if data * inner != len(devices) or not data:
@@ -39,9 +44,14 @@ def make_mesh(settings: Any) -> Mesh:
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Returns into how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, key: str = "train.batch_size") -> None:
     """Raises UserError unless each micro-batch is divided by the devices that split the batch."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % (parts * accumulate):
         times = f" times {accumulate} micro-batches" if accumulate > 1 else ""
         raise UserError(f"{key}={batch_size} is not divided by the {parts} devices that split the batch{times}")

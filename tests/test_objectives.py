@@ -12,7 +12,7 @@ from jaxlm.config import default_config, phases_of
 from jaxlm.masking import Masking, mask_tokens
 from jaxlm.model.config import Execution, encoder_config
 from jaxlm.model.heads import MaskedLM, init_params
-from jaxlm.objectives import cross_entropy, masked_lm, mean_loss, prediction_sums
+from jaxlm.objectives import cross_entropy, masked_lm, mean_loss, prediction_sums, sum_in_pieces
 
 SIZE, LENGTH, SLOTS = 40, 16, 6
 PAD, BEGIN, END, MASK = SPECIAL = (0, 1, 2, 3)
@@ -218,3 +218,17 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch():
     assert optax.global_norm(whole) > 0.1
     assert_close(accumulated, whole, rtol=1e-3, atol=1e-5)
     assert_close(metrics, whole_metrics, rtol=1e-5)
+
+
+def test_each_piece_has_its_share_of_every_device():
+    rows = jnp.arange(24)
+    seen = []
+
+    def sums(piece):
+        seen.append(piece[0].shape)
+        return piece[0][0], piece[0].sum()
+
+    first, total = sum_in_pieces(sums, (rows,), 1, 3, parts=2)  # two runs of 12, in four pieces of 3 rows each
+    assert seen == [(6,)]
+    assert int(first) == 0 + 3 + 6 + 9
+    assert int(total) == 24 * 23 // 2

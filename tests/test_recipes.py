@@ -195,6 +195,7 @@ PUBLISHED_TOKENS = {
     "modernbert_base.py": [(1024, 1719), (8192, 300)],
     "modernbert_large.py": [(1024, 1719), (8192, 300)],
     "ettin_17m.py": [(1024, 1700), (8192, 300)],
+    "encoder_1b.py": [(1024, 1700), (8192, 300)],
     "bert_wwm_zh.py": [(128, 100_000 * 2560 * 128 / BILLION), (512, 100_000 * 384 * 512 / BILLION)],
 }
 
@@ -213,6 +214,7 @@ PUBLISHED_WARMUPS = {
     "modernbert_base.py": (3, 50, 50),
     "modernbert_large.py": (2, 10, 50),
     "ettin_17m.py": (4, 125, 300),
+    "encoder_1b.py": (2, 3, 300),
 }
 
 
@@ -289,6 +291,11 @@ def test_one_device_holds_every_row_and_every_parameter_whole(spec):
     for path, leaf in paths_and_leaves(shapes).items():
         assert places[path].shard_shape(leaf.shape) == leaf.shape
     check_batches(load(spec), mesh)
+
+
+def test_a_billion_parameters_are_divided_by_256_devices():
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(encoder_of("encoder_1b.py")))) == 1_031_314_112
+    check_batches(load("encoder_1b.py"), SimpleNamespace(shape={"data": 16, "fsdp": 16, "tensor": 1}))
 
 
 @each_published

@@ -1,6 +1,7 @@
 """What the encoder is (`EncoderConfig`), how it is computed (`Execution`), published architectures (`PRESETS`)."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,7 @@ class Execution:
     which on more than one device would cost an all-gather; and XLA must be kept from computing a layer's small
     operations again in each later one (`keep_sums`). `attention` names the kernel; one that XLA cannot divide
     by itself runs on the devices of `mesh`. `interpret` runs a Pallas kernel where its hardware is not.
+    `rows` is how devices split a batch, if at all.
     """
 
     compute_dtype: str = "float32"
@@ -92,6 +94,12 @@ class Execution:
     attention: str = "xla"
     mesh: Any = None
     interpret: bool = False
+    rows: Any = None  # jax.sharding.NamedSharding
+
+    @property
+    def batch_parts(self) -> int:
+        """Into how many parts devices split a batch."""
+        return 1 if self.rows is None else math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0])
 
 
 def choose_execution(
@@ -100,7 +108,7 @@ def choose_execution(
     devices: int,
     rematerialise: str = "none",
     attention: str = "xla",
-    mesh: Any = None,
+    rows: Any = None,
 ) -> Execution:
     """Returns the execution that is fast on this platform ("cpu", "gpu", "tpu") and number of devices."""
     on_cpu = platform == "cpu"
@@ -111,7 +119,8 @@ def choose_execution(
         keep_sums=on_cpu,
         rematerialise=rematerialise,
         attention=attention,
-        mesh=mesh if attention in PALLAS and devices > 1 else None,
+        mesh=rows.mesh if attention in PALLAS and devices > 1 else None,
+        rows=rows if devices > 1 else None,
     )
 
 
@@ -255,5 +264,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Weller et al. 2025, arXiv 2507.11412
     "ettin_17m": _MODERNBERT | {
         "layers": 7, "width": 256, "heads": 4, "feed_forward_width": 384, "local_rotary_base": 160_000.0,
+    },
+    "ettin_1b": _MODERNBERT | {
+        "layers": 28, "width": 1792, "heads": 28, "feed_forward_width": 3840, "local_rotary_base": 160_000.0,
     },
 }  # fmt: skip

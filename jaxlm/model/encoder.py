@@ -12,7 +12,7 @@ from jax import Array, lax
 from jaxlm.model import attention, kernels
 from jaxlm.model.attention import AttentionMask
 from jaxlm.model.config import EncoderConfig, Execution
-from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init
+from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init, split_rows, whole_rows
 
 
 class Table(nn.Module):
@@ -21,6 +21,7 @@ class Table(nn.Module):
     rows: int
     width: int
     config: EncoderConfig
+    execution: Execution = Execution()
 
     def setup(self) -> None:
         # Tables start as BERT's whatever becomes of the output projections.
@@ -28,7 +29,7 @@ class Table(nn.Module):
         self.embedding = self.param("embedding", kernel_init(plain), (self.rows, self.width))
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding, ids, axis=0)
+        return jnp.take(whole_rows(self.embedding, self.execution), ids, axis=0)
 
 
 class Embeddings(nn.Module):
@@ -39,11 +40,11 @@ class Embeddings(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.token = Table(config.vocab_size, config.embedding_width, config)
+        self.token = Table(config.vocab_size, config.embedding_width, config, self.execution)
         if config.positions == "learned":
-            self.position = Table(config.max_positions, config.embedding_width, config)
+            self.position = Table(config.max_positions, config.embedding_width, config, self.execution)
         if config.token_types:
-            self.token_type = Table(config.token_types, config.embedding_width, config)
+            self.token_type = Table(config.token_types, config.embedding_width, config, self.execution)
         if config.embedding_norm:
             self.norm = Norm(config)
         if config.embedding_width != config.width:
@@ -174,7 +175,7 @@ class Encoder(nn.Module):
             positions = jnp.arange(length, dtype=jnp.int32)[None]
         else:
             positions = attention.positions_in_segments(segment_ids)
-        x = self.embeddings(tokens, positions, token_types, dropout_seeds)
+        x = split_rows(self.embeddings(tokens, positions, token_types, dropout_seeds), self.execution)
 
         # Layers of a kind share their mask, rotary table and bias.
         masks, rotaries, biases = {}, {}, {}
@@ -190,4 +191,5 @@ class Encoder(nn.Module):
         for index, layer in enumerate(self.layers):
             local = config.is_local(index)
             x = layer(x, masks[local], biases.get(local), rotaries.get(local), dropout_seeds)
+            x = split_rows(x, self.execution)
         return self.final_norm(x) if config.norm_position == "pre" else x

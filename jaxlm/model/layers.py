@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.model.config import EncoderConfig, Execution
 
@@ -159,6 +160,25 @@ def _add_row(x: Array, row: Array) -> Array:
 
 
 _add_row.defvjp(lambda x, row: (x + row, None), lambda _, g: (g, column_sums(g)))
+
+
+def split_rows(x: Array, execution: Execution) -> Array:
+    """Returns x [B, ...] with its rows split over the devices as the batch's are, and nothing else of it.
+
+    Without a word XLA splits activations as it finds parameters split, and sums every product over the devices.
+    """
+    return x if execution.rows is None else lax.with_sharding_constraint(x, execution.rows)
+
+
+def whole_rows(table: Array, execution: Execution) -> Array:
+    """Returns a table [rows, D] whose rows are whole on every device, to be looked up where the ids are.
+
+    Looked up in a table that is split along D, the states of the whole batch would travel in place of the table.
+    """
+    if execution.rows is None:
+        return table
+    spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+    return lax.with_sharding_constraint(table, NamedSharding(execution.rows.mesh, spec))
 
 
 def activate(name: str, x: Array) -> Array:

@@ -2,6 +2,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -156,9 +157,10 @@ def test_cudnn_is_taken_where_it_is_asked_for_and_right():
 
 def test_only_a_kernel_that_xla_does_not_divide_knows_the_mesh():
     mesh = OfTensor(2)
-    assert choose_execution("bfloat16", "tpu", 2, attention="splash", mesh=mesh).mesh is mesh
-    assert choose_execution("bfloat16", "tpu", 1, attention="splash", mesh=mesh).mesh is None
-    assert choose_execution("bfloat16", "gpu", 2, attention="cudnn", mesh=mesh).mesh is None
+    rows = SimpleNamespace(mesh=mesh)
+    assert choose_execution("bfloat16", "tpu", 2, attention="splash", rows=rows).mesh is mesh
+    assert choose_execution("bfloat16", "tpu", 1, attention="splash", rows=rows).mesh is None
+    assert choose_execution("bfloat16", "gpu", 2, attention="cudnn", rows=rows).mesh is None
 
 
 def product_flops(jaxpr):
