@@ -5,6 +5,7 @@ whole and which may go is decided below: Orbax takes an empty directory for a ch
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -254,9 +255,9 @@ def params_sha256(params: PyTree) -> str:
     return digest.hexdigest()
 
 
-@jax.jit
-def checksum(values: Array) -> tuple[Array, Array]:
-    """Returns (uint32 checksum, bool all finite) of an array of any dtype up to 64 bits.
+@functools.partial(jax.jit, keep_unused=True)
+def checksum(values: Array, after: Array | None = None) -> tuple[Array, Array]:
+    """Returns (uint32 checksum, bool all finite) of an array of any dtype up to 64 bits; begins when `after` is there.
 
     The same on any number of devices: a sum, modulo 2**32, over elements, of their mixed bits times an odd number drawn
     from their index. A change of one element always changes it; so does, but for chance, any exchange or even number
@@ -285,11 +286,22 @@ def _mix(bits: Array) -> Array:
 
 def _examine(step: int, arrays: "_Flat") -> list[int]:
     """Returns the checksum of each array. Raises NonFinite."""
-    # One program for each shape, started for all arrays before the first result is fetched.
-    results = jax.device_get([checksum(leaf) for _, leaf in arrays])
+    results = _checksums([leaf for _, leaf in arrays])
     if bad := ["/".join(keys) for (keys, _), (_, finite) in zip(arrays, results, strict=True) if not finite]:
         raise NonFinite(step, bad)
     return [int(value) for value, _ in results]
+
+
+def _checksums(leaves: Sequence[Array]) -> list[tuple[Any, Any]]:
+    """Returns (checksum, all finite) of each array, on the host."""
+    # One program for each shape, all started before the first result is fetched, but each waits for the one before it:
+    # sums over split arrays that run at once on several CPU devices take each other's threads and wait for ever.
+    results: list[tuple[Array, Array]] = []
+    for leaf in leaves:
+        before = results[-1][0] if results else None
+        follows = before is not None and before.sharding.device_set == leaf.sharding.device_set
+        results.append(checksum(leaf, before if follows else None))
+    return jax.device_get(results)
 
 
 def _load_newest(
@@ -342,7 +354,7 @@ def _load(directory: Path, step: int, abstract: dict[str, PyTree], parts: set[st
     stored = {name: about for name, about in record["arrays"].items() if not parts or name.split("/")[0] in parts}
     _check_fit(f"checkpoint {step} in {directory}", stored, targets)
     leaves = _all_or_none(lambda: _read_arrays(directory / str(step), targets))
-    sums = [int(value) for value, _ in jax.device_get([checksum(leaf) for leaf in leaves])]
+    sums = [int(value) for value, _ in _checksums(leaves)]
     if wrong := [name for name, value in zip(names, sums, strict=True) if value != stored[name][2]]:
         what = f"array {wrong[0]} does not match its checksum"
         raise _BrokenError(f"is damaged ({what}{f', nor do {len(wrong) - 1} more' if wrong[1:] else ''})")
