@@ -5,7 +5,6 @@ whole and which may go is decided below: Orbax takes an empty directory for a ch
 """
 
 import contextlib
-import functools
 import gc
 import hashlib
 import json
@@ -255,9 +254,9 @@ def params_sha256(params: PyTree) -> str:
     return digest.hexdigest()
 
 
-@functools.partial(jax.jit, keep_unused=True)
-def checksum(values: Array, after: Array | None = None) -> tuple[Array, Array]:
-    """Returns (uint32 checksum, bool all finite) of an array of any dtype up to 64 bits; begins when `after` is there.
+@jax.jit
+def checksum(values: Array) -> tuple[Array, Array]:
+    """Returns (uint32 checksum, bool all finite) of an array of any dtype up to 64 bits.
 
     The same on any number of devices: a sum, modulo 2**32, over elements, of their mixed bits times an odd number drawn
     from their index. A change of one element always changes it; so does, but for chance, any exchange or even number
@@ -294,13 +293,13 @@ def _examine(step: int, arrays: "_Flat") -> list[int]:
 
 def _checksums(leaves: Sequence[Array]) -> list[tuple[Any, Any]]:
     """Returns (checksum, all finite) of each array, on the host."""
-    # One program for each shape, all started before the first result is fetched, but each waits for the one before it:
-    # sums over split arrays that run at once on several CPU devices take each other's threads and wait for ever.
-    results: list[tuple[Array, Array]] = []
+    # One program for each shape, all started before the first result is fetched; but on CPU not where devices have to
+    # add up: programs under way at once take each other's threads, until each waits for a part that none can compute.
+    results: list[Any] = []
     for leaf in leaves:
-        before = results[-1][0] if results else None
-        follows = before is not None and before.sharding.device_set == leaf.sharding.device_set
-        results.append(checksum(leaf, before if follows else None))
+        devices = leaf.sharding.device_set
+        alone = len(devices) > 1 and next(iter(devices)).platform == "cpu"
+        results.append(jax.device_get(checksum(leaf)) if alone else checksum(leaf))
     return jax.device_get(results)
 
 

@@ -208,8 +208,11 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         following, beat = (self.index + 1) % self.count, ""
-        changed = answered = time.monotonic()
+        changed = answered = awake = time.monotonic()
         for number in itertools.count():
+            if time.monotonic() - awake > 2 * self.interval + GRACE_SECONDS:
+                changed = answered = time.monotonic()  # this process was suspended, and the others may have been too
+            awake = time.monotonic()
             ended, now = [], beat
             try:
                 self.client.key_value_set(f"{BEAT}{self.index}", str(number), True)
