@@ -77,11 +77,11 @@ def test_settings_that_do_not_say_all_are_refused(changes):
         distributed._given(mesh_settings(**changes))
 
 
-def test_one_process_is_joined_by_nobody_and_keeps_its_errors(elsewhere):
+def test_one_process_joins_nobody_and_keeps_its_errors(elsewhere):
     elsewhere({})
-    settings = mesh_settings()
-    with pytest.raises(UserError, match="as it is"), distributed.joined(settings):
+    with distributed.joined(mesh_settings()):
         assert distributed.from_first(lambda: [1, "a"]) == [1, "a"]
+    with pytest.raises(UserError, match="as it is"), distributed.joined(mesh_settings()):
         raise UserError("as it is")
 
 
