@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlm.errors import UserError
 
 JOIN_SECONDS = 300  # that the processes of a run may start apart
+LINGER_SECONDS = 120.0  # that the coordination service outlives the first process, while others still ask it
 GRACE_SECONDS = 2.0  # for a process to find by itself what another has ended with
 ENDED, BEAT, VALUE = "jaxlm/ended/", "jaxlm/beat/", "jaxlm/value/"
 _values = itertools.count()
@@ -189,8 +190,11 @@ def _join(given: dict[str, Any], heartbeat: float) -> None:
 
 
 def _last_resort(heartbeat: float) -> int:
-    """Returns the seconds after which JAX itself aborts the processes of which one is silent."""
-    return max(100, int(10 * heartbeat))
+    """Returns the seconds after which JAX itself aborts all processes, where even the watch hangs.
+
+    Long, as it also takes machines that were suspended for dead ones.
+    """
+    return max(3600, int(10 * heartbeat))
 
 
 # Ending together
@@ -300,20 +304,16 @@ def _serve(address: str, processes: int, heartbeat: float) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)  # meant for the run, which may need a while to stop
     port = int(address.rpartition(":")[2])
-    if _listening(port):  # another server could open the same port, and would be asked in its place
-        deadline = time.monotonic() + 2 * heartbeat + 10
-        while _listening(port) and time.monotonic() < deadline:  # that of a run that has just ended
-            time.sleep(0.2)
-        if _listening(port):
-            return
+    # Another server could open the same port, and would be asked in its place: that of a run that has just ended goes.
+    if not _until(lambda: not _connections(port, LISTEN), LINGER_SECONDS):
+        return
     service = _jax.get_distributed_runtime_service(
         address, processes, heartbeat_timeout=_last_resort(heartbeat), shutdown_timeout=60
     )
     print("ready", flush=True)
     if not sys.stdin.read():  # the first process was killed: the others still have to hear of it
-        deadline = time.monotonic() + 2 * heartbeat + 10
-        while _connections(port, ESTABLISHED) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        time.sleep(GRACE_SECONDS)
+        _until(lambda: _connections(port, ESTABLISHED) == 0, LINGER_SECONDS)
     del service
     os._exit(0)
 
@@ -321,17 +321,21 @@ def _serve(address: str, processes: int, heartbeat: float) -> None:
 ESTABLISHED, LISTEN = "01", "0A"  # as Linux's tables of sockets write them
 
 
-def _listening(port: int) -> bool:
-    return bool(_connections(port, LISTEN))
+def _until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Returns whether it held within so many seconds."""
+    end = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return held
 
 
-def _connections(port: int, state: str) -> int:
-    """Returns how many sockets of this machine have the local port and the state; 0 where it is not Linux."""
-    count = 0
+def _connections(port: int, state: str) -> int | None:
+    """Returns how many sockets of this machine have the local port and the state; None where it is not Linux."""
+    count = None
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
-            count += sum(row[1].endswith(f":{port:04X}") and row[3] == state for row in rows)
+            count = (count or 0) + sum(row[1].endswith(f":{port:04X}") and row[3] == state for row in rows)
     return count
 
 
