@@ -285,11 +285,22 @@ def _mix(bits: Array) -> Array:
 
 def _examine(step: int, arrays: "_Flat") -> list[int]:
     """Returns the checksum of each array. Raises NonFinite."""
-    # One program for each shape, started for all arrays before the first result is fetched.
-    results = jax.device_get([checksum(leaf) for _, leaf in arrays])
+    results = _checksums([leaf for _, leaf in arrays])
     if bad := ["/".join(keys) for (keys, _), (_, finite) in zip(arrays, results, strict=True) if not finite]:
         raise NonFinite(step, bad)
     return [int(value) for value, _ in results]
+
+
+def _checksums(leaves: Sequence[Array]) -> list[tuple[Any, Any]]:
+    """Returns (checksum, all finite) of each array, on the host."""
+    # One program for each shape, all started before the first result is fetched; but on CPU not where devices have to
+    # add up: programs under way at once take each other's threads, until each waits for a part that none can compute.
+    results: list[Any] = []
+    for leaf in leaves:
+        devices = list(leaf.sharding.device_set) if isinstance(leaf, Array) else []
+        alone = len(devices) > 1 and devices[0].platform == "cpu"
+        results.append(jax.device_get(checksum(leaf)) if alone else checksum(leaf))
+    return jax.device_get(results)
 
 
 def _load_newest(
@@ -342,7 +353,7 @@ def _load(directory: Path, step: int, abstract: dict[str, PyTree], parts: set[st
     stored = {name: about for name, about in record["arrays"].items() if not parts or name.split("/")[0] in parts}
     _check_fit(f"checkpoint {step} in {directory}", stored, targets)
     leaves = _all_or_none(lambda: _read_arrays(directory / str(step), targets))
-    sums = [int(value) for value, _ in jax.device_get([checksum(leaf) for leaf in leaves])]
+    sums = [int(value) for value, _ in _checksums(leaves)]
     if wrong := [name for name, value in zip(names, sums, strict=True) if value != stored[name][2]]:
         what = f"array {wrong[0]} does not match its checksum"
         raise _BrokenError(f"is damaged ({what}{f', nor do {len(wrong) - 1} more' if wrong[1:] else ''})")

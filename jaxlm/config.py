@@ -248,14 +248,15 @@ def _as_kind(key: str, value: Any, setting: Setting) -> Any:
         raise UserError(f"{key}={value}: {meant} is meant here") from error
 
 
-def changed_settings(before: ConfigDict, after: ConfigDict) -> list[str]:
-    """Returns `section.key: old -> new` for each difference that a resumed run may not have."""
+def changed_settings(before: ConfigDict, after: ConfigDict, resuming: bool = True) -> list[str]:
+    """Returns `section.key: old -> new` for each difference, or only those that a resumed run may not have."""
     changed = []
     for section, settings in SETTINGS.items():
         for name in settings:
             key = f"{section}.{name}"
             old, new = (json.dumps(c[section][name], default=_plain) for c in (before, after))
-            if old != new and key not in RESUMABLE and section not in RESUMABLE_SECTIONS:
+            allowed = resuming and (key in RESUMABLE or section in RESUMABLE_SECTIONS)
+            if old != new and not allowed:
                 changed.append(f"{key}: {old} -> {new}")
     return changed
 

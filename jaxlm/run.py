@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxlm import config as settings
-from jaxlm import hardware, masking, optimizer, sharding
+from jaxlm import distributed, hardware, masking, optimizer, sharding
 from jaxlm.data.pipeline import Phase, TrainRows, held_out_batches
 from jaxlm.data.prepare import Prepared, open_prepared, prepare
 from jaxlm.data.tokenizer import load_tokenizer
@@ -47,6 +47,7 @@ class Run:
     total_steps: int | None  # None: a time budget ends the run
     update: optax.GradientTransformation
     abstract_state: dict
+    votes: distributed.Votes
 
     @property
     def counts(self) -> np.ndarray:
@@ -72,8 +73,7 @@ class Run:
         return first if last is None else first + (last - first) * progress
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        place = sharding.batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+        return sharding.put_batch(self.mesh, batch)
 
     @functools.cache  # noqa: B019  (a process has one run)
     def evaluation_step(self, rotary_base: float) -> Callable:
@@ -92,7 +92,7 @@ class Run:
         for name, store in self.prepared.held_out.items():
             batches = held_out_batches(
                 store, length, size, config.evaluation.rows, config.data.prepend_begin,
-                self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id,
+                self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id, *sharding.local_parts(self.mesh),
             )  # fmt: skip
             judge = self.evaluation_step(phase["rotary_base"])
             results[name] = evaluate_held_out(judge, params, batches, self.put)
@@ -125,10 +125,16 @@ def set_up(config: Any, workdir: Path) -> Run:
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*")):
         before = settings.load_config(str(workdir / "config.json"))
     config = settings.config_from_dict(settings.config_to_dict(config), "config")
+    theirs = settings.config_from_dict(distributed.from_first(lambda: settings.config_to_dict(config)), "config")
+    if changed := settings.changed_settings(theirs, config, resuming=False):
+        raise UserError(
+            f"process {jax.process_index()} was started with other settings than the first ({'; '.join(changed)}); "
+            "give all of them the same"
+        )
     if config.train.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     if config.train.compute_dtype == "auto":
-        fast = hardware.fast_bfloat16()
+        fast = distributed.from_first(lambda: bool(before) or hardware.fast_bfloat16())
         config.train.compute_dtype = before.train.compute_dtype if before else ("bfloat16" if fast else "float32")
     if before:
         config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
@@ -176,17 +182,55 @@ def set_up(config: Any, workdir: Path) -> Run:
     how = masking.make_masking(
         config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
     )
-    settings.save_config(config, workdir / "config.json")
-    if config.model.init_from and not before and (source := source_config(config.model.init_from)):
-        settings.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
+    if jax.process_index() == 0:
+        settings.save_config(config, workdir / "config.json")
+        if config.model.init_from and not before and (source := source_config(config.model.init_from)):
+            settings.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
     total = _total_steps(config, rows, shapes)
-    attention = f"attention by {kernel} ({why})"
+    attention, votes = f"attention by {kernel} ({why})", distributed.Votes(mesh)
     return Run(
-        config, workdir, prepared, encoder, execution, attention, how, mesh, phases, rows, total, update, abstract
+        config,
+        workdir,
+        prepared,
+        encoder,
+        execution,
+        attention,
+        how,
+        mesh,
+        phases,
+        rows,
+        total,
+        update,
+        abstract,
+        votes,
     )
 
 
 def _prepared_data(config: Any, workdir: Path) -> Prepared:
+    """The data of a run: made or found by its first process, while the others wait.
+
+    Those that see its disk read them there; on other machines they are made again, of the same text.
+    """
+    made: list[Prepared] = []
+
+    def make() -> list[str]:
+        made.append(_data_of_workdir(config, workdir))
+        return [str(made[0].directory), made[0].fingerprint]
+
+    directory, fingerprint = distributed.from_first(make)
+    if made:
+        return made[0]
+    if Path(directory).is_dir() and (prepared := open_prepared(directory)).fingerprint == fingerprint:
+        return prepared
+    if (prepared := prepare(config)).fingerprint != fingerprint:
+        raise UserError(
+            f"process {jax.process_index()} finds another text at data.path than the first; give all of them the same, "
+            "or a data.cache that all of them see"
+        )
+    return prepared
+
+
+def _data_of_workdir(config: Any, workdir: Path) -> Prepared:
     """The data that this work directory was begun with, or those that the config names; keeps its tokenizer."""
     record = workdir / "data.json"
     if record.exists():

@@ -245,9 +245,18 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "final": S(0.0, "share of the peak rate that is left at the end", within="[0,1]"),
     },
     "mesh": {
-        "data": S(-1, "devices that split the batch; -1: all that are left"),
+        "slices": S(0, "TPU slices, the outermost split of the batch; 0: as many as there are", within=">=0"),
+        "data": S(-1, "devices of a slice that split the batch; -1: all that are left"),
         "fsdp": S(1, "devices that split batch and parameters", within=">=1"),
         "tensor": S(1, "devices that split the matrices' widths", within=">=1"),
+        "coordinator": S(
+            "auto",
+            "HOST:PORT of the first of several processes; auto: where Slurm's, Open MPI's or a TPU pod's environment"
+            " tells of several; detect: wherever JAX finds them, Kubernetes and Google's TPU machines too",
+        ),
+        "processes": S(0, "how many there are, where mesh.coordinator is given", within=">=0"),
+        "process_id": S(-1, "which of them this is, from 0, where mesh.coordinator is given"),
+        "heartbeat_seconds": S(30.0, "a process that is silent for so long is dead, and ends the others", within=">=1"),
     },
     "checkpoint": {
         "every": S(

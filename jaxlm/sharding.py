@@ -1,10 +1,14 @@
 """The mesh of devices, and which array is split along which of its axes."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.errors import UserError
@@ -23,7 +27,7 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(transform|projection)/kernel$", PartitionSpec("fsdp", None)),
     (r"(bias|scale)$", PartitionSpec()),
 )
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("slice", "data", "fsdp")  # the first where there are several slices
 
 
 def make_mesh(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
@@ -32,21 +36,49 @@ def make_mesh(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
     Raises UserError if they do not divide.
     """
     devices = jax.devices() if devices is None else devices
+    slices = settings.slices or _slices_of(devices)
     inner = settings.fsdp * settings.tensor
-    data = len(devices) // inner if settings.data == -1 else settings.data
-    if data * inner != len(devices) or not data:
+    data = len(devices) // (slices * inner) if settings.data == -1 else settings.data
+    if slices * data * inner != len(devices) or not data:
         here = f"the {len(devices)} devices that are here" if len(devices) > 1 else "the one device that is here"
+        outer = f"{'mesh.slices' if settings.slices else 'slices'}={slices}, " if slices > 1 else ""
         raise UserError(
-            f"mesh.data={settings.data}, mesh.fsdp={settings.fsdp} and mesh.tensor={settings.tensor} do not multiply "
-            f"to {here}"
+            f"{outer}mesh.data={settings.data}, mesh.fsdp={settings.fsdp} and mesh.tensor={settings.tensor} do not "
+            f"multiply to {here}"
         )
-    shape = (data, settings.fsdp, settings.tensor)
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, axes = (data, settings.fsdp, settings.tensor), ("data", "fsdp", "tensor")
+    if slices == 1:
+        return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    groups = [mesh_utils.create_device_mesh(shape, group) for group in _by_slice(devices, slices)]
+    return Mesh(np.stack(groups), ("slice", *axes), axis_types=(AxisType.Auto,) * 4)
+
+
+def _slices_of(devices: Sequence[Any]) -> int:
+    """Returns how many TPU slices the devices are of; what else has slices needs mesh.slices."""
+    if getattr(devices[0], "platform", "") != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _by_slice(devices: Sequence[Any], slices: int) -> list[list]:
+    """Returns the devices of each slice; where they do not tell, neighbouring processes make one. Raises UserError."""
+    groups = defaultdict(list)
+    for device in devices:
+        groups[getattr(device, "slice_index", 0)].append(device)
+    if len(groups) != slices and getattr(devices[0], "platform", "") != "tpu":
+        in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+        groups = {
+            number: in_order[number * len(devices) // slices :][: len(devices) // slices] for number in range(slices)
+        }
+    if len(groups) != slices or len({len(group) for group in groups.values()}) > 1:
+        sizes = ", ".join(str(len(groups[number])) for number in sorted(groups))
+        raise UserError(f"mesh.slices={slices} is not how the devices lie: their slices have {sizes}")
+    return [groups[number] for number in sorted(groups)]
 
 
 def batch_parts(mesh: Mesh) -> int:
     """Returns into how many parts the mesh splits a batch."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, key: str = "train.batch_size") -> None:
@@ -58,8 +90,28 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, key: str = "train.
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns how arrays [B, ...] of a batch are split: rows over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    """Returns how arrays [B, ...] of a batch are split: rows over `slice`, `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
+
+
+def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """Returns which of the equal parts of a batch this process's devices hold, in order, and how many there are."""
+    parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    held = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
+    return tuple(sorted({index[0].start or 0 for index in held})), parts
+
+
+def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, Array]:
+    """Returns the global batch, arrays [B, ...] on the mesh, of which this process gives the rows of its parts."""
+    held, parts = local_parts(mesh)
+    place, offset = batch_sharding(mesh), {part: number for number, part in enumerate(held)}
+
+    def array(local: np.ndarray) -> Array:
+        size = len(local) // len(held)  # of a part
+        part = lambda index: local[(first := offset[(index[0].start or 0) // size] * size) : first + size]  # noqa: E731
+        return jax.make_array_from_callback((parts * size, *local.shape[1:]), place, part)
+
+    return {name: array(local) for name, local in rows.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

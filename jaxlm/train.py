@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import optax
 from jax import Array, lax
 
 from jaxlm import config as settings
-from jaxlm import hardware, objectives, optimizer
+from jaxlm import distributed, hardware, objectives, optimizer, sharding
 from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
 from jaxlm.data.pipeline import train_batches
 from jaxlm.errors import UserError
@@ -111,11 +110,15 @@ def make_train_step(
 
 
 def compile_step(run: Run, number: int, *example: Any) -> Callable:
-    """Returns the compiled step of phase `number` for arguments like `example`; it reuses the old state's memory."""
+    """Returns the compiled step of phase `number` for arguments like `example`; it reuses the old state's memory.
+
+    Beside state and metrics it returns what the processes voted, where there are several.
+    """
     total = TIME_UNITS if run.total_steps is None else run.total_steps
     step = make_train_step(run.config, run.phases[number], run.encoder, run.execution, run.masking, run.update, total)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(*example)
+    step = run.votes.counted(step)
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None, None)).lower(*example)
     return lowered.compile(compiler_options(jax.default_backend()))
 
 
@@ -147,27 +150,30 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             run.evaluate(state["params"], log, 0)  # what the model knew before, to compare at the end
 
         # 2. The loop. What an update does depends on the config and on how many were done before it.
-        stopped = cleanup.enter_context(_stop_signals())
-        share = (jax.process_index(), jax.process_count())
+        stopped = cleanup.enter_context(distributed.stop_signals())
+        share = sharding.local_parts(run.mesh)
         batches = train_batches(run.rows, start, clock.last_step, *share, prefetch=config.data.prefetch)
         cleanup.enter_context(contextlib.closing(batches))
         meter, compiled, held_out = _Meter(run), dict[int, Callable](), dict[int, float | None]()
         metrics: dict[str, Array] | None = None
-        over = clock.is_over(step)
-        while not over and not stopped:
+        voted: Array | None = None
+        over, stopping = clock.is_over(step), False
+        while not over and not stopping:
             number, (done, progress) = settings.phase_number(run.phases, step), clock.read(step)
             rate = run.mask_rate(number, progress)
             begin = time.monotonic()
-            inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate))
+            votes = run.votes.cast(clock.elapsed, bool(stopped))
+            inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate), *votes)
             if number not in compiled:
                 compiled[number] = compile_step(run, number, *inputs)
                 meter.skip(time.monotonic() - begin)
-            before = metrics
-            state, metrics = compiled[number](*inputs)
+            before, heard = metrics, voted
+            state, metrics, voted = compiled[number](*inputs)
             step += 1
             meter.add(run.phases[number], metrics)
             _stop_on_nan(before, step - 1, checkpoints)  # one update is always under way: look at the one before it
 
+            stopping = clock.hear(heard) if votes else bool(stopped)
             over = clock.is_over(step)  # asked once a step: a save that outlasts a time budget must not be the last
             evaluating = _due(config.evaluation.every, step) and not over
             saving = _saves(config.checkpoint.every, step) and not over
@@ -189,10 +195,11 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             log.train(step, meter.read() | {"progress": clock.read(step)[1]})
 
         # 3. Stopped by a signal: save and say how to go on. Or done: the last evaluation, checkpoint and checksum.
-        if stopped and not over:
+        if stopping and not over:
             _save(run, checkpoints, step, state, clock, None)
             checkpoints.wait()
-            raise UserError(f"stopped by {stopped[0]}; step {step} is saved, and the same command goes on from there")
+            by = stopped[0] if jax.process_count() == 1 else "a signal to one of the processes"
+            raise UserError(f"stopped by {by}; step {step} is saved, and the same command goes on from there")
         clock.stop()
         results = run.evaluate(state["params"], log, step)
         _save(run, checkpoints, step, state, clock, _score(results))
@@ -232,6 +239,7 @@ class _Clock:
         self.budget, self.total_steps = (minutes or 0) * 60, total_steps
         self.begin = time.monotonic() - elapsed
         self.end: float | None = None
+        self.agreed = elapsed if jax.process_count() > 1 else None
         self.last_step = 2**40 if total_steps is None else total_steps
 
     @property
@@ -239,13 +247,25 @@ class _Clock:
         """Seconds of training so far."""
         return (self.end or time.monotonic()) - self.begin
 
+    @property
+    def told(self) -> float:
+        """Seconds of training by the clock that counts: that of the first process, where there are several."""
+        return self.elapsed if self.agreed is None else self.agreed
+
+    def hear(self, voted: Array | None) -> bool:
+        """Takes the first process's time from the votes of a step; returns whether a process has to stop."""
+        if voted is None:
+            return False
+        self.agreed, stop = (float(value) for value in np.asarray(voted))
+        return bool(stop)
+
     def is_over(self, step: int) -> bool:
-        return self.elapsed >= self.budget if self.budget else step >= self.last_step
+        return self.told >= self.budget if self.budget else step >= self.last_step
 
     def read(self, step: int) -> tuple[float, float]:
         """Returns the schedule's count, and the share of the run that is done."""
         if self.budget:
-            share = min(self.elapsed / self.budget, 1.0)
+            share = min(self.told / self.budget, 1.0)
             return share * TIME_UNITS, share
         return float(step), step / self.last_step
 
@@ -314,7 +334,10 @@ class _Meter:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    """Holds the work directory against other processes on this machine; it is freed when the process ends, however."""
+    """Holds the work directory against other runs on this machine; it is freed when the process ends, however."""
+    if jax.process_index() > 0:
+        yield
+        return
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a directory")
     try:
@@ -326,25 +349,6 @@ def _locked(workdir: Path) -> Iterator[None]:
         raise UserError(f"{workdir} is in use by another process; wait for it, or name another --workdir") from error
     except PermissionError as error:
         raise UserError(f"{workdir} cannot be written: {error.strerror}; name another --workdir") from error
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """Gathers SIGTERM and SIGINT in a list that the loop looks at; a second one has its usual effect."""
-    received: list[str] = []
-    usual: dict[Any, Any] = {}
-
-    def receive(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, usual[number])
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        usual[name] = signal.signal(name, receive)
-    try:
-        yield received
-    finally:
-        for name, handler in usual.items():
-            signal.signal(name, handler)
 
 
 def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
@@ -377,8 +381,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="where the run is kept; the same one resumes it")
     args = parser.parse_args(rest)
     config = settings.load_config(args.config, overrides, lambda name: start_settings(name, args.workdir))
+    with distributed.joined(config.mesh):
+        _train_or_explain(config, args.workdir)
+    return 0
+
+
+def _train_or_explain(config: Any, workdir: Path) -> None:
     try:
-        train(config, args.workdir)
+        train(config, workdir)
     except Exception as error:
         if hardware.out_of_memory(error):
             raise UserError(
@@ -386,4 +396,3 @@ def main(argv: Sequence[str]) -> int:
                 "train.accumulate, or set train.rematerialise=dots or full"
             ) from error
         raise
-    return 0

@@ -592,6 +592,28 @@ def test_saved_on_four_devices_restored_on_two_and_one(tmp_path):
     assert params_sha256(saved.state) == sha256
 
 
+MANY = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxlm.checkpoint import _examine
+place = NamedSharding(jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,)), P("fsdp"))
+arrays = [((str(i),), jax.device_put(jnp.ones((64 * (1 + i % 3), 64)), place)) for i in range(60)]
+first = _examine(1, arrays)
+assert all(_examine(1, arrays) == first for _ in range(20))
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_checksums_of_many_split_arrays_do_not_wait_for_each_other(tmp_path):
+    # Started all at once, they waited for ever at the first or second time, until XLA aborted the process.
+    limit = "--xla_cpu_collective_call_terminate_timeout_seconds=20"
+    process = run_python(MANY, tmp_path, XLA_FLAGS=f"--xla_force_host_platform_device_count=4 {limit}")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    assert output == "done\n"
+
+
 PROCESSES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path

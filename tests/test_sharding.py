@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,8 +13,11 @@ from jaxlm.model.heads import abstract_params
 from jaxlm.optimizer import make_optimizer, param_path
 from jaxlm.sharding import (
     PARAM_RULES,
+    _by_slice,
+    _slices_of,
     batch_sharding,
     check_batch,
+    local_parts,
     make_mesh,
     param_shardings,
     replicated,
@@ -145,3 +149,43 @@ def test_a_batch_must_be_divided_by_devices_times_micro_batches(batch, accumulat
     with pytest.raises(UserError, match=rf"train.batch_size={batch} is not divided by the 4 devices") as error:
         check_batch(mesh, batch, accumulate)
     assert (f"{accumulate} micro-batches" in str(error.value)) == (accumulate > 1)
+
+
+def devices_of(slices, processes=(0,), platform="tpu"):
+    return [
+        SimpleNamespace(
+            id=number, platform=platform, slice_index=slices[number], process_index=processes[number % len(processes)]
+        )
+        for number in range(len(slices))
+    ]
+
+
+def test_devices_are_grouped_by_their_slice():
+    groups = _by_slice(devices_of([1, 0, 1, 0]), 2)
+    assert [[device.id for device in group] for group in groups] == [[1, 3], [0, 2]]
+    assert _slices_of(devices_of([1, 0, 1, 0])) == 2
+    assert _slices_of(devices_of([0, 1], platform="gpu")) == 1  # there it is the machine
+
+
+def test_where_devices_tell_no_slice_neighbouring_processes_make_one():
+    groups = _by_slice(devices_of([0] * 4, (3, 1, 0, 2), "cpu"), 2)
+    assert [[device.process_index for device in group] for group in groups] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(("slices", "wanted"), [([0, 0, 1], 2), ([0, 0, 1, 1], 4)])
+def test_slices_that_are_not_how_the_devices_lie_are_refused(slices, wanted):
+    with pytest.raises(UserError, match=f"mesh.slices={wanted} is not how the devices lie"):
+        _by_slice(devices_of(slices), wanted)
+
+
+def test_slices_split_the_batch_too():
+    axes = ("slice", "data", "fsdp", "tensor")
+    mesh = jax.sharding.AbstractMesh((2, 2, 1, 3), axes)
+    check_batch(mesh, 8, 2)
+    with pytest.raises(UserError, match="not divided by the 4 devices"):
+        check_batch(mesh, 6, 1)
+    assert batch_sharding(mesh).shard_shape((8, 5)) == (2, 5)
+
+
+def test_one_process_holds_all_parts_of_a_batch():
+    assert local_parts(make_mesh(mesh_settings())) == (tuple(range(len(jax.devices()))), len(jax.devices()))

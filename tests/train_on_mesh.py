@@ -1,6 +1,8 @@
 """Trains a small model with dropout on all devices of this process, and prints what each step saw, as JSON.
 
 `test_devices.py` runs it with one, two and four devices: python tests/train_on_mesh.py '{"fsdp": 2, "tensor": 2}'
+`test_hosts.py` runs it as four processes, with their place among them in the same settings, for one variant:
+python tests/train_on_mesh.py '{"coordinator": "127.0.0.1:8476", "processes": 4, "process_id": 0}' float32
 """
 
 import dataclasses
@@ -12,9 +14,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from jaxlm import sharding, train
+from jaxlm import distributed, sharding, train
 from jaxlm.config import default_config, phases_of
+from jaxlm.data.pipeline import runs_of_parts
 from jaxlm.masking import make_masking
 from jaxlm.model import attention, encoder
 from jaxlm.model.config import choose_execution, encoder_config
@@ -51,7 +55,8 @@ def synthetic_rows(step: int) -> dict[str, np.ndarray]:
 def digest(tree) -> str:
     whole = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        whole.update(np.asarray(leaf).tobytes())
+        here = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+        whole.update(np.asarray(here).tobytes())
     return whole.hexdigest()[:16]
 
 
@@ -90,8 +95,9 @@ def make_run(mesh, dtype: str, accumulate: int, name: str):
 
 
 def put(mesh, step: int) -> tuple:
-    rows = jax.device_put(synthetic_rows(step), sharding.batch_sharding(mesh))
-    return rows, np.int32(step), np.float32(step), np.float32(0.15)
+    runs = runs_of_parts(*sharding.local_parts(mesh), BATCH)
+    mine = {name: np.concatenate([array[slice(*run)] for run in runs]) for name, array in synthetic_rows(step).items()}
+    return sharding.put_batch(mesh, mine), np.int32(step), np.float32(step), np.float32(0.15)
 
 
 def losses_and_digests(mesh, watch: Watch, dtype: str, accumulate: int, name: str) -> dict:
@@ -126,8 +132,13 @@ def all_gathers(mesh, transpose_gradients: bool) -> int:
 def main() -> None:
     settings = default_config().mesh
     settings.update(json.loads(sys.argv[1]))
-    mesh = sharding.make_mesh(settings)
-    gathers = {str(on): all_gathers(mesh, on) for on in (False, True)} if dict(mesh.shape)["data"] == 2 else {}
+    with distributed.joined(settings):
+        on_mesh(sharding.make_mesh(settings), sys.argv[2:])
+
+
+def on_mesh(mesh, chosen: list[str]) -> None:
+    counted = not chosen and dict(mesh.shape)["data"] == 2
+    gathers = {str(on): all_gathers(mesh, on) for on in (False, True)} if counted else {}
     watch = Watch()
     variants = {
         "float32": ("float32", 1, "adamw"),
@@ -135,8 +146,9 @@ def main() -> None:
         "muon": ("float32", 1, "muon"),
         "bfloat16": ("bfloat16", 1, "adamw"),
     }
-    runs = {name: losses_and_digests(mesh, watch, *variant) for name, variant in variants.items()}
-    print(json.dumps({"devices": mesh.size, "all_gathers": gathers, "runs": runs}))
+    names = chosen or list(variants)
+    runs = {name: losses_and_digests(mesh, watch, *variants[name]) for name in names}
+    print(json.dumps({"devices": mesh.size, "mesh": dict(mesh.shape), "all_gathers": gathers, "runs": runs}))
 
 
 if __name__ == "__main__":

@@ -249,24 +249,24 @@ def _slots(stores: Sequence[TokenStore], weights: Sequence[float]) -> np.ndarray
 
 
 def train_batches(
-    rows: TrainRows, start: int, stop: int, part: int = 0, parts: int = 1, prefetch: int = 4
+    rows: TrainRows, start: int, stop: int, part: int | Sequence[int] = 0, parts: int = 1, prefetch: int = 4
 ) -> Generator[dict[str, np.ndarray]]:
     """Yields the batches of steps start to stop (excluded), prepared ahead by tf.data.
 
-    Each batch is this process's share of the global one: the `part`-th of `parts` equal runs of rows. The arrays are
-    read-only: tokens and segment_ids int32 [B, L], word_starts bool [B, L]. Raises UserError where `parts` does not
-    divide a batch, and what gathering raises.
+    Each batch is this process's share of the global one: the `part`-th, or several of them, of `parts` equal runs of
+    rows. The arrays are read-only: tokens and segment_ids int32 [B, L], word_starts bool [B, L]. Raises UserError where
+    `parts` does not divide a batch, and what gathering raises.
     """
     for phase in rows.phases:
         if phase.batch_size % parts:
-            raise UserError(f"train.batch_size={phase.batch_size} does not divide over {parts} processes")
-    batches = _train_batches(rows, start, stop, part, parts, prefetch)
+            raise UserError(f"train.batch_size={phase.batch_size} does not divide over {parts} parts")
+    batches = _train_batches(rows, start, stop, (part,) if isinstance(part, int) else tuple(part), parts, prefetch)
     _unfinished.add(batches)
     return batches
 
 
 def _train_batches(
-    rows: TrainRows, start: int, stop: int, part: int, parts: int, prefetch: int
+    rows: TrainRows, start: int, stop: int, held: tuple[int, ...], parts: int, prefetch: int
 ) -> Generator[dict[str, np.ndarray]]:
     tf = _tensorflow()
     for number, phase in enumerate(rows.phases):
@@ -274,26 +274,37 @@ def _train_batches(
         first_step, last_step = max(start, rows.plans[number].first_step), min(stop, later)
         if first_step >= last_step:
             continue
-        share = phase.batch_size // parts
-        yield from _gather_ahead(tf, rows, range(first_step, last_step), part * share, share, phase, prefetch)
+        runs = runs_of_parts(held, parts, phase.batch_size)
+        yield from _gather_ahead(tf, rows, range(first_step, last_step), runs, phase, prefetch)
+
+
+def runs_of_parts(held: Sequence[int], parts: int, batch_size: int) -> list[tuple[int, int]]:
+    """Returns the runs (first row, row after the last) of a batch that the parts `held` of `parts` equal ones make."""
+    size = batch_size // parts
+    runs: list[tuple[int, int]] = []
+    for part in sorted(held):
+        joins = runs and runs[-1][1] == part * size
+        first = runs.pop()[0] if joins else part * size
+        runs.append((first, (part + 1) * size))
+    return runs
 
 
 def _gather_ahead(
-    tf: Any, rows: TrainRows, steps: range, first: int, share: int, phase: Phase, prefetch: int
+    tf: Any, rows: TrainRows, steps: range, runs: list[tuple[int, int]], phase: Phase, prefetch: int
 ) -> Generator[dict[str, np.ndarray]]:
     errors: list[BaseException] = []
 
     def gather(step: Any) -> tuple[np.ndarray, ...]:
         try:
-            batch = rows.batch(int(step), first, first + share)
-            return tuple(batch[name] for name in names)
+            pieces = [rows.batch(int(step), *run) for run in runs]
+            return tuple(_joined([piece[name] for piece in pieces]) for name in names)
         except BaseException as error:
             errors.append(error)  # tf.data would hand on only its text
             raise
 
     names = ("tokens", "segment_ids", "word_starts")
     types = (tf.int32, tf.int32, tf.bool)
-    shape = (share, phase.sequence_length)
+    shape = (sum(last - first for first, last in runs), phase.sequence_length)
 
     def load(step: Any) -> dict[str, Any]:
         arrays = tf.numpy_function(gather, [step], types)
@@ -321,6 +332,10 @@ def _gather_ahead(
             raise failure  # here and without TensorFlow's frames, which would keep the iterator and its threads alive
     finally:
         del iterator, dataset
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 # A thread of tf.data that calls Python while the interpreter shuts down hangs the process.
@@ -353,19 +368,23 @@ def held_out_batches(
     prepend_begin: bool = False,
     begin_id: int = -1,
     pad_id: int = 0,
+    held: Sequence[int] = (0,),
+    parts: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the store's rows in order, every row once; the first `rows` of them where that is above 0.
 
     The remainder of the stream is a last, padded row, and the last batch is filled with rows of padding up to
-    `batch_size`. `row_index` int32 [B] numbers the rows, -1 for those that only fill.
+    `batch_size`. `row_index` int32 [B] numbers the rows, -1 for those that only fill. Of each batch a process of
+    several gets the parts `held` of `parts` equal runs.
     """
+    places = _joined([np.arange(*run) for run in runs_of_parts(held, parts, batch_size)])
     whole = store.row_count(length, prepend_begin)
     count = whole + (whole * (length - prepend_begin) < store.tokens)
     count = min(count, rows) if rows else count
     for first in range(0, count, batch_size):
-        index = np.arange(first, min(first + batch_size, count))
+        index = first + places[first + places < count]
         batch = store.rows(index, length, prepend_begin, begin_id, pad_id)
-        fill = batch_size - len(index)
+        fill = len(places) - len(index)
         if fill:
             values = {"tokens": pad_id, "segment_ids": 0, "word_starts": False}
             batch = {
