@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from jaxlm import config as settings
 from jaxlm import hardware, masking, optimizer, sharding
 from jaxlm.data.pipeline import Phase, TrainRows, held_out_batches
-from jaxlm.data.prepare import Prepared, open_prepared, prepare
+from jaxlm.data.prepare import Prepared, open_prepared, prepare, record_crc32
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
@@ -112,6 +113,11 @@ def _replaced(params: Any, given: Any) -> Any:
     return params | {name: _replaced(params[name], branch) for name, branch in given.items()}
 
 
+def poisoned(params: dict) -> dict:
+    """Returns the parameters as NaN, where they are: what debug.nan_at_step asks for."""
+    return jax.tree.map(lambda leaf: leaf * np.array(np.nan, leaf.dtype), params)
+
+
 def run_seeds(config: Any) -> dict[str, int]:
     """Returns the seeds of "init", "data" and "mask": train.seed unless given."""
     given = {name: config.train[f"{name}_seed"] for name in ("init", "data", "mask")}
@@ -179,23 +185,43 @@ def set_up(config: Any, workdir: Path) -> Run:
 def _prepared_data(config: Any, workdir: Path) -> Prepared:
     """The data that this work directory was begun with, or those that the config names; keeps its tokenizer."""
     record = workdir / "data.json"
-    if record.exists():
-        known = json.loads(record.read_text())
-        if Path(known["directory"]).is_dir():
-            prepared = open_prepared(Path(known["directory"]))
-            if prepared.fingerprint == known["fingerprint"]:
-                return prepared
+    known = _known_data(record)
+    if known and Path(known["directory"]).is_dir():
+        prepared = open_prepared(Path(known["directory"]))
+        if prepared.fingerprint == known["fingerprint"]:
+            return prepared
     prepared = prepare(config)
-    if record.exists() and prepared.fingerprint != known["fingerprint"]:
+    if known and prepared.fingerprint != known["fingerprint"]:
         raise UserError(
             f"the text at data.path is no longer what {workdir} was trained on; bring it back, or use a new --workdir"
         )
-    prepared.tokenizer.save(workdir / "tokenizer")
-    np.save(
-        workdir / "token_counts.npy", np.sum([store.counts for store in prepared.train], axis=0), allow_pickle=False
-    )
-    settings.write_text(record, json.dumps({"directory": str(prepared.directory), "fingerprint": prepared.fingerprint}))
+    counts = np.sum([store.counts for store in prepared.train], axis=0)
+    content = {"directory": str(prepared.directory), "fingerprint": prepared.fingerprint}
+    try:
+        prepared.tokenizer.save(workdir / "tokenizer")
+        np.save(workdir / "token_counts.npy", counts, allow_pickle=False)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {workdir}: {error.strerror}; mend that and run the same command again"
+        ) from error
+    settings.write_text(record, json.dumps(content | {"crc32": record_crc32(content)}))
     return prepared
+
+
+def _known_data(record: Path) -> dict[str, str] | None:
+    """Returns what data.json says, None where it is not there or damaged: the data are then found by the config."""
+    if not record.exists():
+        return None
+    try:
+        known = json.loads(record.read_bytes())
+        content = {name: str(known[name]) for name in ("directory", "fingerprint")}
+        whole = known.get("crc32") in (None, record_crc32(content))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if whole:
+        return content
+    logging.getLogger("jaxlm").warning("%s is damaged, and is written anew", record)
+    return None
 
 
 def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | None:

@@ -25,7 +25,7 @@ from jaxlm.evaluate import before_and_after, describe
 from jaxlm.masking import Masking, mask_tokens, prediction_slots
 from jaxlm.model.config import EncoderConfig, Execution, compiler_options, training_flops
 from jaxlm.model.heads import MaskedLM
-from jaxlm.run import Run, run_seeds, set_up
+from jaxlm.run import Run, poisoned, run_seeds, set_up
 from jaxlm.runlog import RunLog, read_metrics
 from jaxlm.start import start_settings
 
@@ -154,6 +154,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             number, (done, progress) = settings.phase_number(run.phases, step), clock.read(step)
             rate = run.mask_rate(number, progress)
             begin = time.monotonic()
+            if step == config.debug.nan_at_step:
+                state["params"] = poisoned(state["params"])
             inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate))
             if number not in compiled:
                 compiled[number] = compile_step(run, number, *inputs)
@@ -315,13 +317,14 @@ def _locked(workdir: Path) -> Iterator[None]:
         raise UserError(f"--workdir={workdir} is a file; name a directory")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with open(workdir / "lock", "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+        file = open(workdir / "lock", "a+")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"{workdir} is in use by another process; wait for it, or name another --workdir") from error
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"{workdir} cannot be written: {error.strerror}; name another --workdir") from error
+    with file:
+        yield
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -154,13 +155,23 @@ def _digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def record_crc32(record: dict[str, Any]) -> int:
+    """Returns the CRC-32 of a record that is kept as JSON."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
 def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / "prepared.json"
     if not path.is_file():
-        raise UserError(f"{directory} was not made by `jaxlm prepare`: there is no {path}")
+        raise UserError(
+            f"{directory} was not made by `jaxlm prepare`, or is damaged: there is no {path};"
+            " remove it and prepare the data again"
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["format_version"]
+        version, crc32 = record["format_version"], record.pop("crc32", None)
+        if crc32 not in (None, record_crc32(record)):
+            raise ValueError("its checksum differs")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: remove {directory} and prepare the data again") from error
     if version != FORMAT_VERSION:
@@ -293,6 +304,7 @@ def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], 
         "fingerprint": _digest([tokenizer.fingerprint, {name: store.fingerprint for name, store in stores.items()}]),
         "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
     }
+    record["crc32"] = record_crc32(record)
     with open(folder / "prepared.json", "w", encoding="utf-8") as file:
         json.dump(record, file, indent=1, ensure_ascii=False)
         file.flush()
