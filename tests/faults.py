@@ -310,7 +310,9 @@ def _strike(scene: Scene, moment: str, reference: Reference, rng: random.Random)
         elif stage == moment or (begun and moment in ("prepare", "compile") and stage != "start"):
             break
         time.sleep(0.001)
-    time.sleep(wait)
+    end = time.monotonic() + wait
+    while time.monotonic() < end and (moment not in ("prepare", "compile") or scene.stage(len(starts)) == moment):
+        time.sleep(0.001)
     return _Plan(f"{moment} + {wait:.3f} s" + (f", {target}" if moment in ("steps", "save") else ""), starts), process
 
 

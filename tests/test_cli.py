@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -62,63 +60,6 @@ def test_help_answers_in_under_a_second():
     assert result.returncode == 0
     assert "fill-mask" in result.stdout
     assert best < 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("most", "extra"), [(5, ()), (3, ("train.accumulate=2", "train.batch_size=64"))])
-def test_kills_at_any_moment_change_nothing(jaxlm, text_file, cache, tmp_path, most, extra):
-    settings = ("train.steps=240", "checkpoint.every=10", "evaluation.every=100", *extra)  # batches of 64: nine epochs
-    whole = jaxlm(*train_arguments(text_file, cache, tmp_path / "whole", *settings), check=True)
-    if not extra:  # the checksum tells runs apart
-        other = jaxlm(*train_arguments(text_file, cache, tmp_path / "other", *settings, "train.seed=1"), check=True)
-        assert checksum(other.stdout) != checksum(whole.stdout)
-    workdir, rng, kills = tmp_path / "killed", random.Random(len(extra)), 0
-    arguments = train_arguments(text_file, cache, workdir, *settings)
-    while kills < most:
-        done = max((entry["step"] for entry in entries(workdir, "train")), default=0)
-        if done > 220:
-            break
-        process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.PIPE)
-        target = done + rng.randrange(10, 40)
-        assert wait_for(lambda: entries(workdir, "train") and entries(workdir, "train")[-1]["step"] >= target, process)  # noqa: B023
-        time.sleep(rng.random() / 20)
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        kills += 1
-    last = jaxlm(*arguments, check=True)
-    assert checksum(last.stdout) == checksum(whole.stdout)
-    assert kills >= 3  # on a machine that hesitates a run may reach its end before the last one
-    starts = [entry["step"] for entry in entries(workdir, "start")]
-    assert len(starts) == kills + 1
-    assert starts[0] == 0
-    assert all(step > 0 and step % 5 == 0 for step in starts[1:])
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    reached = 0
-    for line in lines:
-        if line["kind"] == "start":
-            assert reached - line["step"] <= 10
-        if line["kind"] == "train":
-            reached = line["step"]
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_the_same_command_goes_on(jaxlm, text_file, cache, tmp_path, name):
-    settings = ("train.steps=400", "checkpoint.every=1000", "evaluation.every=0")
-    whole = jaxlm(*train_arguments(text_file, cache, tmp_path / "whole", *settings), check=True)
-    arguments = train_arguments(text_file, cache, tmp_path / "stopped", *settings)
-    process = subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert wait_for(lambda: len(entries(tmp_path / "stopped", "train")) > 5, process)
-    process.send_signal(getattr(signal, name))
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert f"stopped by {name}; step " in error
-    assert "Traceback" not in error
-    again = jaxlm(*arguments, check=True)
-    assert "resuming after step" in again.stdout
-    assert checksum(again.stdout) == checksum(whole.stdout)
 
 
 def test_a_work_directory_in_use_is_refused(jaxlm, text_file, cache, tmp_path):

@@ -159,26 +159,33 @@ def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, mo
     assert train(mini(*settings), tmp_path)["step"] == 2
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monkeypatch):
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path):
     settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1")
+    whole = train(mini(*settings), tmp_path / "whole")
+    with pytest.raises(UserError, match="step 13: the loss is not a number; the checkpoint of step 12 is kept"):
+        train(mini(*settings, "debug.nan_at_step=12"), tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints").newest() == 12
+    assert train(mini(*settings), tmp_path / "run")["params_sha256"] == whole["params_sha256"]
+
+
+def test_nan_at_a_save_is_told_by_the_arrays(mini, tmp_path):
+    settings = ("train.steps=20", "checkpoint.every=5", "logging.every=100", "evaluation.every=0")
+    with pytest.raises(UserError, match=r"step 12: .*the checkpoint of step 10 is kept"):
+        train(mini(*settings, "debug.nan_at_step=11"), tmp_path)
+
+
+def test_the_setting_for_nan_leaves_the_compiled_step_as_it_is(mini, tmp_path, monkeypatch):
+    programs = []
     original = training.compile_step
 
-    def poisoned(*args):
-        compiled = original(*args)
+    def compile_step(*args):
+        programs.append(original(*args))
+        return programs[-1]
 
-        def step(state, batch, number, *rest):
-            if number == 12:
-                state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, state)
-            return compiled(state, batch, number, *rest)
-
-        return step
-
-    monkeypatch.setattr(training, "compile_step", poisoned)
-    with pytest.raises(UserError, match="not a number; the checkpoint of step 12 is kept"):
-        train(mini(*settings), tmp_path)
-    assert Checkpoints(tmp_path / "checkpoints").newest() == 12
-    monkeypatch.undo()
-    assert train(mini(*settings), tmp_path)["step"] == 20
+    monkeypatch.setattr(training, "compile_step", compile_step)
+    train(mini("train.steps=2"), tmp_path / "off")
+    train(mini("train.steps=2", "debug.nan_at_step=100"), tmp_path / "on")
+    assert programs[0].as_text() == programs[1].as_text()
 
 
 def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):

@@ -164,8 +164,7 @@ def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / "prepared.json"
     if not path.is_file():
         raise UserError(
-            f"{directory} was not made by `jaxlm prepare`, or is damaged: there is no {path};"
-            " remove it and prepare the data again"
+            f"{directory} was not made by `jaxlm prepare`, or is damaged (there is no {path}): prepare the data again"
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
