@@ -30,7 +30,7 @@ SETTINGS = (
     "schedule.warmup=0", "checkpoint.every=10", "evaluation.every=25", "logging.every=1",
     "logging.tensorboard=false", "logging.curve=false",
 )  # fmt: skip
-TIMEOUT = 300  # seconds of one command
+TIMEOUT = 600  # seconds of one command, after which it hangs
 HUNG = 124
 
 
@@ -174,12 +174,15 @@ class Scene:
 
 def finish(process: subprocess.Popen) -> Outcome:
     """Waits for a command that `Scene.start` has started."""
-    try:
-        status = process.wait(TIMEOUT)
-    except subprocess.TimeoutExpired:
+    status = HUNG
+    for _ in range(TIMEOUT * 20):  # counted, not by the clock: somebody may have stopped us both for a while
+        if process.poll() is not None:
+            status = process.returncode
+            break
+        time.sleep(0.05)
+    else:
         process.kill()
         process.wait()
-        status = HUNG
     texts = []
     for file in process.files:  # type: ignore[attr-defined]
         file.seek(0)
@@ -291,7 +294,6 @@ def _strike(scene: Scene, moment: str, reference: Reference, rng: random.Random)
         number = rng.randint(1, max(int(reference.operations * left), 1))
         faults = {"FAULT_FOLDER": str(scene.folder), "FAULT_OPERATION": str(number)}
         process = scene.start(faults=faults)
-        process.wait(TIMEOUT)
         return _Plan(f"operation {number}", starts), process
     if moment == "compile":
         scene.forget_step()

@@ -1,8 +1,10 @@
 """The real commands, run as users run them: killed, stopped, resumed, and given wrong input."""
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -187,3 +189,52 @@ def test_a_truncated_shard_is_named_and_the_run_can_be_mended(jaxlm, text_file, 
     shutil.rmtree(advised)
     third = jaxlm(*arguments, check=True)
     assert checksum(third.stdout) == checksum(first.stdout)
+
+
+@pytest.mark.parametrize(("number", "name"), [(errno.ENOSPC, None), (errno.EROFS, "a/b"), (errno.EMFILE, "a/b")])
+def test_what_the_machine_refuses_is_a_sentence(monkeypatch, capsys, number, name):
+    from jaxlm import cli, config
+
+    def refuse(argv):
+        raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.setattr(config, "main", refuse)
+    assert cli.main(["config"]) == 1
+    assert capsys.readouterr().err == f"jaxlm: {name or 'output'}: {os.strerror(number)}; mend that and run it again\n"
+    monkeypatch.setattr(config, "main", lambda argv: Path("/nowhere/at/all").read_text())
+    with pytest.raises(FileNotFoundError):  # a bug of ours stays one
+        cli.main(["config"])
+
+
+def test_sigterm_ends_a_command_with_a_sentence(monkeypatch, capsys):
+    from jaxlm import cli, config
+
+    monkeypatch.setattr(config, "main", lambda argv: os.kill(os.getpid(), signal.SIGTERM))
+    usual = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["config"]) == 1
+    assert capsys.readouterr().err == "jaxlm: stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == usual
+
+
+def test_a_compiled_program_that_a_kill_cut_short_is_made_anew(tmp_path):
+    code = """
+from jaxlm import cli
+cli._set_environment()
+import jax
+print(int(jax.jit(lambda x: x * 2 + 1)(20)))
+"""
+    cache = tmp_path / "compiled"
+    settings = environment() | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    runs = []
+    for number in range(3):
+        runs.append(subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True))
+        entries = [entry for entry in cache.iterdir() if entry.name.startswith("jit__lambda")]
+        sizes = [entry.stat().st_size for entry in entries]
+        if number == 0:
+            whole = sizes
+            for entry in entries:
+                os.truncate(entry, entry.stat().st_size // 2)
+    assert [run.stdout for run in runs] == ["41\n"] * 3
+    assert whole
+    assert sizes == whole
+    assert ["is damaged, and is made anew" in run.stderr for run in runs] == [False, True, False]
