@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60
 SETTINGS = (
-    "data.document=paragraph", "data.workers=1", "data.held_out_fraction=0.05", "data.shard_bytes=16384",
+    "data.document=paragraph", "data.workers=1", "data.held_out_fraction=0.05", "data.shard_bytes=65536",
     "tokenizer.vocab_size=80", "data.sequence_length=32", "model.layers=1", "model.width=32",
     "model.feed_forward_width=64", "train.batch_size=8", f"train.steps={STEPS}", "schedule.name=constant",
     "schedule.warmup=0", "checkpoint.every=10", "evaluation.every=25", "logging.every=1",
