@@ -286,8 +286,13 @@ class _Plan(NamedTuple):
     starts: list[int]
 
 
-def _strike(scene: Scene, moment: str, reference: Reference, rng: random.Random) -> tuple[_Plan, subprocess.Popen]:
-    """Starts the run and returns when its moment has come; a run that is to kill itself, when it has ended."""
+def _strike(
+    scene: Scene, moment: str, reference: Reference, rng: random.Random, last: int = STEPS - 1
+) -> tuple[_Plan, subprocess.Popen]:
+    """Starts the run and returns when its moment has come, at update `last` at the latest.
+
+    A run that is to kill itself is only started.
+    """
     starts, reached = scene.starts(), scene.reached()
     if moment == "operation":
         left = 1 if reached == 0 else max(1 - reached / STEPS, 0.1)
@@ -297,7 +302,7 @@ def _strike(scene: Scene, moment: str, reference: Reference, rng: random.Random)
         return _Plan(f"operation {number}", starts), process
     if moment == "compile":
         scene.forget_step()
-    target = rng.randint(reached + 1, STEPS - 1) if reached < STEPS - 2 else STEPS - 1
+    target = rng.randint(min(reached + 1, last), last)
     wait = rng.random() * (rng.random() * 0.03 if moment == "save" else reference.seconds.get(moment, 0.1))
     wait = rng.random() * 0.01 if moment == "steps" else wait
     process = scene.start()
@@ -332,7 +337,7 @@ def signals(
             time.sleep(wait)
             plan = _Plan(f"start + {wait:.3f} s", [])
         else:
-            plan, process = _strike(scene, moment, reference, rng)
+            plan, process = _strike(scene, moment, reference, rng, STEPS // 2)  # which leaves it time to be stopped
         where = f"{scene.stage(0)} at step {scene.reached()}"
         process.send_signal(getattr(signal, name))
         outcome = finish(process)
@@ -360,7 +365,7 @@ def full_disks(make: Callable[[], Scene], reference: Reference, rng: random.Rand
                 "disk", f"files of {limit:,} bytes", f"step {scene.starts()[-1:]}", outcome, reference.checksum, again
             )
         else:
-            pages = rng.randint(1, 120)
+            pages = rng.randint(1, 400)
             with mounted(scene.folder, pages * 4096):
                 outcome = scene.run()
                 where = f"at step {scene.reached()}"
