@@ -1,11 +1,18 @@
 """The program `jaxlm`: a table of verbs, each a module's main, imported when it is called."""
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
+import re
+import signal
 import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxlm import __version__
 from jaxlm.errors import UserError
@@ -23,6 +30,11 @@ VERBS = {
     "bench": ("jaxlm.bench", "tokens per second, share of peak, memory, input rate"),
     "plan": ("jaxlm.plan", "memory, collectives and hours on devices that nobody has yet"),
 }
+
+
+# What the machine refuses, whatever we do: its disk, its rights, its limits.
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+                  errno.EMFILE, errno.ENFILE}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,16 +57,38 @@ def main(argv: list[str] | None = None) -> int:
         if program:
             restart_with_huge_pages()
         _set_environment()
-        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+        with _termination():
+            return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
     except UserError as error:
         print(f"jaxlm: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("jaxlm: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"jaxlm: {error.args[0] if error.args else 'interrupted'}", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        print(f"jaxlm: {error.filename or 'output'}: {error.strerror}; mend that and run it again", file=sys.stderr)
     except SystemExit as error:  # argparse: 2 for a wrong call is 1 here, as for every other mistake
         return 1 if error.code else 0
     return 1
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, with what it was writing cleared away and a sentence."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("stopped by SIGTERM")
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _set_environment() -> None:
@@ -68,6 +102,24 @@ def _set_environment() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    _mend_compiled(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+
+
+def _mend_compiled(cache: Path) -> None:
+    """Lets a compiled program that a kill has cut short be written anew: JAX would read it in vain for ever."""
+    usual = warnings.showwarning
+    if usual.__module__ == __name__:
+        return
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        found = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
+        if not found:
+            return usual(message, *where, **more)
+        for entry in cache.glob(f"{found[1]}-*-cache"):
+            entry.unlink(missing_ok=True)
+        logging.getLogger("jaxlm").warning("the compiled %s in %s is damaged, and is made anew", found[1], cache)
+
+    warnings.showwarning = show
 
 
 if __name__ == "__main__":

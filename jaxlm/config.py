@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -147,10 +148,16 @@ def save_config(config: ConfigDict, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it."""
+    """Writes a file under a temporary name and renames it. Raises UserError."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; mend that and run the same command again") from error
 
 
 def _plain(value: Any) -> Any:

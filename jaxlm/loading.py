@@ -69,13 +69,26 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
     saved = restore_params(directory / "checkpoints", shapes)
     phases = phases_of(config)
     encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
-    counts = np.load(directory / "token_counts.npy", allow_pickle=False)
+    counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
     longest = max(phase["sequence_length"] for phase in phases)
     if (directory / huggingface.SOURCE_CONFIG).is_file():  # it was trained on longer rows before this run
         longest = max(longest, encoder.max_positions - encoder.position_offset)
     return Trained(
         directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts, longest, has_head=True
     )
+
+
+def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
+    try:
+        counts = np.load(path, allow_pickle=False)
+        if counts.shape != (vocab_size,) or counts.dtype != np.int64:
+            raise ValueError(f"it holds {counts.dtype}{counts.shape}")
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}): remove {path.parent / 'data.json'} and run `jaxlm train` again,"
+            " which writes both anew"
+        ) from error
+    return counts
 
 
 def _load_checkpoint(directory: Path, execution: Execution) -> Trained:

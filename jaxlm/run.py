@@ -1,11 +1,14 @@
 """What a run is made of: the config resolved, its data, its model on the mesh. Only `train.py` moves it."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
+import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from jaxlm import config as settings
 from jaxlm import distributed, hardware, masking, optimizer, sharding
 from jaxlm.data.pipeline import Phase, TrainRows, held_out_batches
 from jaxlm.data.prepare import Prepared, open_prepared, prepare
+from jaxlm.data.prepared import record_crc32
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
@@ -113,10 +117,35 @@ def _replaced(params: Any, given: Any) -> Any:
     return params | {name: _replaced(params[name], branch) for name, branch in given.items()}
 
 
+def poisoned(params: dict) -> dict:
+    """Returns the parameters as NaN, where they are: what debug.nan_at_step asks for."""
+    return jax.tree.map(lambda leaf: leaf * np.array(np.nan, leaf.dtype), params)
+
+
 def run_seeds(config: Any) -> dict[str, int]:
     """Returns the seeds of "init", "data" and "mask": train.seed unless given."""
     given = {name: config.train[f"{name}_seed"] for name in ("init", "data", "mask")}
     return {name: config.train.seed if seed is None else seed for name, seed in given.items()}
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the work directory against other runs on this machine; it is freed when the process ends, however."""
+    if jax.process_index() > 0:
+        yield
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a directory")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / "lock", "a+")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{workdir} is in use by another process; wait for it, or name another --workdir") from error
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}; name another --workdir") from error
+    with file:
+        yield
 
 
 def set_up(config: Any, workdir: Path) -> Run:
@@ -233,23 +262,43 @@ def _prepared_data(config: Any, workdir: Path) -> Prepared:
 def _data_of_workdir(config: Any, workdir: Path) -> Prepared:
     """The data that this work directory was begun with, or those that the config names; keeps its tokenizer."""
     record = workdir / "data.json"
-    if record.exists():
-        known = json.loads(record.read_text())
-        if Path(known["directory"]).is_dir():
-            prepared = open_prepared(Path(known["directory"]))
-            if prepared.fingerprint == known["fingerprint"]:
-                return prepared
+    known = _known_data(record)
+    if known and Path(known["directory"]).is_dir():
+        prepared = open_prepared(Path(known["directory"]))
+        if prepared.fingerprint == known["fingerprint"]:
+            return prepared
     prepared = prepare(config)
-    if record.exists() and prepared.fingerprint != known["fingerprint"]:
+    if known and prepared.fingerprint != known["fingerprint"]:
         raise UserError(
             f"the text at data.path is no longer what {workdir} was trained on; bring it back, or use a new --workdir"
         )
-    prepared.tokenizer.save(workdir / "tokenizer")
-    np.save(
-        workdir / "token_counts.npy", np.sum([store.counts for store in prepared.train], axis=0), allow_pickle=False
-    )
-    settings.write_text(record, json.dumps({"directory": str(prepared.directory), "fingerprint": prepared.fingerprint}))
+    counts = np.sum([store.counts for store in prepared.train], axis=0)
+    content = {"directory": str(prepared.directory), "fingerprint": prepared.fingerprint}
+    try:
+        prepared.tokenizer.save(workdir / "tokenizer")
+        np.save(workdir / "token_counts.npy", counts, allow_pickle=False)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {workdir}: {error.strerror}; mend that and run the same command again"
+        ) from error
+    settings.write_text(record, json.dumps(content | {"crc32": record_crc32(content)}))
     return prepared
+
+
+def _known_data(record: Path) -> dict[str, str] | None:
+    """Returns what data.json says, None where it is not there or damaged: the data are then found by the config."""
+    if not record.exists():
+        return None
+    try:
+        known = json.loads(record.read_bytes())
+        content = {name: str(known[name]) for name in ("directory", "fingerprint")}
+        whole = known.get("crc32") in (None, record_crc32(content))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if whole:
+        return content
+    logging.getLogger("jaxlm").warning("%s is damaged, and is written anew", record)
+    return None
 
 
 def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | None:

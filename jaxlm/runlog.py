@@ -1,5 +1,6 @@
 """What a run leaves behind and shows: metrics.jsonl, log.txt, TensorBoard events, progress, and the curve."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -8,12 +9,14 @@ import sys
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
 
+FLUSH_SECONDS = 30.0  # between writes of TensorBoard's events to the disk
 LINE_SECONDS = 10.0  # between plain progress lines
 RATE_WINDOW = 64  # calls of `train` that the time left is reckoned from, so that it follows a change of pace
 
@@ -47,16 +50,12 @@ class RunLog:
         # Unbuffered: a line that was logged survives any kill of the process.
         self._metrics = (self._workdir / "metrics.jsonl").open("ab", buffering=0)
         self._log = (self._workdir / "log.txt").open("ab", buffering=0)
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(
-                str(self._workdir / "tensorboard"), flush_secs=30, purge_step=first_step + 1 if resumed else None
-            )
-        if resumed:
-            self.event("resume", step=first_step)
         self._progress = _Progress(first_step, total_steps)
         self._display: _Bar | _Lines = _Bar(self._progress) if _on_terminal() else _Lines(self._progress)
+        if tensorboard:
+            self._write_events(lambda: _Events(self._workdir / "tensorboard", first_step + 1 if resumed else None))
+        if resumed:
+            self.event("resume", step=first_step)
         self._measured = False
 
     def __enter__(self) -> "RunLog":
@@ -110,12 +109,13 @@ class RunLog:
             return
         self._display.close()
         if self._writer is not None:
-            self._writer.close()
+            self._write_events(self._writer.close)
         if self._curve and self._measured:
             try:
                 draw_curve(self._workdir)
             except (UserError, OSError) as error:  # a picture must not cost a finished run its result
-                self.note(f"curve.png was not drawn: {error}")
+                with contextlib.suppress(UserError):  # nor may a log that cannot be written either
+                    self.note(f"curve.png was not drawn: {error}")
         self._log.close()
         self._metrics.close()
         self._open = False
@@ -123,10 +123,48 @@ class RunLog:
     def _write_scalars(self, prefix: str, step: int, metrics: dict[str, float]) -> None:
         if self._writer is None:
             return
-        for name, value in metrics.items():
-            value = _plain(value)
-            if isinstance(value, int | float):
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+        numbers = {f"{prefix}/{name}": _plain(value) for name, value in metrics.items()}
+        numbers = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+        self._write_events(lambda: self._writer.add(step, numbers))
+
+    def _write_events(self, write: Callable[[], Any]) -> None:
+        """Calls write(), whose result, where it has one, is the writer; a disk that refuses ends the events alone."""
+        try:
+            self._writer = write() or self._writer
+        except OSError as error:
+            self._writer = None
+            self.note(f"TensorBoard gets no more events: {error.strerror}; metrics.jsonl has them all")
+
+
+class _Events:
+    """TensorBoard's event file, written here and now: the thread of tensorboardX hangs a run whose disk is full."""
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        if purge_step is not None:  # what an interrupted run wrote from there on is hidden
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes numbers, one event each; they are on disk after half a minute at most. Raises OSError."""
+        for name, number in numbers.items():
+            summary = self._summary(value=[self._summary.Value(tag=name, simple_value=number)])
+            self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() > self._flushed + FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what is left. Raises OSError."""
+        self._file.close()
 
 
 class _Progress:

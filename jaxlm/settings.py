@@ -275,12 +275,20 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "tensorboard": S(True, "write TensorBoard events"),
         "curve": S(True, "draw curve.png"),
     },
+    "debug": {
+        "nan_at_step": S(
+            None,
+            "for trying one's own alarms: after so many updates the parameters become NaN; none: never",
+            kind=int,
+            within=">=0",
+        ),
+    },
 }
 
 # What may differ when a run is resumed: it only prolongs, spreads or watches the run.
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
              "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
-RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
+RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging", "debug"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says nothing
 

@@ -3,9 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from jaxlm.evaluate import before_and_after, describe
 from jaxlm.masking import Masking, mask_tokens, prediction_slots
 from jaxlm.model.config import EncoderConfig, Execution, compiler_options, training_flops
 from jaxlm.model.heads import MaskedLM
-from jaxlm.run import Run, run_seeds, set_up
+from jaxlm.run import Run, locked, poisoned, run_seeds, set_up
 from jaxlm.runlog import RunLog, read_metrics
 from jaxlm.start import start_settings
 
@@ -128,7 +127,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
     Raises UserError for what the user can mend, with the newest whole checkpoint kept.
     """
     with contextlib.ExitStack() as cleanup:
-        cleanup.enter_context(_locked(workdir))
+        cleanup.enter_context(locked(workdir))
         run = set_up(config, workdir)
         config = run.config
 
@@ -162,6 +161,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             number, (done, progress) = settings.phase_number(run.phases, step), clock.read(step)
             rate = run.mask_rate(number, progress)
             begin = time.monotonic()
+            if step == config.debug.nan_at_step:
+                state["params"] = poisoned(state["params"])
             votes = run.votes.cast(clock.elapsed, bool(stopped))
             inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate), *votes)
             if number not in compiled:
@@ -330,25 +331,6 @@ class _Meter:
         }
         self._clear()
         return result
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """Holds the work directory against other runs on this machine; it is freed when the process ends, however."""
-    if jax.process_index() > 0:
-        yield
-        return
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; name a directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with open(workdir / "lock", "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as error:
-        raise UserError(f"{workdir} is in use by another process; wait for it, or name another --workdir") from error
-    except PermissionError as error:
-        raise UserError(f"{workdir} cannot be written: {error.strerror}; name another --workdir") from error
 
 
 def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:

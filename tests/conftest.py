@@ -49,13 +49,17 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(part) for part in parts).capitalize() + "." for _ in range(count)]
 
 
+def write_text(path: Path, count: int) -> Path:
+    """Writes paragraphs of five such sentences, and returns the path."""
+    lines = sentences(count)
+    path.write_text("\n\n".join(" ".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
+    return path
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
     """A text file of 400 paragraphs, 5 sentences each."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = sentences(2000)
-    path.write_text("\n\n".join(" ".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
-    return path
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt", 2000)
 
 
 @pytest.fixture(scope="session")

@@ -337,3 +337,20 @@ def test_the_module_loads_nothing_heavy():
     code = "import sys, jaxlm.runlog; print({'jax', 'matplotlib', 'rich', 'tensorboardX'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_disk_that_is_full_ends_the_events_of_tensorboard_and_not_the_run(tmp_path):
+    code = """
+import resource, sys
+from jaxlm.runlog import RunLog
+with RunLog(sys.argv[1], 2000, tensorboard=True, curve=False) as log:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    for step in range(2000):
+        log._write_scalars("train", step, {"loss": 1.0})
+    log.train(2000, {"loss": 1.0})
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("TensorBoard gets no more events: File too large") == 1
+    assert read_metrics(tmp_path)[-1]["step"] == 2000

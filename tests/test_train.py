@@ -16,6 +16,7 @@ from jaxlm.evaluate import evaluate
 from jaxlm.loading import load_trained
 from jaxlm.runlog import read_metrics
 from jaxlm.train import train
+from tests.conftest import COMPILED
 
 CONSTANT = ("schedule.name=constant", "schedule.warmup=0")  # so that a run may be cut short and prolonged
 
@@ -159,26 +160,30 @@ def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, mo
     assert train(mini(*settings), tmp_path)["step"] == 2
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monkeypatch):
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path):
     settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1")
-    original = training.compile_step
+    whole = train(mini(*settings), tmp_path / "whole")
+    with pytest.raises(UserError, match="step 13: the loss is not a number; the checkpoint of step 12 is kept"):
+        train(mini(*settings, "debug.nan_at_step=12"), tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints").newest() == 12
+    assert train(mini(*settings), tmp_path / "run")["params_sha256"] == whole["params_sha256"]
 
-    def poisoned(*args):
-        compiled = original(*args)
 
-        def step(state, batch, number, *rest):
-            if number == 12:
-                state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, state)
-            return compiled(state, batch, number, *rest)
+def test_nan_at_a_save_is_told_by_the_arrays(mini, tmp_path):
+    settings = ("train.steps=20", "checkpoint.every=5", "logging.every=100", "evaluation.every=0")
+    with pytest.raises(UserError, match=r"step 12: .*the checkpoint of step 10 is kept"):
+        train(mini(*settings, "debug.nan_at_step=11"), tmp_path)
 
-        return step
 
-    monkeypatch.setattr(training, "compile_step", poisoned)
-    with pytest.raises(UserError, match="not a number; the checkpoint of step 12 is kept"):
-        train(mini(*settings), tmp_path)
-    assert Checkpoints(tmp_path / "checkpoints").newest() == 12
-    monkeypatch.undo()
-    assert train(mini(*settings), tmp_path)["step"] == 20
+def test_the_setting_for_nan_leaves_the_compiled_step_as_it_is(mini, tmp_path):
+    known = lambda: set(Path(COMPILED).glob("jit_train_step-*"))  # noqa: E731  (JAX names them by the program)
+    settings = ("train.steps=2", "optimizer.learning_rate=0.00123")
+    before = known()
+    train(mini(*settings), tmp_path / "off")
+    one = known() - before
+    train(mini(*settings, "debug.nan_at_step=100"), tmp_path / "on")
+    assert len(one) == 1
+    assert known() - before == one
 
 
 def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):

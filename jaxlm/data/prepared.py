@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -69,10 +70,14 @@ def read_record(directory: Folder) -> dict[str, Any]:
     file = file_in(directory, PREPARED)
     content = read_file(file)
     if content is None:
-        raise UserError(f"{directory} was not made by `jaxlm prepare`: there is no {file}")
+        raise UserError(
+            f"{directory} was not made by `jaxlm prepare`, or is damaged (there is no {file}): prepare the data again"
+        )
     try:
         record = json.loads(content)
-        version = record["format_version"]
+        version, crc32 = record["format_version"], record.pop("crc32", None)
+        if crc32 not in (None, record_crc32(record)):
+            raise ValueError("its checksum differs")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: remove {directory} and prepare the data again") from error
     if version != FORMAT_VERSION:
@@ -108,6 +113,7 @@ def write_record(
         "fingerprint": digest([tokenizer.fingerprint, {name: store.fingerprint for name, store in stores.items()}]),
         "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
     }
+    record["crc32"] = record_crc32(record)
     write_file(file_in(directory, PREPARED), [json.dumps(record, indent=1, ensure_ascii=False).encode()])
     return closing_table(stores, paths, tallies, seconds)
 
@@ -117,6 +123,11 @@ def _source_record(name: str, path: str, tally: Tally) -> dict[str, Any]:
         "store": name, "path": path, "documents": tally.documents, "bytes": tally.bytes, "cut": tally.cut,
         "dropped": dict(tally.dropped), "places": tally.places,
     }  # fmt: skip
+
+
+def record_crc32(record: dict[str, Any]) -> int:
+    """Returns the CRC-32 of a record that is kept as JSON."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def digest(content: Any) -> str:

@@ -1,0 +1,60 @@
+"""Runs `jaxlm ARGS...` with a fault inside this process, as the environment says; `tests/faults.py` sets it.
+
+FAULT_FOLDER     what is counted: the operations that change files below this folder
+FAULT_OPERATION  the process kills itself, as kill -9 does, right before the operation of this number (from 1)
+FAULT_TRACE      a file that gets a line for each of them
+FAULT_CLOCK      seconds by which the system's clock is wrong
+"""
+
+import os
+import signal
+import sys
+import time
+
+
+def main() -> int:
+    """Sets the faults up and runs the command."""
+    if clock := float(os.environ.get("FAULT_CLOCK", 0)):
+        _turn_clock(clock)
+    if folder := os.environ.get("FAULT_FOLDER"):
+        _count_operations(folder, int(os.environ.get("FAULT_OPERATION", 0)), os.environ.get("FAULT_TRACE"))
+    from jaxlm.cli import main as command
+
+    return command(sys.argv[1:])
+
+
+def _turn_clock(seconds: float) -> None:
+    true, true_ns = time.time, time.time_ns
+    time.time = lambda: true() + seconds
+    time.time_ns = lambda: true_ns() + int(seconds * 1e9)
+
+
+def _count_operations(folder: str, last: int, trace: str | None) -> None:
+    count = 0
+    file = open(trace, "a", buffering=1) if trace else None  # noqa: SIM115
+
+    def look(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event == "open":
+            path, mode, flags = arguments
+            changes = bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        else:
+            changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
+            path = arguments[0] if changes else None
+        if not changes or not isinstance(path, str | bytes | os.PathLike):
+            return
+        path = os.path.abspath(os.fsdecode(path))
+        if not path.startswith(folder + os.sep):
+            return
+        count += 1
+        if file:
+            file.write(f"{event} {path[len(folder) + 1 :]}\n")
+        if count == last:
+            os.write(2, f"killed before {event.removeprefix('os.')} {path[len(folder) + 1 :]}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
