@@ -297,7 +297,7 @@ def _checksums(leaves: Sequence[Array]) -> list[tuple[Any, Any]]:
     # add up: programs under way at once take each other's threads, until each waits for a part that none can compute.
     results: list[Any] = []
     for leaf in leaves:
-        devices = list(leaf.sharding.device_set) if isinstance(leaf, Array) else []
+        devices: list[Any] = list(leaf.sharding.device_set) if isinstance(leaf, Array) else []
         alone = len(devices) > 1 and devices[0].platform == "cpu"
         results.append(jax.device_get(checksum(leaf)) if alone else checksum(leaf))
     return jax.device_get(results)

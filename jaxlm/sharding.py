@@ -62,7 +62,7 @@ def _slices_of(devices: Sequence[Any]) -> int:
 
 def _by_slice(devices: Sequence[Any], slices: int) -> list[list]:
     """Returns the devices of each slice; where they do not tell, neighbouring processes make one. Raises UserError."""
-    groups = defaultdict(list)
+    groups: dict[int, list[Any]] = defaultdict(list)
     for device in devices:
         groups[getattr(device, "slice_index", 0)].append(device)
     if len(groups) != slices and getattr(devices[0], "platform", "") != "tpu":
@@ -98,7 +98,7 @@ def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     """Returns which of the equal parts of a batch this process's devices hold, in order, and how many there are."""
     parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
     held = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
-    return tuple(sorted({index[0].start or 0 for index in held})), parts
+    return tuple(sorted({index[0].start or 0 for index in held if index})), parts
 
 
 def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, Array]:
