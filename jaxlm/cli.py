@@ -102,7 +102,8 @@ def _set_environment() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    _mend_compiled(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    if compiled := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        _mend_compiled(Path(compiled))
 
 
 def _mend_compiled(cache: Path) -> None:

@@ -461,7 +461,7 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
         text = '[{"steps": 3}, {}]'
     apply_override(after, f"{key}={text}")
     section, _, name = key.partition(".")
-    allowed = section in ("mesh", "checkpoint", "evaluation", "logging") or key in (
+    allowed = section in ("mesh", "checkpoint", "evaluation", "logging", "debug") or key in (
         "train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
         "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
     )  # fmt: skip
