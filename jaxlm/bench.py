@@ -56,7 +56,7 @@ def bench(
         dtype, device.platform, mesh.size, config.train.rematerialise, kernel, sharding.batch_sharding(mesh)
     )
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
-    update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)))
+    update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)), dtype)
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
     places = sharding.state_shardings(mesh, shapes)
     state = jax.jit(lambda: initial_state(encoder, update, 0), out_shardings=places)()

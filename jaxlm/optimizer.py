@@ -173,11 +173,12 @@ def is_layer_matrix(path: str, leaf: Any) -> bool:
     return "/layers_" in path and path.endswith("/kernel") and leaf.ndim == 2
 
 
-def make_optimizer(settings: Any, params: Any) -> optax.GradientTransformation:
+def make_optimizer(settings: Any, params: Any, compute_dtype: str = "float32") -> optax.GradientTransformation:
     """Returns the transformation of section `optimizer`, gradients to updates at a learning rate of one.
 
     The train step multiplies by the schedule's rate, so the state knows no schedule and a run can be prolonged. Frozen
     parameters have no state, count in no norm, and their update is None. params may be shapes.
+    compute_dtype is that of Muon's products.
     AdamW (arXiv 1711.05101), LAMB (arXiv 1904.00962), Muon (arXiv 2502.16982).
     """
     frozen = frozen_mask(settings, params)
@@ -194,7 +195,9 @@ def make_optimizer(settings: Any, params: Any) -> optax.GradientTransformation:
         # The rate that the step multiplies by is AdamW's; the matrices' peak is another.
         ratio = settings.muon_learning_rate / settings.learning_rate
         factors = jax.tree.map(lambda kind, factor: factor * (ratio if kind == "matrix" else 1.0), kinds, factors)
-        update = optax.chain(optax.partition({"matrix": _muon(settings), "rest": adam}, kinds), weight_decay)
+        update = optax.chain(
+            optax.partition({"matrix": _muon(settings, compute_dtype), "rest": adam}, kinds), weight_decay
+        )
     # After everything else, so that a factor means the same to all three, decay and trust ratio included.
     rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
     clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
@@ -223,15 +226,39 @@ def _learning_only(update: optax.GradientTransformation, frozen: Any) -> optax.G
     return optax.GradientTransformation(lambda params: update.init(without(frozen, params)), step)
 
 
-def _muon(settings: Any) -> optax.GradientTransformation:
-    def dimensions(params):
-        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)
+def _muon(settings: Any, compute_dtype: str) -> optax.GradientTransformation:
+    def turn(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda update: widen(orthogonalise(update, compute_dtype)), updates)
 
-    def widen(updates, _):  # a kernel [in, out] that widens gets the larger update that keeps its output's size
-        return jax.tree.map(lambda update: update * max(1.0, update.shape[1] / update.shape[0]) ** 0.5, updates)
+    def widen(
+        update: Array,
+    ) -> Array:  # a kernel [in, out] that widens gets more, to keep its output's size
+        return update * max(1.0, update.shape[1] / update.shape[0]) ** 0.5
 
-    orthogonal = optax.contrib.scale_by_muon(beta=settings.muon_momentum, weight_dimension_numbers=dimensions)
-    return optax.chain(orthogonal, optax.stateless(widen))
+    return optax.chain(optax.trace(settings.muon_momentum, nesterov=True), optax.stateless(turn))
+
+
+def orthogonalise(x: Array, compute_dtype: str = "float32") -> Array:
+    """Returns the matrix float32 [M, N] with its singular values all near 1: five steps of a Newton-Schulz iteration.
+
+    Coefficients and number of steps are those of Muon (https://kellerjordan.github.io/posts/muon/), which bring values
+    to between 0.7 and 1.2 and no nearer. Products are in the compute dtype: the iteration mends what they round.
+    """
+    dtype = jnp.dtype(compute_dtype)
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+    def dot(left: Array, right: Array, right_axis: int = 0) -> Array:
+        dimensions = (((1,), (right_axis,)), ((), ()))
+        left, right = left.astype(dtype), right.astype(dtype)
+        return jax.lax.dot_general(left, right, dimensions, precision, preferred_element_type=jnp.float32)
+
+    def step(_: Any, x: Array) -> Array:
+        square = dot(x, x, 1)
+        return 3.4445 * x + dot(-4.7750 * square + 2.0315 * dot(square, square), x)
+
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide = jax.lax.fori_loop(0, 5, step, wide / (jnp.linalg.norm(wide) + 1e-8))
+    return wide if x.shape[0] <= x.shape[1] else wide.T
 
 
 def make_schedule(settings: Any, total: float) -> Any:

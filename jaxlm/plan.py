@@ -183,7 +183,7 @@ def make_step(config: Any, encoder: EncoderConfig, phase: dict[str, Any], mesh: 
     kernel, _ = choose_attention(config.train.attention, encoder, dtype, platform, mesh, [phase["sequence_length"]])
     execution = choose_execution(dtype, platform, mesh.size, config.train.rematerialise, kernel, rows)
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
-    update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder))
+    update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder), dtype)
     state = jax.eval_shape(lambda: initial_state(encoder, update, 0))
     places = sharding.state_shardings(mesh, state)
 

@@ -200,7 +200,7 @@ def set_up(config: Any, workdir: Path) -> Run:
         prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id, pad_id=prepared.tokenizer.pad_id,
     )  # fmt: skip
     seed = run_seeds(config)["init"]
-    update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder))
+    update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder), config.train.compute_dtype)
     abstract = jax.eval_shape(lambda: initial_state(encoder, update, seed))
     places = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)

@@ -23,6 +23,7 @@ from jaxlm.optimizer import (
     make_schedule,
     map_params,
     match_rules,
+    orthogonalise,
     param_path,
     rate_factors,
     without,
@@ -147,6 +148,20 @@ def test_lamb_scales_each_parameters_update_to_the_parameters_norm():
             norm = np.linalg.norm(expected)
             expected = expected - RATE * direction * (norm / np.linalg.norm(direction) if norm else 1.0)
             np.testing.assert_allclose(after[path], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)], ids=str)
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_directions(shape, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    left, _, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    values = np.linspace(0.2, 1.0, min(shape))
+    turned = np.asarray(orthogonalise(jnp.asarray(left @ np.diag(values) @ right, jnp.float32), dtype))
+    scaled = values / np.linalg.norm(values)
+    for _ in range(5):  # what the iteration does to each singular value
+        scaled = 3.4445 * scaled - 4.7750 * scaled**3 + 2.0315 * scaled**5
+    np.testing.assert_allclose(left.T @ turned @ right.T, np.diag(scaled), atol=tolerance)
+    assert 0.6 < scaled.min() < scaled.max() < 1.25
 
 
 def test_muon_turns_the_layers_matrices_with_momentum_and_leaves_the_rest_to_adam():

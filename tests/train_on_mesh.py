@@ -84,7 +84,7 @@ def make_run(mesh, dtype: str, accumulate: int, name: str):
     sharding.check_batch(mesh, BATCH, accumulate)
     (phase,) = phases_of(config)
     masking = make_masking(config.masking, VOCABULARY, 4, SPECIAL)
-    update = make_optimizer(config.optimizer, abstract_params(architecture))
+    update = make_optimizer(config.optimizer, abstract_params(architecture), dtype)
     places = sharding.state_shardings(mesh, jax.eval_shape(lambda: initial_state(architecture, update, 0)))
     state = jax.jit(lambda: initial_state(architecture, update, 0), out_shardings=places)()
 
