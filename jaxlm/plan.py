@@ -86,7 +86,7 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
         sharding.check_batch(cast(Mesh, abstract), phase["batch_size"], phase["accumulate"])
     if number is not None and not 1 <= number <= len(phases):
         raise UserError(f"--phase={number}: the config's phases are 1 to {len(phases)}")
-    dtype = "bfloat16" if config.train.compute_dtype == "auto" else config.train.compute_dtype
+    dtype: Any = "bfloat16" if config.train.compute_dtype == "auto" else config.train.compute_dtype
     encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
     device = SimpleNamespace(platform="tpu" if about.slices else "gpu", device_kind=about.kind)
     peak = hardware.peak_flops(device, dtype)
@@ -300,13 +300,13 @@ def kept_bytes(
     """
     batch, length, slots = size
 
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, np.int32)
 
-    weights = jax.ShapeDtypeStruct((batch, slots), np.float32)
+    weights: Any = jax.ShapeDtypeStruct((batch, slots), np.float32)
     masked = MaskedTokens(ints(batch, length), ints(batch, slots), ints(batch, slots), weights, ints(batch))
-    seeds = jax.ShapeDtypeStruct((batch, 2), np.uint32)
-    seeds = seeds if encoder.dropout > 0 or encoder.attention_dropout > 0 else None
+    dropping = encoder.dropout > 0 or encoder.attention_dropout > 0
+    seeds = jax.ShapeDtypeStruct((batch, 2), np.uint32) if dropping else None
     model, params = MaskedLM(encoder, execution), abstract_params(encoder)
 
     def backward(params, masked, segment_ids, seeds):
