@@ -87,7 +87,7 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
         sharding.check_batch(cast(Mesh, abstract), phase["batch_size"], phase["accumulate"])
     if number is not None and not 1 <= number <= len(phases):
         raise UserError(f"--phase={number}: the config's phases are 1 to {len(phases)}")
-    dtype = "bfloat16" if config.train.compute_dtype == "auto" else config.train.compute_dtype
+    dtype: Any = "bfloat16" if config.train.compute_dtype == "auto" else config.train.compute_dtype
     encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
     device = SimpleNamespace(platform="tpu" if about.slices else "gpu", device_kind=about.kind)
     peak = hardware.peak_flops(device, cast(Any, dtype))
