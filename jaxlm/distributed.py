@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.errors import UserError
 
-JOIN_SECONDS = 300  # that the processes of a run may start apart
+JOIN_SECONDS = 300.0  # that the processes of a run may start apart
 LINGER_SECONDS = 120.0  # that the coordination service outlives the first process, while others still ask it
 GRACE_SECONDS = 2.0  # for a process to find by itself what another has ended with
 ENDED, BEAT, VALUE = "jaxlm/ended/", "jaxlm/beat/", "jaxlm/value/"
@@ -171,21 +171,23 @@ def _join(given: dict[str, Any], heartbeat: float) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which the training loop answers
     start = _jax.get_distributed_runtime_service
     _jax.get_distributed_runtime_service = lambda address, processes, **_: _Service(address, processes, heartbeat)
+    where = given.get("coordinator_address", "the coordinator that the environment names")
+    apart = f"this process could not join the others at {where} within {JOIN_SECONDS:g} s; see that all were started, "
+    late = threading.Timer(JOIN_SECONDS, _end, [apart + "and that nothing keeps them apart"])  # JAX would abort
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=int(10 * JOIN_SECONDS),
             heartbeat_timeout_seconds=_last_resort(heartbeat),
             shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError among them
         reason = str(error).strip().partition("\n")[0]
-        where = given.get("coordinator_address", "the coordinator that the environment names")
-        raise UserError(
-            f"this process could not join the others at {where} within {JOIN_SECONDS} s ({reason}); see that all were "
-            "started, and that nothing keeps them apart"
-        ) from error
+        raise UserError(f"this process could not join the others at {where}: {reason}") from error
     finally:
+        late.cancel()
         _jax.get_distributed_runtime_service = start
 
 
@@ -220,7 +222,7 @@ class _Watch(threading.Thread):
             ended, now = [], beat
             try:
                 self.client.key_value_set(f"{BEAT}{self.index}", str(number), True)
-                ended = [sentence for _, sentence in self.client.key_value_dir_get(ENDED)]
+                ended = [_told_of(*entry) for entry in self.client.key_value_dir_get(ENDED)]
                 now = self._beat_of(following)
                 answered = time.monotonic()
             except jax.errors.JaxRuntimeError:
@@ -271,6 +273,10 @@ class _Watch(threading.Thread):
     def _publish(self, index: int, sentence: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another has said it, or there is nobody to tell
             self.client.key_value_set(f"{ENDED}{index}", sentence)
+
+
+def _told_of(key: str, sentence: str) -> str:
+    return sentence if sentence.startswith("process ") else f"process {key.rpartition('/')[2]}: {sentence}"
 
 
 def _end(sentence: str) -> NoReturn:
