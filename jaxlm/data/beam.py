@@ -12,7 +12,6 @@ the stores are added up. Only `read` moves text between workers, and none holds 
 is read by one worker: give large texts in many files.
 """
 
-import io
 import json
 import tempfile
 import time
@@ -21,36 +20,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
-import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict
-from jaxlm.data.files import File, Folder, RemoteFile, file_in, read_file, remove_folder, write_file
+from jaxlm.data.beam_stores import Chunk, as_file, read_chunk, run_pipeline, tokenize, write_stores
+from jaxlm.data.files import Folder, file_in, read_file, remove_folder, write_file
 from jaxlm.data.origin import held_out_paths
-from jaxlm.data.prepare import encode_documents, need_documents, paths_of_stores
+from jaxlm.data.prepare import need_documents, paths_of_stores
 from jaxlm.data.prepared import write_record
 from jaxlm.data.progress import Progress
 from jaxlm.data.sampling import Sample, hashes_of
 from jaxlm.data.sources import Tally, find_files, read_documents
-from jaxlm.data.store import array_file, array_layout, store_index
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import Tokenizer, train_tokenizer
 from jaxlm.errors import UserError
 
 CHUNK_BYTES = 2**22  # of text in a file, before the duplicates are dropped
 HELD_OUT_BY_HASH = "held_out/held_out"
-
-
-class Written(NamedTuple):
-    """A store that was written."""
-
-    documents: int
-    text_bytes: int
-    tokens: int
-    fingerprint: str
 
 
 def build(options: Sequence[str], config: ConfigDict, given: Tokenizer | None, origin: Any, folder: Folder) -> str:
@@ -85,42 +73,15 @@ def build(options: Sequence[str], config: ConfigDict, given: Tokenizer | None, o
             trained_on = {"pieces": len(sample.heap), "bytes": sample.bytes}
             clock("train the tokenizer")
         progress.begin("tokenize")
-        counted = _tokenize(config, chunks, folder, work, options)
+        counted = tokenize(config, chunks, folder, work, options)
         clock("tokenize")
         progress.begin("write")
-        stores = _write(config, chunks, counted, tokenizer, folder, work, options)
+        stores = write_stores(config, chunks, counted, tokenizer, folder, work, options)
         clock("write")
     remove_folder(work)
     return write_record(
         folder, origin, config_to_dict(config), paths_of_stores(config), tallies, tokenizer, stores, seconds, trained_on
     )
-
-
-def _run(options: Sequence[str], work: Folder, name: str, steps: Any) -> list[Any]:
-    """Runs a pipeline; `steps(pipeline)` gives a collection of JSON texts, which are returned as values."""
-    with_defaults = PipelineOptions(list(options) or ["--runner=DirectRunner"])
-    file = file_in(work, f"{name}.json")
-    try:
-        with beam.Pipeline(options=with_defaults) as pipeline:
-            lines = steps(pipeline)
-            lines | "Gather" >> beam.combiners.ToList() | "Keep" >> beam.Map(_write_lines, str(file))
-    except Exception as error:  # a runner's own kind; what a worker raised is in its text
-        lines = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-        told = [line for line in lines if "UserError: " in line] or lines
-        reason = told[-1].rpartition("UserError: ")[2].partition(" [while running ")[0]
-        raise UserError(f"the Beam pipeline that should {name} the text failed: {reason}") from error
-    content = read_file(file)
-    if content is None:
-        raise UserError(f"{file} was not written: Beam's workers must see the same folders as this machine")
-    return [json.loads(line) for line in content.decode().splitlines()]
-
-
-def _write_lines(lines: list[str], file: str) -> None:
-    write_file(_file(file), ["".join(line + "\n" for line in lines).encode()])
-
-
-def _file(name: str) -> File:
-    return RemoteFile(name) if "://" in name else Path(name)
 
 
 def _copy_tokenizer(directory: Path, folder: Folder) -> None:
@@ -129,21 +90,6 @@ def _copy_tokenizer(directory: Path, folder: Folder) -> None:
 
 
 # Read
-
-
-class Chunk(NamedTuple):
-    """Documents of one store that follow each other; sorted, chunks are in the order of the text."""
-
-    source: int  # the held-out sets, then the paths
-    store: str
-    number: int  # of the file among those of the path
-    block: int
-    documents: int
-    bytes: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.store.replace('/', '-')}/{self.source}-{self.number}-{self.block}"
 
 
 class _ReadFile(beam.DoFn):
@@ -157,7 +103,7 @@ class _ReadFile(beam.DoFn):
         settings, tally, before = SimpleNamespace(**self.settings), Tally(), 0
         train = source >= self.held_out
         below = 0 if self.settings["held_out"] or not train else int(self.settings["held_out_fraction"] * 2**64)
-        files = [_file(file)] if file else None
+        files = [as_file(file)] if file else None
         error = None
         try:
             limit = settings.max_megabytes if train else None
@@ -238,20 +184,8 @@ class _WriteChunk(beam.DoFn):
         texts = [(text, key.hex()) for _, key, text in sorted(documents)]
         made = Chunk(source, store, number, block, len(texts), sum(len(text.encode()) for text, _ in texts))
         content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in texts).encode()
-        write_file(_file(f"{self.work}/documents/{made.name}"), [zstandard.ZstdCompressor(1).compress(content)])
+        write_file(as_file(f"{self.work}/documents/{made.name}"), [zstandard.ZstdCompressor(1).compress(content)])
         yield json.dumps(["chunk", *made])
-
-
-def _read_chunk(work: Folder, chunk: Chunk) -> list[tuple[str, str]]:
-    """Returns (text, key) of each document."""
-    import zstandard
-
-    content = read_file(_file(f"{work}/documents/{chunk.name}"))
-    if content is None:
-        raise UserError(f"{work}/documents/{chunk.name} has gone: prepare the data again")
-    # A line of JSON has no line end of its own, but may have what `splitlines` takes for one.
-    lines = zstandard.ZstdDecompressor().decompressobj().decompress(content).decode().split("\n")[:-1]
-    return [tuple(json.loads(line)) for line in lines]
 
 
 def _read(config: ConfigDict, work: Folder, options: Sequence[str]) -> tuple[list[Chunk], dict[str, Tally]]:
@@ -281,7 +215,7 @@ def _read(config: ConfigDict, work: Folder, options: Sequence[str]) -> tuple[lis
         told.append(chunks | "Write" >> beam.ParDo(_WriteChunk(work)))
         return tuple(told) | "All" >> beam.Flatten()
 
-    results = _run(options, work, "read", steps)
+    results = run_pipeline(options, work, "read", steps)
     tallies = {name: Tally() for name in names}
     for _, source, _, error, counts in sorted(result for result in results if result[0] == "file"):
         if error:
@@ -321,11 +255,11 @@ class _Candidates(beam.DoFn):
         made = Chunk(*chunk)
         sample = Sample(2**63)
         sample.limit = self.limit
-        for text, key in _read_chunk(self.work, made):
+        for text, key in read_chunk(self.work, made):
             sample.offer(text, int(key, 16))
         pieces = [(-key, content.decode()) for key, _, content in sorted(sample.heap, key=lambda entry: entry[1])]
         content = "".join(json.dumps(piece, ensure_ascii=False) + "\n" for piece in pieces).encode()
-        write_file(_file(f"{self.work}/sample/{made.name}"), [zlib.compress(content, 1)])
+        write_file(as_file(f"{self.work}/sample/{made.name}"), [zlib.compress(content, 1)])
         yield json.dumps([*made, sample.bytes])
 
 
@@ -342,166 +276,14 @@ def _sample(config: ConfigDict, chunks: list[Chunk], work: Folder, options: Sequ
             spread = pipeline | beam.Create([tuple(chunk) for chunk in train]) | beam.Reshuffle()
             return spread | "Sample" >> beam.ParDo(_Candidates(work, limit))
 
-        results = _run(options, work, "sample", steps)
+        results = run_pipeline(options, work, "sample", steps)
         if share >= 1 or sum(result[-1] for result in results) > size:
             break
         share *= 2
     sample = Sample(size)
     for chunk in train:
-        content = read_file(_file(f"{work}/sample/{chunk.name}"))
+        content = read_file(as_file(f"{work}/sample/{chunk.name}"))
         for line in zlib.decompress(content or b"").decode().split("\n")[:-1]:
             key, text = json.loads(line)
             sample.take(text, key)
     return sample
-
-
-# Tokenize and write
-
-
-class _Tokenize(beam.DoFn):
-    """A chunk -> a file of its tokens; tells how many, and where its documents end."""
-
-    def __init__(self, folder: Folder, work: Folder, words: str) -> None:
-        self.folder, self.work, self.words = str(folder), str(work), words
-
-    def setup(self) -> None:
-        with tempfile.TemporaryDirectory() as local:
-            for file in find_files(f"{self.folder}/tokenizer", SimpleNamespace(format="text")):
-                (Path(local) / file.name).write_bytes(read_file(file) or b"")
-            self.tokenizer = load_tokenizer(local, self.words)
-
-    def process(self, chunk: tuple) -> Iterator[str]:
-        made = Chunk(*chunk)
-        texts = [text for text, _ in _read_chunk(self.work, made)]
-        ids, word_starts, ends, sizes = encode_documents(self.tokenizer, texts)
-        starts = np.array([0, *ends[:-1]], np.int64)
-        _save_arrays(f"{self.work}/tokens/{made.name}", ids, np.packbits(word_starts), starts)
-        yield json.dumps([*made, len(ids), sum(sizes)])
-
-
-def _save_arrays(name: str, *arrays: np.ndarray) -> None:
-    content = io.BytesIO()
-    for array in arrays:
-        np.save(content, array, allow_pickle=False)
-    write_file(_file(name), [content.getvalue()])
-
-
-def _load_arrays(name: str, count: int) -> list[np.ndarray]:
-    content = read_file(_file(name))
-    if content is None:
-        raise UserError(f"{name} has gone: prepare the data again")
-    stream = io.BytesIO(content)
-    return [np.load(stream, allow_pickle=False) for _ in range(count)]
-
-
-def _tokenize(
-    config: ConfigDict, chunks: list[Chunk], folder: Folder, work: Folder, options: Sequence[str]
-) -> dict[Chunk, int]:
-    """Returns the number of tokens of each chunk."""
-
-    def steps(pipeline: Any) -> Any:
-        spread = pipeline | beam.Create([tuple(chunk) for chunk in chunks]) | beam.Reshuffle()
-        return spread | "Tokenize" >> beam.ParDo(_Tokenize(folder, work, config.tokenizer.words))
-
-    results = _run(options, work, "tokenize", steps)
-    return {Chunk(*result[:-2]): result[-2] for result in results}
-
-
-class _WriteFile(beam.DoFn):
-    """A file of a token store, with the parts of the chunks that it holds -> the file; tells its size and checksum.
-
-    The parts of tokens and word starts are of tokens; those of documents are of documents.
-    """
-
-    def __init__(self, folder: Folder, work: Folder, vocab_size: int, shard_bytes: int) -> None:
-        self.folder, self.work = str(folder), str(work)
-        self.vocab_size, self.layout = vocab_size, array_layout(vocab_size, shard_bytes)
-
-    def process(self, task: tuple[str, str, int, list[tuple[str, int, int, int]]]) -> Iterator[str]:
-        store, array, number, parts = task
-        counts = np.zeros(self.vocab_size if array == "tokens" else 0, np.int64)
-        name = array_file(array, number)
-        size, crc = write_file(
-            _file(f"{self.folder}/{store}/{name}"), (part.tobytes() for part in self._parts(array, parts, counts))
-        )
-        if array == "tokens":
-            _save_arrays(f"{self.work}/counts/{store}/{number}", counts)
-        yield json.dumps([store, array, number, {"name": name, "bytes": size, "crc32": crc}])
-
-    def _parts(self, array: str, parts: list[tuple[str, int, int, int]], counts: np.ndarray) -> Iterator[np.ndarray]:
-        dtype, held = self.layout[array][0], np.zeros(0, np.uint8)
-        for name, begin, end, before in parts:
-            ids, packed, starts = _load_arrays(f"{self.work}/tokens/{name}", 3)
-            if array == "documents":
-                yield (starts[begin:end] + before).astype(dtype)
-            elif array == "tokens":
-                counts += np.bincount(ids[begin:end], minlength=len(counts))
-                yield ids[begin:end].astype(dtype)
-            else:  # bits, of which eight make a byte across chunks too
-                held = np.concatenate([held, np.unpackbits(packed, count=len(ids))[begin:end]])
-                whole = len(held) // 8 * 8
-                yield np.packbits(held[:whole], bitorder="little")
-                held = held[whole:]
-        if len(held):
-            yield np.packbits(held, bitorder="little")
-
-
-def _write(
-    config: ConfigDict, chunks: list[Chunk], counted: dict[Chunk, int], tokenizer: Tokenizer, folder: Folder,
-    work: Folder, options: Sequence[str],
-) -> dict[str, Written]:  # fmt: skip
-    size, shard_bytes = tokenizer.vocab_size, config.data.shard_bytes
-    layout = array_layout(size, shard_bytes)
-    by_store = {
-        store: [chunk for chunk in chunks if chunk.store == store] for store in sorted({c.store for c in chunks})
-    }
-    tasks = []
-    for store, own in by_store.items():
-        before = np.cumsum([0, *(counted[chunk] for chunk in own)]).tolist()
-        names = [chunk.name for chunk in own]
-        for array, counts, capacity in (
-            ("tokens", [counted[chunk] for chunk in own], layout["tokens"][1]),
-            ("word_starts", [counted[chunk] for chunk in own], layout["tokens"][1]),
-            ("documents", [chunk.documents for chunk in own], layout["documents"][1]),
-        ):
-            tasks += [(store, array, number, p) for number, p in enumerate(_shards(names, counts, before, capacity))]
-
-    def steps(pipeline: Any) -> Any:
-        spread = pipeline | beam.Create(tasks) | beam.Reshuffle()
-        return spread | "WriteFile" >> beam.ParDo(_WriteFile(folder, work, size, shard_bytes))
-
-    results = sorted(_run(options, work, "write", steps), key=lambda result: result[:3])
-    written = {}
-    for store, own in by_store.items():
-        files = {array: [r[3] for r in results if r[:2] == [store, array]] for array in layout}
-        occurrences = np.zeros(size, np.int64)
-        for number in range(len(files["tokens"])):
-            occurrences += _load_arrays(f"{work}/counts/{store}/{number}", 1)[0]
-        for number, start in enumerate(range(0, size, layout["counts"][1])):
-            name, piece = array_file("counts", number), occurrences[start : start + layout["counts"][1]]
-            total, crc = write_file(file_in(folder, f"{store}/{name}"), [piece.astype("<i8").tobytes()])
-            files["counts"].append({"name": name, "bytes": total, "crc32": crc})
-        tokens, documents = sum(counted[c] for c in own), sum(c.documents for c in own)
-        text_bytes = sum(chunk.bytes for chunk in own)
-        index = store_index(size, tokenizer.fingerprint, tokens, documents, text_bytes, shard_bytes, files)
-        write_file(file_in(folder, f"{store}/index.json"), [json.dumps(index, indent=1).encode()])
-        written[store] = Written(documents, text_bytes, tokens, index["fingerprint"])
-    return written
-
-
-def _shards(
-    names: list[str], counts: list[int], before: list[int], capacity: int
-) -> list[list[tuple[str, int, int, int]]]:
-    """Returns for each file the parts that it holds, as (chunk, begin, end, tokens of the store before the chunk)."""
-    shards: list[list[tuple[str, int, int, int]]] = []
-    room = 0
-    for name, count, tokens in zip(names, counts, before[:-1], strict=True):
-        begin = 0
-        while begin < count:
-            if not room:
-                shards.append([])
-                room = capacity
-            end = min(count, begin + room)
-            shards[-1].append((name, begin, end, tokens))
-            room, begin = room - (end - begin), end
-    return shards

@@ -17,7 +17,7 @@ try:
 except ImportError:
     apache_beam = None
 else:
-    from jaxlm.data import beam
+    from jaxlm.data import beam, beam_stores
 
 with_beam = pytest.mark.skipif(apache_beam is None, reason="Apache Beam is not installed: pip install 'jaxlm[beam]'")
 WORDS = ["the", "a", "of", "to", "and", "in", "is", "it", "that", "was", "he", "for", "on", "été", "½", "中"]
@@ -146,7 +146,7 @@ def test_errors_in_workers_are_a_sentence_and_leave_nothing(tmp_path, config, mo
         by_beam(config, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
     config.data.path = (str(tmp_path / "other.jsonl"),)
-    monkeypatch.setattr(beam, "_read_chunk", lambda *_: (_ for _ in ()).throw(UserError("the chunk has gone")))
+    monkeypatch.setattr(beam_stores, "read_chunk", lambda *_: (_ for _ in ()).throw(UserError("the chunk has gone")))
     with pytest.raises(UserError, match=r"Beam pipeline that should tokenize the text failed: the chunk has gone$"):
         by_beam(config, tmp_path / "out")
     config.data.path = ("pydocs",)
@@ -182,6 +182,7 @@ def test_beam_that_is_not_installed_and_options_without_it_are_said(tmp_path, mo
         main([*arguments, "--", "--project=x"])
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "jaxlm.data.beam", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxlm.data.beam_stores", raising=False)
     monkeypatch.delattr(jaxlm.data, "beam", raising=False)
     with pytest.raises(UserError, match=r"needs Apache Beam, which is not here: pip install 'jaxlm\[beam\]'"):
         main([*arguments, "--runner=beam"])
