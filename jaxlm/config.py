@@ -130,8 +130,9 @@ def config_from_dict(content: dict, where: str) -> ConfigDict:
         for name, value in settings.items():
             key = f"{section}.{name}"
             setting = find_setting(key, where)
-            former = FORMER_VALUES.get(key, {}) if not hasattr(value, "__iter__") else {}
-            config[section][name] = _as_kind(key, former.get(value, value), setting)
+            if isinstance(value, bool):
+                value = FORMER_VALUES.get(key, {}).get(value, value)
+            config[section][name] = _as_kind(key, value, setting)
     return config
 
 
