@@ -131,8 +131,8 @@ def config_from_dict(content: dict, where: str) -> ConfigDict:
         for name, value in settings.items():
             key = f"{section}.{name}"
             setting = find_setting(key, where)
-            if isinstance(value, bool) and key in FORMER_VALUES:
-                value = FORMER_VALUES[key][value]
+            if isinstance(value, bool):
+                value = FORMER_VALUES.get(key, {}).get(value, value)
             config[section][name] = _as_kind(key, value, setting)
     return config
 

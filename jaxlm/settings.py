@@ -292,8 +292,8 @@ RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging", "debug"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says nothing
 
-# What a setting's value was called before, as old config.json have it.
-FORMER_VALUES: dict[str, dict[Any, Any]] = {"train.rematerialise": {True: "full", False: "none"}}
+# What the values of a setting that was a switch are called now; old config.json have the switch.
+FORMER_VALUES: dict[str, dict[bool, str]] = {"train.rematerialise": {True: "full", False: "none"}}
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
                   "rotary_base": float, "learning_rate": float}  # fmt: skip
