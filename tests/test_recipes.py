@@ -21,7 +21,7 @@ from jaxlm.sharding import check_batch, param_shardings
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
-OWN = {"mini", "quickstart", "continue"}  # nobody published these
+OWN = {"mini", "quickstart", "continue", "speedrun"}  # nobody published these
 FIELDS = ["command", "variants", "hardware", "result", "source", "differs"]
 OPTIONAL = {"variants"}
 

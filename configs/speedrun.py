@@ -1,0 +1,27 @@
+"""Five minutes of training on two CPU cores: the lowest held-out loss that they give.
+
+command:  jaxlm train --config=configs/speedrun.py --config.data.path=TEXT --config.data.held_out=valid=TEXT \
+          --workdir=runs/speedrun
+hardware: 2 CPU cores
+result:   not yet run
+"""
+
+from jaxlm.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.format = "jsonl"
+    config.tokenizer.vocab_size = 8192
+    config.model.update(
+        layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
+        embedding_norm=True, head_transform=False, tied_output=False, output_bias_from_frequencies=True,
+        initialization="zero_output",
+    )  # fmt: skip
+    config.train.minutes = 5.0
+    config.train.batch_size = 32
+    config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.03)
+    config.schedule.warmup = 0.05
+    config.evaluation.every = 0
+    config.checkpoint.every = 1000
+    return config
