@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -37,7 +38,14 @@ LEFTOVER_NAME = re.compile(rf"({STEP_NAME.pattern})\.(orbax-checkpoint-tmp.*|del
 
 log = logging.getLogger("jaxlm")
 # Orbax prints a traceback for each error that it also raises; the raised one becomes one sentence of ours.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+logging.getLogger("absl").addFilter(lambda record: not _is_of_orbax(record))
+
+
+def _is_of_orbax(record: logging.LogRecord) -> bool:
+    trace = record.exc_info[2] if record.exc_info else None
+    # The record names absl's own file where somebody asked for this logger before absl was imported, as cli.py does.
+    files = [record.pathname, *(frame.filename for frame in traceback.extract_tb(trace))]
+    return any("orbax" in Path(file).parts for file in files)
 
 
 class NonFinite(UserError):
