@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,11 +63,20 @@ def joined(settings: Any) -> Iterator[None]:
     except KeyboardInterrupt:
         watch.leave("interrupted")
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # When a process dies, what the others were computing with it fails. The watch will tell which one it was.
-            time.sleep(settings.heartbeat_seconds + 3 * watch.interval)
+        if _came_from_peers(error):  # the watch will tell which one of them is gone
+            watch.wait_for_verdict()
         traceback.print_exc()
         watch.leave(f"process {jax.process_index()} failed with {type(error).__name__}; its own output tells more")
+
+
+def _came_from_peers(error: BaseException | None) -> bool:
+    """Returns whether an error, or its cause, is what JAX raises where the processes compute with one that has died."""
+    status = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or re.match(status, str(error)):  # some are ValueErrors
+            return True
+        error = error.__cause__
+    return False
 
 
 def from_first(value: Callable[[], Any]) -> Any:
@@ -216,9 +226,9 @@ class _Watch(threading.Thread):
         following, beat = (self.index + 1) % self.count, ""
         changed = answered = awake = time.monotonic()
         for number in itertools.count():
-            if time.monotonic() - awake > 2 * self.interval + GRACE_SECONDS:
-                changed = answered = time.monotonic()  # this process was suspended, and the others may have been too
-            awake = time.monotonic()
+            pause, awake = time.monotonic() - awake - self.interval, time.monotonic()
+            if pause > self.interval + GRACE_SECONDS:  # this process was suspended, and the others may have been too
+                changed, answered = (max(t + pause, awake - self.heartbeat / 2) for t in (changed, answered))
             ended, now = [], beat
             try:
                 self.client.key_value_set(f"{BEAT}{self.index}", str(number), True)
@@ -253,6 +263,11 @@ class _Watch(threading.Thread):
             if "NOT_FOUND" in str(error):  # it has not begun
                 return ""
             raise
+
+    def wait_for_verdict(self) -> None:
+        """Waits as long as it takes to miss a process and to hear of it, in which time the watch ends this one."""
+        for _ in range(int((self.heartbeat + 2 * GRACE_SECONDS) / self.interval) + 4):
+            time.sleep(self.interval)  # in steps, as the machine may be suspended meanwhile
 
     def finish(self) -> None:
         """Waits until all processes are done, and parts from them."""

@@ -85,6 +85,20 @@ def test_one_process_joins_nobody_and_keeps_its_errors(elsewhere):
         raise UserError("as it is")
 
 
+@pytest.mark.parametrize(
+    ("error", "peers"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"), True),
+        (ValueError("UNKNOWN is no setting"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_what_a_dead_process_makes_of_a_computation_is_told_from_a_bug(error, peers):
+    outer = RuntimeError("while saving")
+    outer.__cause__ = error
+    assert distributed._came_from_peers(error) == distributed._came_from_peers(outer) == peers
+
+
 def test_where_a_process_runs_is_not_kept(elsewhere):
     elsewhere({})
     settings = mesh_settings(processes=1, process_id=0, coordinator="host:1")
