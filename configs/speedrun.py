@@ -1,7 +1,6 @@
 """Five minutes of training on two CPU cores: the lowest held-out loss that they give.
 
-command:  jaxlm train --config=configs/speedrun.py --config.data.path=TEXT --config.data.held_out=valid=TEXT \
-          --workdir=runs/speedrun
+command:  jaxlm train --config=configs/speedrun.py --workdir=runs/speedrun
 hardware: 2 CPU cores
 result:   not yet run
 """
@@ -11,7 +10,8 @@ from jaxlm.config import default_config
 
 def get_config():
     config = default_config()
-    config.data.format = "jsonl"
+    config.data.path = ("corpus_en/train.jsonl",)
+    config.data.held_out = ("valid=corpus_en/valid.jsonl",)
     config.tokenizer.vocab_size = 8192
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",

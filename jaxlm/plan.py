@@ -214,7 +214,7 @@ def tpu_mesh(config: Any, chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
     except Exception as error:
         raise UserError(f"this libtpu describes no {chip}:{shape} ({_first_line(error)}); install one that fits the "
                         "installed jax, or give --formula") from error  # fmt: skip
-    sizes = SimpleNamespace(**mesh)
+    sizes = SimpleNamespace(slices=1, **mesh)
     return sharding.make_mesh(sizes, described.devices)
 
 

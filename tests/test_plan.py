@@ -202,7 +202,7 @@ mesh = {"data": 2, "fsdp": 2, "tensor": 1}
 config = small_config(batch_size=64, accumulate=2)
 config.model.layers = 1
 (phase,) = phases_of(config)
-devices = sharding.make_mesh(types.SimpleNamespace(**mesh))
+devices = sharding.make_mesh(types.SimpleNamespace(slices=1, **mesh))
 step = plan.make_step(config, encoder_config(config.model), phase, devices, "cpu", "float32")
 compiled = plan.compile_step(step, "cpu")
 print(json.dumps([read_collectives(compiled.as_text(), mesh), plan.device_bytes(compiled)]))
