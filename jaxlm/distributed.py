@@ -126,6 +126,7 @@ class Votes:
             state, metrics = step(state, batch, number, done, rate)
             return state, metrics, jax.lax.with_sharding_constraint(votes[0].max(0), self._whole) if votes else None
 
+        step_and_votes.__name__ = step.__name__  # that of the compiled program
         return step_and_votes
 
 
