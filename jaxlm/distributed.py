@@ -219,7 +219,7 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True)
         self.heartbeat, self.interval = heartbeat, min(heartbeat / 5, 5.0)
         self.index, self.count = jax.process_index(), jax.process_count()
-        self.client = _private.global_state.client
+        self.client: Any = _private.global_state.client
         self.leaving = threading.Event()
 
     def run(self) -> None:
