@@ -2,7 +2,8 @@
 
 command:  jaxlm train --config=configs/speedrun.py --workdir=runs/speedrun
 hardware: 2 CPU cores
-result:   not yet run
+result:   held-out loss 5.389 nats, accuracy 20.2%, 1.345 nats a byte (unigram baseline 6.951), 499 updates,
+          one seed, compilation counted, 2026-11-26
 """
 
 from jaxlm.config import default_config
