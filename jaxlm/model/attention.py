@@ -7,10 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxlm.model.config import Execution
 from jaxlm.model.layers import dropout_kept, precision_of
+
+ATTENDED = "attended"  # the name of attention's results among what a layer may keep for the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +165,8 @@ def _attend_forward(query, key, value, seen, bias, seeds, product):
         kept = dropout_kept(weights.shape, product.dropout_rate, seeds, product.site, product.square)
         weights = jnp.where(kept, weights, -weights)
     signed = weights.astype(dtype)
-    out = _swap(product.dot(product.drop(signed).astype(dtype), value, 3, 2))
+    # Named here, where the backward pass takes it from: outside, a policy that keeps it would keep another.
+    out = checkpoint_name(_swap(product.dot(product.drop(signed).astype(dtype), value, 3, 2)), ATTENDED)
     return out, (query, key, value, out, signed)
 
 

@@ -9,13 +9,11 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.model import attention, local_attention
-from jaxlm.model.attention import AttentionMask
+from jaxlm.model.attention import ATTENDED, AttentionMask
 from jaxlm.model.config import Execution
 from jaxlm.model.local_attention import LocalBlocks
 
 Mask = Array | LocalBlocks | AttentionMask | None  # what a kernel wants to know about who sees whom
-
-ATTENDED = "attended"  # the name of attention's results among what a layer may keep for the backward pass
 
 
 def mask_for(mask: AttentionMask, length: int, execution: Execution) -> Mask:
@@ -73,7 +71,7 @@ def attend(
     if execution.rematerialise == "attention" and execution.attention == "xla":  # fused kernels keep no weights
         run = jax.checkpoint(run)
     out = run(query_blnh, key_blnh, value_blnh, mask, bias=bias, dropout_seeds=dropout_seeds)
-    return checkpoint_name(out, ATTENDED)
+    return out if execution.attention == "xla" else checkpoint_name(out, ATTENDED)
 
 
 def rematerialised(layer: type[nn.Module], execution: Execution) -> Any:
