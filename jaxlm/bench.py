@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from jaxlm import config as settings
 from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
 from jaxlm.masking import make_masking, prediction_slots
-from jaxlm.model.config import choose_attention, choose_execution, compiler_options, encoder_config, training_flops
+from jaxlm.model.config import (
+    choose_attention,
+    choose_execution,
+    compiler_options,
+    encoder_config,
+    initial_options,
+    training_flops,
+)
 from jaxlm.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
 from jaxlm.run import initial_state
 from jaxlm.train import make_train_step
@@ -24,6 +32,7 @@ from jaxlm.train import make_train_step
 PAD_ID, SPECIAL_IDS = 0, (0, 1, 2, 3, 4)  # of the synthetic vocabulary; the last is the mask
 MEASURING_SECONDS = 3.0  # for the peak, before the steps and after them
 PROFILED_STEPS = 5
+DISPATCHED = 5  # steps that an accelerator is given at a time
 
 
 def bench(
@@ -33,10 +42,11 @@ def bench(
 
     The rows are random ordinary tokens that lie on the device: the accelerator alone. Each row holds `documents`
     documents of one length and ends with a share `padding` of padding. Seconds are medians of single steps, from call
-    to finished state; `spread` is the middle half of them over the median. FLOPs are those of `training_flops`, at
-    every token of a row, padding too, and in attention over whole rows. `mfu_measured` divides by the rate of the
-    largest square product that was timed before and after the steps, `mfu_datasheet` by the maker's figure where it is
-    known; `mfu` is the latter where there is one. `profiled` further steps are profiled: "profile" is their Profile.
+    to finished state, on accelerators of DISPATCHED steps at a time; `spread` is the middle half of them over the
+    median. FLOPs are those of `training_flops`, at every token of a row, padding too, and in attention over whole rows.
+    `mfu_measured` divides by the rate of the largest square product that was timed before and after the steps,
+    `mfu_datasheet` by the maker's figure where it is known; `mfu` is the latter where there is one. `profiled` further
+    steps are profiled: "profile" is their Profile.
     """
     phase = settings.phases_of(config)[-1]
     batch_size, length = phase["batch_size"], phase["sequence_length"]
@@ -59,7 +69,8 @@ def bench(
     update = optimizer.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)), dtype)
     shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
     places = sharding.state_shardings(mesh, shapes)
-    state = jax.jit(lambda: initial_state(encoder, update, 0), out_shardings=places)()
+    initial = partial(initial_state, encoder, update, 0)
+    state = jax.jit(initial, out_shardings=places, compiler_options=initial_options(device.platform))()
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
     scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
@@ -67,23 +78,32 @@ def bench(
         begin = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
         trace_seconds = time.perf_counter() - begin
-        compiled = lowered.compile(compiler_options(device.platform))
+        options = compiler_options(device.platform)
+        if profiled and device.platform == "gpu":
+            options["xla_gpu_enable_command_buffer"] = ""  # a profile sees no kernels within one
+        compiled = lowered.compile(options)
         compile_seconds = time.perf_counter() - begin
+
+    in_turn = 1 if device.platform == "cpu" else DISPATCHED  # a run does not wait for each step either
 
     def run_steps(count: int) -> list[float]:
         nonlocal state
         seconds = []
-        for number in range(count):
+        for _ in range(count):
             begin = time.perf_counter()
-            state, metrics = compiled(state, batch, np.int32(number), *scalars[1:])
+            for number in range(in_turn):
+                state, metrics = compiled(state, batch, np.int32(number), *scalars[1:])
             jax.block_until_ready((state, metrics))
-            seconds.append(time.perf_counter() - begin)
+            seconds.append((time.perf_counter() - begin) / in_turn)
         return seconds
 
     run_steps(warmup)
     seconds = run_steps(steps)
     memory = hardware.peak_memory_bytes()
-    profile = profile_steps(compiled.as_text() or "", lambda: sum(run_steps(profiled)), profiled) if profiled else None
+    profile = None
+    if profiled:
+        text, count = compiled.as_text() or "", profiled * in_turn
+        profile = profile_steps(text, lambda: sum(run_steps(profiled)) * in_turn, count)
     rates.append(hardware.measure_product(device, dtype, MEASURING_SECONDS))
 
     median = statistics.median(seconds)

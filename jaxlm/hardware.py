@@ -125,21 +125,22 @@ def measure_product(device: Any, dtype: str, within: float) -> tuple[int, float]
     output = jnp.float32 if device.platform == "cpu" else jnp.dtype(dtype)
     product = jax.jit(lambda x, y: jax.lax.dot(x, y, preferred_element_type=output))
     tile = np.random.default_rng(0).standard_normal((512, 512), np.float32).astype(jnp.dtype(dtype))
-    end = time.perf_counter() + within
-    best_size, best_rate, size = 0, 0.0, 512
+    in_turn = 1 if device.platform == "cpu" else 8  # an accelerator must not wait for the next call
+    best_size, best_rate, size, spent = 0, 0.0, 512, 0.0
     while True:
         operand = jax.device_put(np.tile(tile, (size // 512, size // 512)), device)
         product(operand, operand).block_until_ready()
         seconds: list[float] = []
         while len(seconds) < REPETITIONS or sum(seconds) < within / 8:  # a shared machine is seldom all ours
             start = time.perf_counter()
-            product(operand, operand).block_until_ready()
-            seconds.append(time.perf_counter() - start)
+            jax.block_until_ready([product(operand, operand) for _ in range(in_turn)])
+            seconds.append((time.perf_counter() - start) / in_turn)
         rate = 2 * size**3 / min(seconds)
         if rate > best_rate:
             best_size, best_rate = size, rate
+        spent += in_turn * sum(seconds)  # compiling not counted, which for a GPU takes longer than all products
         next_takes = 8 * (REPETITIONS + 1) * min(seconds)
-        if size == 8192 or time.perf_counter() + next_takes > end:
+        if size == 8192 or spent + next_takes > within:
             return best_size, best_rate
         size *= 2
 
@@ -180,6 +181,19 @@ def peak_memory_bytes() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def logits_bytes(megabytes: int, accelerator_bytes: int | None = None) -> int:
+    """Returns what train.logits_megabytes means: 0 is 256 MiB, or a 32nd of an accelerator's memory where that is more.
+
+    The memory is that of the devices here unless it is given. Pieces of the logits are computed once more in the
+    backward pass unless there is only one.
+    """
+    device = jax.local_devices()[0]
+    if accelerator_bytes is None:
+        stats = (None if device.platform == "cpu" else device.memory_stats()) or {}
+        accelerator_bytes = stats.get("bytes_limit", 0)
+    return megabytes * 2**20 or max(256 * 2**20, accelerator_bytes // 32)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -91,6 +91,8 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
     encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
     device = SimpleNamespace(platform="tpu" if about.slices else "gpu", device_kind=about.kind)
     peak = hardware.peak_flops(device, cast(Any, dtype))
+    if not config.train.logits_megabytes:
+        config.train.logits_megabytes = hardware.logits_bytes(0, int(about.memory * GIB)) // 2**20
 
     def memory_of(number: int) -> dict[str, int]:
         step = make_step(config, encoder, phases[number - 1], abstract, device.platform, dtype)
@@ -276,7 +278,8 @@ def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step,
     rows = phase["batch_size"] // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase["accumulate"])
     size = (rows, phase["sequence_length"], step.slots)
     most, tensor = config.train.logits_megabytes * 2**20, mesh["tensor"]
-    one = dataclasses.replace(step.execution, rows=None, mesh=None, attention="xla")
+    flash = step.execution.attention == "flash"  # of the others' residuals those of XLA tell enough
+    one = dataclasses.replace(step.execution, rows=None, mesh=None, attention="flash" if flash else "xla")
     kept = kept_bytes(encoder, one, size, most, tensor)
     layers = kept if one.rematerialise == "none" else kept_bytes(
         encoder, dataclasses.replace(one, rematerialise="none"), size, most, tensor

@@ -28,7 +28,14 @@ from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
 from jaxlm.huggingface import SOURCE_CONFIG
 from jaxlm.masking import Masking
-from jaxlm.model.config import EncoderConfig, Execution, choose_attention, choose_execution, encoder_config
+from jaxlm.model.config import (
+    EncoderConfig,
+    Execution,
+    choose_attention,
+    choose_execution,
+    encoder_config,
+    initial_options,
+)
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog
 from jaxlm.start import check_start, source_config, start_params
@@ -60,7 +67,9 @@ class Run:
     def fresh_state(self) -> dict:
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         seed = run_seeds(self.config)["init"]
-        state = jax.jit(lambda: initial_state(self.encoder, self.update, seed, self.counts), out_shardings=places)()
+        initial = functools.partial(initial_state, self.encoder, self.update, seed, self.counts)
+        options = initial_options(jax.default_backend())
+        state = jax.jit(initial, out_shardings=places, compiler_options=options)()
         if self.config.model.init_from:
             state["params"] = _replaced(state["params"], self.start_params())
         return state
@@ -84,7 +93,7 @@ class Run:
         """Returns the compiled judging step of a phase, by what its model does otherwise than the others."""
         encoder = dataclasses.replace(self.encoder, rotary_base=rotary_base)
         model, piece_bytes = MaskedLM(encoder, self.execution), self.prepared.tokenizer.piece_bytes()
-        length, most = self.config.data.sequence_length, self.config.train.logits_megabytes * 2**20
+        length, most = self.config.data.sequence_length, hardware.logits_bytes(self.config.train.logits_megabytes)
         return make_evaluation_step(model, self.masking, self.counts, piece_bytes, length, most)
 
     def evaluate(self, params: dict, log: RunLog, step: int) -> dict[str, dict[str, float]]:

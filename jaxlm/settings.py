@@ -188,9 +188,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "deterministic": S(False, "the same bits each time on GPUs too, slower"),
         "attention": S(
             "auto",
-            "what computes it; auto: splash on TPUs where it can do what the model asks, else xla; cudnn (GPUs, to be"
-            " tried) is exact too",
-            ("auto", "xla", "splash", "cudnn"),
+            "what computes it; auto: flash on GPUs and splash on TPUs where they can do what the model asks, else xla",
+            ("auto", "xla", "flash", "splash"),
         ),
         "rematerialise": S(
             "none",
@@ -199,7 +198,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             ("none", "attention", "dots", "full"),
         ),
         "logits_megabytes": S(
-            256, "vocabulary logits are computed in pieces of at most this size on a device", within=">=1"
+            0,
+            "vocabulary logits are computed in pieces of at most this size on a device; 0: 256, or on an accelerator a"
+            " 32nd of its memory",
+            within=">=0",
         ),
     },
     "optimizer": {

@@ -48,7 +48,7 @@ def make_train_step(
     """
     model = MaskedLM(dataclasses.replace(encoder, rotary_base=phase["rotary_base"]), execution)
     schedule = optimizer.make_schedule(config.schedule, total)
-    accumulate, logits_bytes = phase["accumulate"], config.train.logits_megabytes * 2**20
+    accumulate, logits_bytes = phase["accumulate"], hardware.logits_bytes(config.train.logits_megabytes)
     slots = prediction_slots(
         masking.scheme, max(phase["mask_rate"], config.masking.final_rate or 0), phase["sequence_length"]
     )

@@ -91,19 +91,16 @@ def attend(
     dropout_rate: float = 0.0,
     dropout_seeds: Array | None = None,
     site: int = 0,
-    square: int | None = None,
 ) -> Array:
     """Returns softmax(query key / sqrt(H) + bias) value, [B, L, N, H] in the activation dtype.
 
     `mask` may be a value or already materialised, so that layers of one kind share the matrix. Softmax is in float32;
     a token that sees nothing else sees itself at least through its own segment, so no row is empty. Keys may be more
-    than queries where both are cut out of rows of `square` tokens; of its dropout's seeds see `dropout_kept`.
+    than queries where both are cut out of longer rows; of dropout's seeds then see `dropout_kept`.
     """
     seen = mask.materialise(query_blnh.shape[1]) if isinstance(mask, AttentionMask) else mask
     rate = dropout_rate if dropout_seeds is not None else 0.0
-    product = _Product(
-        execution.compute_dtype, execution.activation_dtype, execution.transpose_gradients, rate, site, square
-    )
+    product = _Product(execution.compute_dtype, execution.activation_dtype, execution.transpose_gradients, rate, site)
     states = (x.astype(execution.activation_dtype) for x in (query_blnh, key_blnh, value_blnh))
     return _attend(*states, seen, bias, dropout_seeds, product).astype(execution.activation_dtype)
 
@@ -116,7 +113,6 @@ class _Product(NamedTuple):
     transpose_gradients: bool
     dropout_rate: float
     site: int
-    square: int | None
 
     def dot(self, left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
         """Returns the products [B, N, ...] over one axis of each operand, accumulated in float32."""
@@ -162,7 +158,7 @@ def _attend_forward(query, key, value, seen, bias, seeds, product):
         logits = jnp.where(seen, logits, -1e30)
     weights = jax.nn.softmax(logits, axis=-1)
     if product.dropout_rate:
-        kept = dropout_kept(weights.shape, product.dropout_rate, seeds, product.site, product.square)
+        kept = dropout_kept(weights.shape, product.dropout_rate, seeds, product.site)
         weights = jnp.where(kept, weights, -weights)
     signed = weights.astype(dtype)
     # Named here, where the backward pass takes it from: outside, a policy that keeps it would keep another.

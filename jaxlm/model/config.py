@@ -83,7 +83,7 @@ class Execution:
     which on more than one device would cost an all-gather; and XLA must be kept from computing a layer's small
     operations again in each later one (`keep_sums`). `attention` names the kernel; one that XLA cannot divide
     by itself runs on the devices of `mesh`. `interpret` runs a Pallas kernel where its hardware is not.
-    `rows` is how devices split a batch, if at all.
+    `fused_norm` computes norms by the GPU's own kernel. `rows` is how devices split a batch, if at all.
     """
 
     compute_dtype: str = "float32"
@@ -94,7 +94,13 @@ class Execution:
     attention: str = "xla"
     mesh: Any = None
     interpret: bool = False
+    fused_norm: bool = False
     rows: Any = None  # jax.sharding.NamedSharding
+
+    @property
+    def splits_heads(self) -> bool:
+        """Whether devices split attention's heads."""
+        return self.rows is not None and self.rows.mesh.shape["tensor"] > 1
 
     @property
     def batch_parts(self) -> int:
@@ -120,11 +126,12 @@ def choose_execution(
         rematerialise=rematerialise,
         attention=attention,
         mesh=rows.mesh if attention in PALLAS and devices > 1 else None,
+        fused_norm=platform == "gpu" and compute_dtype == "bfloat16" and devices == 1,
         rows=rows if devices > 1 else None,
     )
 
 
-PALLAS = ("splash",)  # attention kernels whose calls XLA does not divide over a mesh
+PALLAS = ("splash", "flash")  # attention kernels whose calls XLA does not divide over a mesh
 
 
 def choose_attention(
@@ -144,7 +151,8 @@ def choose_attention(
         lack = _lacks("splash", config, compute_dtype, platform, mesh, lengths)
         return ("xla", f"for splash: {lack}") if lack else ("splash", "the TPU's own, exact for packed rows")
     if platform == "gpu":
-        return "xla", "train.attention=cudnn is for trying: nobody has compared them on this chip"
+        lack = _lacks("flash", config, compute_dtype, platform, mesh, lengths)
+        return ("xla", f"for flash: {lack}") if lack else ("flash", "jaxlm's own kernel, exact for packed rows")
     return "xla", "the only one for this platform"
 
 
@@ -152,31 +160,38 @@ def _lacks(
     kernel: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any, lengths: Sequence[int]
 ) -> str:
     """Returns what an attention kernel cannot do of what is asked, in a clause; empty where it can do all."""
-    home = {"splash": "tpu", "cudnn": "gpu"}[kernel]
+    home = {"splash": "tpu", "flash": "gpu"}[kernel]
     tensor = mesh.shape["tensor"] if mesh is not None else 1
-    odd = [length for length in lengths if length % 2]
     rules = [
         (platform == home, f"it runs on {home.upper()}s, and this is a {platform.upper()}"),
         (compute_dtype == "bfloat16", f"it computes in bfloat16, and train.compute_dtype is {compute_dtype}"),
-        (not config.attention_dropout,
+        (kernel == "flash" or not config.attention_dropout,
          f"it cannot drop attention weights, and model.attention_dropout is {config.attention_dropout}"),
         (config.positions != "alibi", "it cannot add ALiBi's bias exactly, and model.positions is alibi"),
         (config.heads % tensor == 0, f"mesh.tensor={tensor} does not divide model.heads={config.heads}"),
-        (kernel != "cudnn" or (config.head_width % 8 == 0 and config.head_width <= 128),
-         f"its head width is a multiple of 8 up to 128, not {config.head_width}"),
-        (kernel != "cudnn" or not odd, f"its rows have an even number of tokens, not {odd[0] if odd else 0}"),
+        (kernel != "flash" or config.head_width in (16, 32, 64, 128),
+         f"its head width is 16, 32, 64 or 128, not {config.head_width}"),
     ]  # fmt: skip
     return next((lack for holds, lack in rules if not holds), "")
 
 
 def compiler_options(platform: str) -> dict[str, bool | str]:
-    """Returns what XLA must be told to compile a model: on CPU, to keep its barriers.
+    """Returns what XLA must be told to compile a model.
 
-    It would drop them before it fuses and orders operations. Then the small operations of a layer, which no product
-    absorbs on CPU, are fused with those of all layers before and computed again in each, and what is rematerialised is
-    so at once for all layers.
+    On CPU, to keep its barriers. It would drop them before it fuses and orders operations. Then the small operations of
+    a layer, which no product absorbs on CPU, are fused with those of all layers before and computed again in each, and
+    what is rematerialised is so at once for all layers. On GPU, to leave products to cuBLAS: trying kernels of its own
+    for each of them takes minutes.
     """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}
+    if platform == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
+
+
+def initial_options(platform: str) -> dict[str, bool | str]:
+    """Returns what XLA must be told to compile what draws the initial parameters: on GPU, not to draw all of one shape
+    in one kernel, whose assembly takes minutes."""
+    return {"xla_disable_hlo_passes": "multi_output_fusion"} if platform == "gpu" else {}
 
 
 def training_flops(config: EncoderConfig, batch: int, length: int, predictions: int) -> float:

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jaxlm.model import attention, kernels
 from jaxlm.model.attention import AttentionMask
 from jaxlm.model.config import EncoderConfig, Execution
-from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init, split_rows, whole_rows
+from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init, multiply, split_rows, whole_rows
 
 
 class Table(nn.Module):
@@ -46,7 +46,7 @@ class Embeddings(nn.Module):
         if config.token_types:
             self.token_type = Table(config.token_types, config.embedding_width, config, self.execution)
         if config.embedding_norm:
-            self.norm = Norm(config)
+            self.norm = Norm(config, self.execution)
         if config.embedding_width != config.width:
             self.projection = Dense(config.width, config.attention_bias, config, self.execution)
 
@@ -57,8 +57,8 @@ class Embeddings(nn.Module):
         x = self.token(tokens)
         if config.positions == "learned":
             x += self.position(positions + config.position_offset)
-        if config.token_types:
-            x += self.token_type(jnp.zeros_like(tokens) if token_types is None else token_types)
+        if config.token_types:  # a look-up of the same row everywhere would have a slow derivative on GPU
+            x += self.token_type.embedding[0] if token_types is None else self.token_type(token_types)
         if config.embedding_norm:
             x = self.norm(x)
         x = dropout(x, config.dropout, dropout_seeds, site=0).astype(self.execution.activation_dtype)
@@ -77,16 +77,27 @@ class Attention(nn.Module):
     ) -> Array:
         config = self.config
 
-        def heads(name: str) -> Array:
-            projected = Dense(config.width, config.attention_bias, config, self.execution, name=name)(x)
-            return projected.reshape(*x.shape[:2], config.heads, config.head_width)
+        def dense(name: str) -> Dense:
+            return Dense(config.width, config.attention_bias, config, self.execution, name=name)
 
-        query_blnh, key_blnh, value_blnh = heads("query"), heads("key"), heads("value")
-        if rotary is not None:
-            query_blnh, key_blnh = attention.rotate(query_blnh, rotary), attention.rotate(key_blnh, rotary)
-        mixed_blnh = kernels.attend(
-            query_blnh, key_blnh, value_blnh, mask, self.execution, bias, config.attention_dropout, seeds, site
-        )
+        names, shape = ("query", "key", "value"), (*x.shape[:2], config.heads, config.head_width)
+        dropped = config.attention_dropout, seeds, site
+        if self.execution.attention == "flash" and bias is None:  # one product, for a kernel that takes it as it is
+            weights, biases = zip(*(dense(name).parameters(x.shape[-1]) for name in names), strict=True)
+            parts = [kernel.astype(self.execution.compute_dtype) for kernel in weights]
+            # Heads that are split over devices stay so in an axis of their own; else a flat product is faster.
+            join = jnp.stack if self.execution.splits_heads else jnp.concatenate
+            of_all = join(biases, 0) if config.attention_bias else None
+            joined_blpnh = multiply(x, join(parts, 1), self.execution, of_all).reshape(*shape[:2], 3, *shape[2:])
+            if rotary is not None:
+                turned = [attention.rotate(joined_blpnh[:, :, part], rotary) for part in range(2)]
+                joined_blpnh = jnp.stack([*turned, joined_blpnh[:, :, 2]], 2)
+            mixed_blnh = kernels.attend_joined(joined_blpnh, mask, self.execution, *dropped)
+        else:
+            query_blnh, key_blnh, value_blnh = (dense(name)(x).reshape(shape) for name in names)
+            if rotary is not None:
+                query_blnh, key_blnh = attention.rotate(query_blnh, rotary), attention.rotate(key_blnh, rotary)
+            mixed_blnh = kernels.attend(query_blnh, key_blnh, value_blnh, mask, self.execution, bias, *dropped)
         output = Dense(config.width, config.attention_bias, config, self.execution, "residual", name="output")
         return output(mixed_blnh.reshape(x.shape))
 
@@ -123,8 +134,12 @@ class Layer(nn.Module):
     def __call__(self, x: Array, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None) -> Array:
         config, site = self.config, 1 + 3 * self.index  # site 0 is the embeddings'
         pre = config.norm_position == "pre"
-        attention_norm = Norm(config, name="attention_norm") if config.first_norm or self.index else lambda x: x
-        feed_forward_norm = Norm(config, name="feed_forward_norm")
+
+        def norm(name: str) -> Norm:
+            return Norm(config, self.execution, name=name)
+
+        attention_norm = norm("attention_norm") if config.first_norm or self.index else lambda x: x
+        feed_forward_norm = norm("feed_forward_norm")
 
         attended = Attention(config, self.execution, name="attention")(
             attention_norm(x) if pre else x, mask, bias, rotary, seeds, site
@@ -157,7 +172,7 @@ class Encoder(nn.Module):
         kind = kernels.rematerialised(Layer, self.execution)
         self.layers = [kind(config, self.execution, index) for index in range(config.layers)]
         if config.norm_position == "pre":
-            self.final_norm = Norm(config)
+            self.final_norm = Norm(config, self.execution)
 
     def __call__(
         self,

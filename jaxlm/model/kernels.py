@@ -5,21 +5,25 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.model import attention, local_attention
 from jaxlm.model.attention import ATTENDED, AttentionMask
 from jaxlm.model.config import Execution
 from jaxlm.model.local_attention import LocalBlocks
 
-Mask = Array | LocalBlocks | AttentionMask | None  # what a kernel wants to know about who sees whom
+Mask = Any  # what a kernel wants to know about who sees whom: an array, LocalBlocks, AttentionMask, FlashMask or None
 
 
 def mask_for(mask: AttentionMask, length: int, execution: Execution) -> Mask:
     """Returns the mask of rows of `length` tokens as the kernel of `execution` takes it, once for layers of a kind."""
     if execution.attention == "splash":
         return mask
+    if execution.attention == "flash":
+        from jaxlm.model.flash import flash_mask
+
+        return flash_mask(mask, length)
     if mask.window is not None and (size := local_attention.block_size(length, mask.window)):
         return local_attention.local_blocks(mask, length, size)
     return mask.materialise(length)
@@ -48,30 +52,39 @@ def attend(
     Raises ValueError where a fused kernel is asked for what it cannot do; `choose_attention` refuses it before.
     """
     if execution.attention != "xla":
-        dropped = dropout_rate > 0 and dropout_seeds is not None
-        prefixed = isinstance(mask, AttentionMask) and mask.prefix is not None
+        dropped = execution.attention != "flash" and dropout_rate > 0 and dropout_seeds is not None
+        prefixed = getattr(mask, "prefix", None) is not None
         if bias is not None or dropped or prefixed:
             what = "a bias" if bias is not None else "dropout" if dropped else "a prefix"
             raise ValueError(f"{execution.attention} attention cannot do {what}; xla can")
+    if execution.attention == "flash":
+        joined_blpnh = jnp.stack([query_blnh, key_blnh, value_blnh], 2)
+        return attend_joined(joined_blpnh, mask, execution, dropout_rate, dropout_seeds, site)
     if execution.attention == "splash":
         from jaxlm.model.splash import splash_attend
 
         assert isinstance(mask, AttentionMask)
         return splash_attend(query_blnh, key_blnh, value_blnh, mask, execution, ATTENDED)
 
-    product: Any = attention.attend
-    if execution.attention == "cudnn":
-        from jaxlm.model.cudnn import cudnn_attend
-
-        product = cudnn_attend
-    run: Any = product
-    if isinstance(mask, LocalBlocks):
-        run = partial(local_attention.attend_in_blocks, product=product)
+    run: Any = local_attention.attend_in_blocks if isinstance(mask, LocalBlocks) else attention.attend
     run = partial(run, execution=execution, dropout_rate=dropout_rate, site=site)
-    if execution.rematerialise == "attention" and execution.attention == "xla":  # fused kernels keep no weights
+    if execution.rematerialise == "attention":  # fused kernels keep no weights
         run = jax.checkpoint(run)
-    out = run(query_blnh, key_blnh, value_blnh, mask, bias=bias, dropout_seeds=dropout_seeds)
-    return out if execution.attention == "xla" else checkpoint_name(out, ATTENDED)
+    return run(query_blnh, key_blnh, value_blnh, mask, bias=bias, dropout_seeds=dropout_seeds)
+
+
+def attend_joined(
+    joined_blpnh: Array,
+    mask: Mask,
+    execution: Execution,
+    dropout_rate: float = 0.0,
+    dropout_seeds: Array | None = None,
+    site: int = 0,
+) -> Array:
+    """Returns what `attend` does, by flash, of queries, keys and values in one array [B, L, 3, N, H]."""
+    from jaxlm.model.flash import flash_attend
+
+    return flash_attend(joined_blpnh, mask, execution, ATTENDED, dropout_rate, dropout_seeds, site)
 
 
 def rematerialised(layer: type[nn.Module], execution: Execution) -> Any:

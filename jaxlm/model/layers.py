@@ -10,6 +10,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.model.config import EncoderConfig, Execution
+from jaxlm.model.fused_norm import fits, fused_norm
 
 
 def multiply(
@@ -22,14 +23,17 @@ def multiply(
 ) -> Array:
     """Returns x @ kernel + bias, or x @ kernel.T + bias if transposed: x [..., D], kernel [D, F] ([F, D]) -> [..., F].
 
+    F may be several axes, of kernel and bias, where it is not transposed.
     Products are in the compute dtype and accumulate in float32; the result is in the activation dtype, or if
     `unrounded` the float32 that was accumulated.
     """
     dtype = jnp.dtype(execution.compute_dtype)
     if execution.activation_dtype == "float32" or unrounded:
         flat = x.reshape(-1, x.shape[-1])  # XLA's CPU kernels run stacked products at half the speed of flat ones
+        features = kernel.shape[:1] if transposed else kernel.shape[1:]
+        kernel, bias = kernel.reshape(len(kernel), -1), None if bias is None else bias.reshape(-1)
         product = _multiply(flat.astype(jnp.float32), kernel, bias, dtype, execution.transpose_gradients, transposed)
-        return product.reshape(*x.shape[:-1], product.shape[-1])
+        return product.reshape(*x.shape[:-1], *features)
     dimensions = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
     y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), dimensions, preferred_element_type=dtype)
     return y if bias is None else y + bias.astype(dtype)
@@ -61,8 +65,12 @@ def _multiply_backward(dtype, transpose_gradients, transposed, saved, gradient):
 
 
 def column_sums(x: Array) -> Array:
-    """Returns the sums of x [M, F] over its rows, float32 [F]: as a product, for XLA's own reduction is slow on CPU."""
-    return _dot(jnp.ones((1, x.shape[0]), x.dtype), x, 1, 0)[0]
+    """Returns the sums of x [M, F] over its rows, float32 [F]; on CPU by a product, where XLA's sum is slow."""
+
+    def as_product(x: Array) -> Array:
+        return _dot(jnp.ones((1, x.shape[0]), x.dtype), x, 1, 0)[0]
+
+    return lax.platform_dependent(x, cpu=as_product, default=lambda x: x.sum(0, dtype=jnp.float32))
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -100,9 +108,14 @@ class Dense(nn.Module):
     role: str = "inner"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", kernel_init(self.config, self.role), (x.shape[-1], self.features))
+    def parameters(self, width: int) -> tuple[Array, Array | None]:
+        """Returns the kernel [width, features] and the bias [features], for who multiplies several at once."""
+        kernel = self.param("kernel", kernel_init(self.config, self.role), (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
+        return kernel, bias
+
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = self.parameters(x.shape[-1])
         return multiply(x, kernel, self.execution, bias)
 
 
@@ -110,15 +123,22 @@ class Norm(nn.Module):
     """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) over the last axis, computed in float32."""
 
     config: EncoderConfig
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        centre = self.config.norm == "layer_norm"
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        flat = normalise(x.reshape(-1, x.shape[-1]).astype(jnp.float32), self.config.norm_epsilon, centre)
-        y = _scale_rows(flat, scale)
-        if centre and self.config.norm_bias:
-            y = _add_row(y, self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],)))
+        config, width = self.config, x.shape[-1]
+        centre = config.norm == "layer_norm"
+        scale = self.param("scale", nn.initializers.ones_init(), (width,))
+        has_bias = centre and config.norm_bias
+        bias = self.param("bias", nn.initializers.zeros_init(), (width,)) if has_bias else None
+        flat = x.reshape(-1, width)
+        if self.execution.fused_norm and fits(len(flat)):
+            bias = jnp.zeros(width) if bias is None else bias
+            y = fused_norm(flat, scale, bias, config.norm_epsilon, centre, self.execution.interpret)
+        else:
+            y = _scale_rows(normalise(flat.astype(jnp.float32), config.norm_epsilon, centre), scale)
+            y = y if bias is None else _add_row(y, bias)
         return y.reshape(x.shape).astype(x.dtype)
 
 
@@ -129,10 +149,13 @@ def normalise(x: Array, epsilon: float, centre: bool) -> Array:
 
 
 def _normalise_forward(x, epsilon, centre):
-    if centre:
-        x = x - x.mean(-1, keepdims=True)
-    inverse = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-    y = x * inverse
+    mean = x.mean(-1, keepdims=True) if centre else jnp.zeros((x.shape[0], 1))
+    inverse = lax.rsqrt(jnp.square(x - mean if centre else x).mean(-1, keepdims=True) + epsilon)
+    # For a GPU, XLA would sum each row again in every kernel that reads it, and not sum columns in the same ones.
+    mean, inverse = lax.platform_dependent(
+        mean, inverse, cuda=lambda *moments: lax.optimization_barrier(moments), default=lambda *moments: moments
+    )
+    y = (x - mean if centre else x) * inverse
     return y, (y, inverse)
 
 
@@ -226,29 +249,44 @@ def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
     return jnp.where(kept, x * (1 / (1 - rate)), 0).astype(x.dtype)
 
 
-def dropout_kept(shape: tuple[int, ...], rate: float, seeds: Array, site: int, square: int | None = None) -> Array:
+def dropout_kept(shape: tuple[int, ...], rate: float, seeds: Array, site: int) -> Array:
     """Returns bool [B, ...] of this shape, False for a share `rate`; seeds are uint32 [B, 2].
 
     The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
     any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. Where the shape
-    [B, N, S, K] is cut out of [N, square, square], the seeds are [B, 3], the last the position of the cut's first entry
-    there.
+    [B, N, S, K] is cut out of [N, L, L], the seeds are [B, 3]: the last is the first query's position, and as many keys
+    stand before it as after the last query.
     """
-    inner = shape[1:]
-    strides = [1] * len(inner)
-    for axis in reversed(range(len(inner) - 1)):
-        strides[axis] = strides[axis + 1] * inner[axis + 1]
-    if square is not None:
-        strides = [square * square, square, 1]
-    position = sum(
-        lax.broadcasted_iota(jnp.uint32, inner, axis) * jnp.uint32(strides[axis]) for axis in range(len(inner))
-    )[None]
-    if square is not None:
-        position += seeds[:, 2].reshape(-1, 1, 1, 1)
-    first = _mix(seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
-    second = _mix(seeds[:, 1] + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)).reshape(-1, *[1] * len(inner))
-    bits = _mix(_mix(position * jnp.uint32(0x9E3779B1) + first) ^ second)
-    return bits >= jnp.uint32(round(rate * 2**32))
+    of_rows, of_columns = dropout_hashes(shape, seeds, site)
+    return dropout_kept_by(of_rows + of_columns, rate)
+
+
+def dropout_hashes(shape: tuple[int, ...], seeds: Array, site: int) -> tuple[Array, Array]:
+    """Returns uint32 [B, ..., 1] and [B, 1..., K] for dropout of this shape [B, ..., K].
+
+    Their sum goes to `dropout_kept_by`: so the work of an entry is little, and kernels that make their own entries drop
+    the same ones.
+    """
+    ones = (1,) * (len(shape) - 1)
+    first, second = seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF), seeds[:, 1]
+    first, second = (_mix(x).reshape(-1, *ones) for x in (first, second + jnp.uint32(site * 0x85EBCA77 & 0xFFFFFFFF)))
+    row = lax.broadcasted_iota(jnp.uint32, (1, *shape[1:-1], 1), max(len(shape) - 2, 0))
+    column = lax.broadcasted_iota(jnp.uint32, (1, *ones[1:], shape[-1]), len(shape) - 1)
+    if seeds.shape[1] == 3:
+        start = seeds[:, 2].reshape(-1, *ones)
+        row += start
+        column += start - jnp.uint32((shape[-1] - shape[-2]) // 2)
+    if len(shape) == 4:  # a head's rows are its own
+        row = row * jnp.uint32(shape[1]) + lax.broadcasted_iota(jnp.uint32, (1, shape[1], 1, 1), 1)
+    of_rows = _mix(_mix(row * jnp.uint32(0x9E3779B1) + first) ^ second)
+    return of_rows, _mix(_mix(column * jnp.uint32(0x85EBCA6B) + second) ^ first)
+
+
+def dropout_kept_by(hashes: Array, rate: float) -> Array:
+    """Returns bool like the sums of hashes, False for a share `rate`."""
+    x = (hashes ^ (hashes >> 16)) * jnp.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)  # only the high bits decide: a last shift would not change them
+    return x >= jnp.uint32(round(rate * 2**32))
 
 
 def _mix(x: Array) -> Array:

@@ -3,7 +3,6 @@
 Shapes: C blocks of a row, S queries in a block, K = S + 2 R keys that they can see, R = window // 2.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -60,12 +59,10 @@ def attend_in_blocks(
     dropout_rate: float = 0.0,
     dropout_seeds: Array | None = None,
     site: int = 0,
-    product: Callable = attend,
 ) -> Array:
     """Returns what `attend` does under the same mask as a square; `bias` is that of a block, [1, N, S, K].
 
-    `product` is `attend` or computes the same. Dropout zeroes the weights of the same pairs of tokens as in the
-    square.
+    Dropout zeroes the weights of the same pairs of tokens as in the square.
     """
     rows, length = query_blnh.shape[:2]
     count, size, keys = blocks.seen.shape[1:]
@@ -75,11 +72,10 @@ def attend_in_blocks(
         return x.reshape(rows * count, *x.shape[2:])
 
     if dropout_seeds is not None:
-        start = jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(size * (length + 1)) - jnp.uint32(reach)
-        start = jnp.broadcast_to(start[:, None], (rows, count, 1))  # on the square's diagonal, minus what is before
+        start = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32)[:, None] * jnp.uint32(size), (rows, count, 1))
         seeds = jnp.broadcast_to(dropout_seeds[:, None], (rows, count, 2))
         dropout_seeds = stack(jnp.concatenate([seeds, start], axis=2))
-    out = product(
+    out = attend(
         stack(_blocks(query_blnh, size)),
         stack(_with_neighbours(_blocks(key_blnh, size), reach)),
         stack(_with_neighbours(_blocks(value_blnh, size), reach)),
@@ -89,7 +85,6 @@ def attend_in_blocks(
         dropout_rate,
         dropout_seeds,
         site,
-        length,
     )
     return out.reshape(rows, count * size, *out.shape[2:])[:, :length]
 

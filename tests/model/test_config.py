@@ -108,7 +108,8 @@ class OfTensor:
     ("platform", "dtype", "changes", "mesh", "kernel", "words"),
     [
         ("cpu", "bfloat16", {}, None, "xla", "only one"),
-        ("gpu", "bfloat16", {}, None, "xla", "nobody has compared"),
+        ("gpu", "bfloat16", {"attention_dropout": 0.1}, None, "flash", "packed rows"),
+        ("gpu", "float32", {}, None, "xla", "train.compute_dtype is float32"),
         ("tpu", "bfloat16", {}, None, "splash", "packed rows"),
         ("tpu", "bfloat16", {"layer_pattern": "gll"}, OfTensor(2), "splash", "packed rows"),
         ("tpu", "float32", {}, None, "xla", "train.compute_dtype is float32"),
@@ -137,12 +138,11 @@ def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
     ("kernel", "platform", "dtype", "changes", "length", "words"),
     [
         ("splash", "cpu", "bfloat16", {}, 128, "it runs on TPUs, and this is a CPU"),
-        ("cudnn", "tpu", "bfloat16", {}, 128, "it runs on GPUs, and this is a TPU"),
-        ("cudnn", "gpu", "float32", {}, 128, "it computes in bfloat16"),
-        ("cudnn", "gpu", "bfloat16", {"attention_dropout": 0.1}, 128, "cannot drop attention weights"),
-        ("cudnn", "gpu", "bfloat16", {"positions": "alibi"}, 128, "ALiBi"),
-        ("cudnn", "gpu", "bfloat16", {"width": 240}, 128, "a multiple of 8 up to 128, not 60"),
-        ("cudnn", "gpu", "bfloat16", {}, 127, "an even number of tokens, not 127"),
+        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, 128, "cannot drop attention weights"),
+        ("flash", "tpu", "bfloat16", {}, 128, "it runs on GPUs, and this is a TPU"),
+        ("flash", "gpu", "float32", {}, 128, "it computes in bfloat16"),
+        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, 128, "ALiBi"),
+        ("flash", "gpu", "bfloat16", {"width": 240}, 128, "16, 32, 64 or 128, not 60"),
     ],
     ids=str,
 )
@@ -151,16 +151,13 @@ def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platfor
         choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None, [512, length])
 
 
-def test_cudnn_is_taken_where_it_is_asked_for_and_right():
-    assert choose_attention("cudnn", architecture(**PLAIN), "bfloat16", "gpu", None, [512])[0] == "cudnn"
-
-
 def test_only_a_kernel_that_xla_does_not_divide_knows_the_mesh():
     mesh = OfTensor(2)
     rows = SimpleNamespace(mesh=mesh)
     assert choose_execution("bfloat16", "tpu", 2, attention="splash", rows=rows).mesh is mesh
     assert choose_execution("bfloat16", "tpu", 1, attention="splash", rows=rows).mesh is None
-    assert choose_execution("bfloat16", "gpu", 2, attention="cudnn", rows=rows).mesh is None
+    assert choose_execution("bfloat16", "gpu", 2, attention="flash", rows=rows).mesh is mesh
+    assert choose_execution("bfloat16", "gpu", 2, attention="xla", rows=rows).mesh is None
 
 
 def product_flops(jaxpr):

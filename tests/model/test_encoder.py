@@ -470,7 +470,7 @@ def test_products_are_in_the_compute_dtype_and_float32_is_not_rounded_inside(exe
 def test_dropout_sites_are_all_different(monkeypatch):
     sites = []
 
-    def spy(shape, rate, seeds, site, square=None):
+    def spy(shape, rate, seeds, site):
         sites.append(site)
         return jnp.ones(shape, bool)
 
