@@ -549,6 +549,78 @@ def folders(part: Scene, folder: Path, reference: Reference) -> Iterator[Result]
         shutil.rmtree(folder)
 
 
+# Several processes
+
+HEARTBEAT = 3  # seconds
+
+
+def launch(scene: Scene, count: int, *extra: str) -> subprocess.Popen:
+    """Starts the run as `count` processes; `finish` waits for it."""
+    arguments = scene.arguments("train.compute_dtype=float32", f"mesh.heartbeat_seconds={HEARTBEAT}", *extra)
+    command = [sys.executable, str(ROOT / "scripts" / "launch_local"), str(count), *arguments]
+    files = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]  # noqa: SIM115
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=files[0], stderr=files[1])
+    process.files = files  # type: ignore[attr-defined]
+    return process
+
+
+def process_of(scene: Scene, index: int) -> int:
+    """Returns the number that the system gave to process `index` of a run. Raises ProcessLookupError."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_text().split("\0")
+            if f"--workdir={scene.workdir}" in words and f"--config.mesh.process_id={index}" in words:
+                return int(entry.name)
+    raise ProcessLookupError(f"process {index} of {scene.workdir}")
+
+
+def lost_processes(make: Callable[[], Scene], rng: random.Random, counts: Sequence[int] = (2, 4)) -> Iterator[Result]:
+    """Kills and stops one of several processes, and demands that each other one names it within a minute.
+
+    The same command must then end in the parameters of an undisturbed run of as many; and on half as many processes,
+    which sum in another order, in the same last loss to rounding.
+    """
+    for count in counts:
+        whole = make()
+        undisturbed = finish(launch(whole, count))
+        assert undisturbed.status == 0, undisturbed.errors
+        for number, on in ((signal.SIGKILL, count), (signal.SIGSTOP, count // 2)):
+            scene = make()
+            lost, least, process = rng.randrange(count), rng.randrange(5, 35), launch(scene, count)
+            while process.poll() is None and scene.reached() < least:
+                time.sleep(0.02)
+            step, pid, begin = scene.reached(), process_of(scene, lost), time.monotonic()
+            os.kill(pid, number)
+            others = [process_of(scene, index) for index in range(count) if index != lost]
+            while any(Path(f"/proc/{other}").exists() for other in others) and time.monotonic() - begin < 120:
+                time.sleep(0.02)
+            seconds = time.monotonic() - begin
+            if number == signal.SIGSTOP:
+                os.kill(pid, signal.SIGKILL)
+            outcome = finish(process)
+            named = outcome.errors.count(f"jaxlm: process {lost} was not heard of for {HEARTBEAT} s")
+            noise = any(word in outcome.errors for word in ("Traceback", "Check failure"))
+            again = finish(launch(scene, on))
+            if on == count:
+                same = again.checksum == undisturbed.checksum
+                then = "same parameters" if same else f"OTHER {again.checksum[:12]}"
+            else:
+                gap = abs(last_loss(scene) - last_loss(whole))
+                same, then = gap < 2e-5, f"last loss {gap:.1e} from the whole run's"
+            good = again.status == 0 and same and named == count - 1 and not noise and seconds < 60
+            how = "killed" if number == signal.SIGKILL else "stopped"
+            then = then if again.status == 0 else again.errors[-300:]
+            ended = f"{named} others named it, {seconds:.0f} s; on {on}: {then}"
+            yield Result("processes", f"{lost} of {count} {how}", f"step {step}", ended, good)
+            shutil.rmtree(scene.folder)
+        shutil.rmtree(whole.folder)
+
+
+def last_loss(scene: Scene) -> float:
+    """Returns the training loss of the run's last update."""
+    return next(line["loss"] for line in reversed(scene.lines()) if line["kind"] == "train")
+
+
 # Leaks
 
 
