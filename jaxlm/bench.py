@@ -17,12 +17,11 @@ from jaxlm import config as settings
 from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
 from jaxlm.masking import make_masking, prediction_slots
+from jaxlm.model.compiling import compiler_options, initial_options
 from jaxlm.model.config import (
     choose_attention,
     choose_execution,
-    compiler_options,
     encoder_config,
-    initial_options,
     training_flops,
 )
 from jaxlm.profile import Profile, align, draw, profile_steps, profile_table, slowest_table

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxlm.errors import UserError
 from jaxlm.loading import Trained
+from jaxlm.model.compiling import jit
 from jaxlm.model.heads import MaskedLM, encode, gather_positions
 from jaxlm.packing import SEGMENTS, batch_tokens_for, pack
 
@@ -108,7 +109,7 @@ def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-@partial(jax.jit, static_argnames=("model", "pooling", "normalise", "layers"))
+@partial(jit, static_argnames=("model", "pooling", "normalise", "layers"))
 def _pooled(
     model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, pooling: str, normalise: bool,
     layers: tuple[int, ...],

@@ -18,6 +18,7 @@ from jaxlm.data.store import TokenStore
 from jaxlm.errors import UserError
 from jaxlm.loading import Trained, load_trained
 from jaxlm.masking import EVALUATION_RATE, Masking, evaluation_masking, make_masking, mask_tokens, prediction_slots
+from jaxlm.model.compiling import jit
 from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
 from jaxlm.objectives import prediction_sums, sum_in_pieces
 
@@ -68,7 +69,7 @@ def make_evaluation_step(
             -(unigram[labels] * weights).sum(), (top5[labels] * weights).sum(),
         )  # fmt: skip
 
-    @jax.jit
+    @jit
     def evaluation_step(params: dict, batch: dict) -> EvaluationSums:
         root = jax.random.key(EVALUATION_SEED)
         keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(batch["row_index"])

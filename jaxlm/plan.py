@@ -25,12 +25,12 @@ from jaxlm.collectives import Collective, read_collectives, sent
 from jaxlm.errors import UserError
 from jaxlm.hardware import CHIPS
 from jaxlm.masking import MaskedTokens, make_masking, prediction_slots
+from jaxlm.model.compiling import compiler_options
 from jaxlm.model.config import (
     EncoderConfig,
     Execution,
     choose_attention,
     choose_execution,
-    compiler_options,
     encoder_config,
     training_flops,
 )

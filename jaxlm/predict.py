@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
 from jaxlm.embed import Embedder
 from jaxlm.errors import UserError
 from jaxlm.loading import Trained, load_trained
+from jaxlm.model.compiling import jit
 from jaxlm.model.heads import encode, gather_positions, predict
 from jaxlm.score import Score, require_head, score
 from jaxlm.sentence_transformers import embed_settings
@@ -93,7 +93,7 @@ class Model:
     @cached_property
     def _all_logits(self):
         model = self.trained.model
-        return jax.jit(lambda params, tokens, segment_ids: model.apply({"params": params}, tokens, segment_ids))
+        return jit(lambda params, tokens, segment_ids: model.apply({"params": params}, tokens, segment_ids))
 
     @cached_property
     def _logits(self):
@@ -103,7 +103,7 @@ class Model:
             states = encode(model, params, tokens, segment_ids)
             return predict(model, params, gather_positions(states, positions))
 
-        return jax.jit(logits)
+        return jit(logits)
 
     @cached_property
     def _silent(self) -> np.ndarray:

@@ -28,13 +28,13 @@ from jaxlm.errors import UserError
 from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
 from jaxlm.huggingface import SOURCE_CONFIG
 from jaxlm.masking import Masking
+from jaxlm.model.compiling import initial_options
 from jaxlm.model.config import (
     EncoderConfig,
     Execution,
     choose_attention,
     choose_execution,
     encoder_config,
-    initial_options,
 )
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
 from jaxlm.runlog import RunLog

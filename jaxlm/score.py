@@ -17,6 +17,7 @@ from jaxlm.data.records import FORMATS, RecordSettings, read_records
 from jaxlm.data.sources import Tally
 from jaxlm.errors import UserError
 from jaxlm.loading import Trained, load_trained
+from jaxlm.model.compiling import jit
 from jaxlm.model.heads import MaskedLM, encode, predict
 from jaxlm.packing import Batch, batch_tokens_for, pack
 
@@ -124,7 +125,7 @@ def _judge(trained: Trained, batch: Batch, places: np.ndarray, labels: np.ndarra
     return np.asarray(found)[: len(flat)]
 
 
-@partial(jax.jit, static_argnames=("model",))
+@partial(jit, static_argnames=("model",))
 def _log_probabilities(
     model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, places: Array, labels: Array
 ) -> Array:

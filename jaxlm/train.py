@@ -21,7 +21,8 @@ from jaxlm.data.pipeline import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluate import before_and_after, describe
 from jaxlm.masking import Masking, mask_tokens, prediction_slots
-from jaxlm.model.config import EncoderConfig, Execution, compiler_options, training_flops
+from jaxlm.model.compiling import compiler_options
+from jaxlm.model.config import EncoderConfig, Execution, training_flops
 from jaxlm.model.heads import MaskedLM
 from jaxlm.run import Run, locked, poisoned, run_seeds, set_up
 from jaxlm.runlog import RunLog, read_metrics

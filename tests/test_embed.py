@@ -98,10 +98,10 @@ def test_an_empty_text_gives_the_vector_of_begin_and_end(trained):
 def test_few_programs_are_compiled(trained):
     settings = embed_settings(trained)
     Embedder(trained, settings)(sentences(300))
-    before = module._pooled._cache_size()
+    before = module._pooled.program._cache_size()
     for seed in range(5):
         Embedder(trained, settings)(sentences(300 + 20 * seed, seed=seed))
-    assert module._pooled._cache_size() <= before + 2  # the rest of a batch has a few sizes
+    assert module._pooled.program._cache_size() <= before + 2  # the rest of a batch has a few sizes
 
 
 def test_texts_longer_than_the_model_are_cut_and_counted_or_refused(trained):

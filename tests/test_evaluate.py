@@ -34,7 +34,7 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def step(model):
-    return jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH))
+    return jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH).function)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_rows_blanks_depend_on_its_index_alone(step, params, rows):
 def test_blanks_are_the_same_for_every_model_way_of_masking_and_training_text(model, step, params, rows):
     trained = MASKING._replace(scheme="span", mask_share=1.0, random_share=0.0, span_max=3)
     size = ORDINARY + len(SPECIAL)  # a tokenizer smaller than the model's table
-    other = jit(make_evaluation_step(model, trained, COUNTS[:size] + 7, PIECE_BYTES[:size], LENGTH))
+    other = jit(make_evaluation_step(model, trained, COUNTS[:size] + 7, PIECE_BYTES[:size], LENGTH).function)
     fresh = jax.tree.map(np.zeros_like, params)
     for index in range(4):
         (batch,) = batches(rows[index : index + 1], 1, index)
@@ -173,6 +173,6 @@ def test_batches_are_put_on_the_mesh_first(step, params, rows):
 
 
 def test_logits_in_pieces_give_the_same_figures(model, step, params, rows):
-    small = jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH, logits_bytes=3 * 4 * SIZE))
+    small = jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH, logits_bytes=3 * 4 * SIZE).function)
     whole, pieces = (evaluate_held_out(judge, params, batches(rows, 5)) for judge in (step, small))
     assert pieces == pytest.approx(whole, rel=1e-5)

@@ -23,7 +23,8 @@ HERE = Path(__file__).resolve().parent
 DTYPES, SEEDS, STEPS = ("bfloat16", "float32"), (0, 1, 2), 2000
 SETTINGS = {
     "data.max_megabytes": 8.0, "model.layers": 2, "train.minutes": None, "train.steps": STEPS, "train.batch_size": 8,
-    "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "evaluation.every": 100, "evaluation.rows": 256, "checkpoint.every": 500,
+    "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "evaluation.every": 100, "evaluation.rows": 256,
+    "checkpoint.every": 500,
 }  # fmt: skip
 STUDENT_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95%, by degrees of freedom
 

@@ -175,25 +175,6 @@ def _lacks(
     return next((lack for holds, lack in rules if not holds), "")
 
 
-def compiler_options(platform: str) -> dict[str, bool | str]:
-    """Returns what XLA must be told to compile a model.
-
-    On CPU, to keep its barriers. It would drop them before it fuses and orders operations. Then the small operations of
-    a layer, which no product absorbs on CPU, are fused with those of all layers before and computed again in each, and
-    what is rematerialised is so at once for all layers. On GPU, to leave products to cuBLAS: trying kernels of its own
-    for each of them takes minutes.
-    """
-    if platform == "cpu":
-        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    return {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
-
-
-def initial_options(platform: str) -> dict[str, bool | str]:
-    """Returns what XLA must be told to compile what draws the initial parameters: on GPU, not to draw all of one shape
-    in one kernel, whose assembly takes minutes."""
-    return {"xla_disable_hlo_passes": "multi_output_fusion"} if platform == "gpu" else {}
-
-
 def training_flops(config: EncoderConfig, batch: int, length: int, predictions: int) -> float:
     """Returns the FLOPs of one update's matrix products, forward and backward (three times the forward).
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jaxlm.config import SETTINGS, check_config, default_config
 from jaxlm.model import attention, encoder, layers
-from jaxlm.model.config import PRESETS, Execution, choose_execution, compiler_options, encoder_config
+from jaxlm.model.compiling import compiler_options
+from jaxlm.model.config import PRESETS, Execution, choose_execution, encoder_config
 from jaxlm.model.heads import MaskedLM, encode, init_params, predict
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
