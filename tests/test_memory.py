@@ -30,7 +30,7 @@ def run(tunables=None):
 
 @ON_LINUX
 def test_the_program_starts_once_more_as_the_same_process_with_its_arguments():
-    assert run() == ["start", "start", "glibc.malloc.hugetlb=1 ['a b', '--config.data.path=x,y'] True"]
+    assert run() == ["start", "start", f"{memory.TUNABLES} ['a b', '--config.data.path=x,y'] True"]
 
 
 @ON_LINUX
