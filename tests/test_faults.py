@@ -134,7 +134,7 @@ def test_what_is_judged_good():
 
 def test_the_soak_reports_each_fault_and_its_failures(tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "scripts" / "soak"), "--faults=nan", "--times=1", "--sentences=500"]
+    command = [sys.executable, str(ROOT / "scripts" / "soak"), "--faults=nan", "--times=1", "--sentences=2000"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].split() == ["nan", "1", "0", "1", "0"]
