@@ -80,12 +80,16 @@ def mini(text_file, cache):
 
 
 def mini_overrides(text_file: Path, cache: Path) -> list[str]:
-    """Returns what turns the mini recipe into a run of seconds on the text file."""
+    """Returns what turns the mini recipe into a run of seconds on the text file.
+
+    The schedule is constant, so that runs of any length share their compiled step, and may be cut short and prolonged.
+    """
     return [
         f"data.path={text_file}", "data.document=paragraph", f"data.cache={cache}", "data.workers=1",
         "data.held_out_fraction=0.05", "tokenizer.vocab_size=80", "data.sequence_length=32", "model.width=32",
         "model.feed_forward_width=64", "train.batch_size=8", "train.steps=20", "checkpoint.every=5",
         "evaluation.every=10", "logging.every=2", "logging.tensorboard=false", "logging.curve=false",
+        "schedule.name=constant", "schedule.warmup=0",
     ]  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -134,6 +133,10 @@ class Scene:
                 return Outcome(1, output.getvalue(), f"Traceback: {error!r}")
         return Outcome(status, output.getvalue(), errors.getvalue())
 
+    def go_on(self, *extra: str) -> Outcome:
+        """Runs the same command undisturbed, to its end."""
+        return self.run(*extra) if self.launch else self.run_here(*extra)
+
     def lines(self) -> list[dict]:
         """The whole lines of metrics.jsonl."""
         path = self.workdir / "metrics.jsonl"
@@ -193,7 +196,7 @@ def finish(process: subprocess.Popen) -> Outcome:
 
 def refer(scene: Scene) -> Reference:
     """Runs a scene undisturbed, its step not yet compiled."""
-    scene.run("train.steps=1", "evaluation.every=1")  # compiles the rest, where it is not in the cache
+    scene.go_on("train.steps=1", "evaluation.every=1")  # compiles the rest, where it is not in the cache
     shutil.rmtree(scene.workdir)
     shutil.rmtree(scene.cache)
     scene.forget_step()
@@ -269,7 +272,7 @@ def kills(make: Callable[[], Scene], reference: Reference, rng: random.Random, c
             struck.append(_Strike(said.moment, where, len(scene.starts()), scene.reached()))
         killed += len(struck)
         if outcome is None or outcome.status:
-            outcome = scene.run()
+            outcome = scene.go_on()
         starts = scene.starts()
         ends = judge("kill", "", "", outcome, reference.checksum, None)
         for strike in struck:
@@ -342,7 +345,7 @@ def signals(
         process.send_signal(getattr(signal, name))
         outcome = finish(process)
         saved = scene.reached()
-        again = None if outcome.status == 0 else scene.run()
+        again = None if outcome.status == 0 else scene.go_on()
         result = judge(name, plan.moment, where, outcome, reference.checksum, again)
         if again and saved and outcome.sentence:  # what was saved is not done again
             result = result._replace(good=result.good and scene.starts()[-1] == saved)
@@ -359,8 +362,8 @@ def full_disks(make: Callable[[], Scene], reference: Reference, rng: random.Rand
         scene = make()
         if number % 2 == 0 or not can_mount():
             limit = int(10 ** rng.uniform(2, 5))
-            outcome = scene.run(preexec_fn=lambda: _limit_files(limit))  # noqa: B023
-            again = scene.run() if outcome.status else None
+            outcome = scene.run(faults={"FAULT_FILE_BYTES": str(limit)})
+            again = scene.go_on() if outcome.status else None
             yield judge(
                 "disk", f"files of {limit:,} bytes", f"step {scene.starts()[-1:]}", outcome, reference.checksum, again
             )
@@ -370,14 +373,10 @@ def full_disks(make: Callable[[], Scene], reference: Reference, rng: random.Rand
                 outcome = scene.run()
                 where = f"at step {scene.reached()}"
                 subprocess.run(["mount", "-o", "remount,size=64m", str(scene.folder)], check=True)
-                again = scene.run() if outcome.status else None
+                again = scene.go_on() if outcome.status else None
             moment = f"disk of {pages * 4} KiB"
             yield judge("disk", moment, where, outcome, reference.checksum, again)
         shutil.rmtree(scene.folder)
-
-
-def _limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def can_mount() -> bool:
@@ -515,7 +514,7 @@ def clocks(make: Callable[[], Scene], reference: Reference, rng: random.Random, 
             for number, path in enumerate(sorted(scene.folder.rglob("*"), reverse=True)):  # older checkpoints newer
                 os.utime(path, (then := (time.time() + rng.choice((-50, 70)) * YEAR + number), then))
         else:
-            outcome = scene.run()
+            outcome = scene.go_on()
         yield judge("clock", ", ".join(said), "", outcome, reference.checksum, None)
         shutil.rmtree(scene.folder)
 
@@ -640,27 +639,34 @@ def held(pid: int, step: int) -> Sample:
     return Sample(step, int(status["VmRSS"].split()[0]) * 1024, files, int(status["Threads"]))
 
 
-def leaks(scene: Scene, steps: int, every: int) -> tuple[list[Sample], Outcome]:
-    """Trains many small updates, with saves and evaluations, and looks at the process after each `every` of them."""
-    settings = (f"train.steps={steps}", f"checkpoint.every={every}", f"evaluation.every={every}", "logging.every=10")
+def leaks(scene: Scene, steps: int, every: int, saving: int) -> tuple[list[Sample], Outcome]:
+    """Trains many small updates, with saves and an evaluation each `saving`, and samples each `every`.
+
+    A sample is of the moment that held least since the one before: a save under way has files and threads of its own.
+    """
+    settings = (f"train.steps={steps}", f"checkpoint.every={saving}", f"evaluation.every={saving}", "logging.every=10")
     process = scene.start(*settings)
     samples: list[Sample] = []
+    looks: list[Sample] = []
     while process.poll() is None:
         step = scene.reached()
-        if step >= (samples[-1].step if samples else 0) + every:
-            with contextlib.suppress(OSError, KeyError):
-                samples.append(held(process.pid, step))
+        with contextlib.suppress(OSError, KeyError):  # it ends just now
+            looks += [held(process.pid, step)] if step else []
+        if looks and step >= (samples[-1].step if samples else 0) + every:
+            samples.append(Sample(step, *(min(column) for column in zip(*(look[1:] for look in looks), strict=True))))
+            looks = []
         time.sleep(0.02)
     return samples, finish(process)
 
 
-def judge_leaks(samples: list[Sample], outcome: Outcome, memory: int = 8 * 2**20) -> Result:
-    """Judges the samples after the first tenth: no more open files or threads, and hardly more memory."""
+def judge_leaks(samples: list[Sample], outcome: Outcome, memory: int = 20 * 2**20) -> Result:
+    """Judges the samples after the first tenth: hardly more memory, and no open file or thread more for each save."""
     later = [sample for sample in samples if sample.step > samples[-1].step / 10]
+    # The least of each quarter: a leak is there at every moment.
     first, last = later[: max(len(later) // 4, 1)], later[-max(len(later) // 4, 1) :]
     names = ("memory", "files", "threads")
-    before, after = ({name: max(getattr(one, name) for one in part) for name in names} for part in (first, last))
-    flat = after["memory"] - before["memory"] < memory and all(after[name] <= before[name] for name in names[1:])
+    before, after = ({name: min(getattr(one, name) for one in part) for name in names} for part in (first, last))
+    flat = after["memory"] - before["memory"] < memory and all(after[name] <= before[name] + 2 for name in names[1:])
     grown = f"memory {(after['memory'] - before['memory']) / 2**20:+.1f} MiB, " + ", ".join(
         f"{name} {before[name]} then {after[name]}" for name in names[1:]
     )

@@ -3,10 +3,12 @@
 FAULT_FOLDER     what is counted: the operations that change files below this folder
 FAULT_OPERATION  the process kills itself, as kill -9 does, right before the operation of this number (from 1)
 FAULT_TRACE      a file that gets a line for each of them
+FAULT_FILE_BYTES the size that no file may exceed, as on a full disk
 FAULT_CLOCK      seconds by which the system's clock is wrong
 """
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -16,6 +18,8 @@ def main() -> int:
     """Sets the faults up and runs the command."""
     if clock := float(os.environ.get("FAULT_CLOCK", 0)):
         _turn_clock(clock)
+    if limit := os.environ.get("FAULT_FILE_BYTES"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     if folder := os.environ.get("FAULT_FOLDER"):
         _count_operations(folder, int(os.environ.get("FAULT_OPERATION", 0)), os.environ.get("FAULT_TRACE"))
     from jaxlm.cli import main as command

@@ -1,5 +1,6 @@
 """Checkpoints: atomic, verified, on any mesh, and never fewer than one good one."""
 
+import gc
 import os
 import random
 import resource
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -182,6 +184,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     plain = Checkpoints(tmp_path, keep=1, keep_best=False)
     plain.save(8, make_state(), {}, wait=True)
     assert saved_steps(tmp_path) == [8]
+
+
+def test_saves_leave_nothing_in_memory(tmp_path):
+    checkpoints, state, held = Checkpoints(tmp_path, keep=1), make_state(), []
+    for step in range(30):
+        if step == 10:
+            tracemalloc.start()
+        checkpoints.save(step, state, ABOUT, wait=True)
+        if step % 10 == 9:
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[2] - held[1] < 10 * 10_000  # bytes, of ten saves
 
 
 def test_nothing_is_deleted_before_the_next_step_is_written(tmp_path):

@@ -1,5 +1,6 @@
 """The training loop in this process: resuming, phases, limits, and what stops it."""
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -18,7 +19,8 @@ from jaxlm.runlog import read_metrics
 from jaxlm.train import train
 from tests.conftest import COMPILED
 
-CONSTANT = ("schedule.name=constant", "schedule.warmup=0")  # so that a run may be cut short and prolonged
+# For runs with a compiled step of their own: it compiles faster.
+LIGHT = ("model.layers=1", "model.dropout=0", "model.attention_dropout=0")
 
 
 def resumes(workdir) -> list[int]:
@@ -27,7 +29,8 @@ def resumes(workdir) -> list[int]:
 
 def test_a_run_learns_and_leaves_what_it_promises(mini, tmp_path):
     shown = ("logging.curve=true", "logging.tensorboard=true")
-    result = train(mini("train.steps=60", "optimizer.learning_rate=0.01", *shown), tmp_path)
+    learning = ("optimizer.learning_rate=0.01", "schedule.name=linear", "schedule.warmup=0.06")
+    result = train(mini("train.steps=60", "checkpoint.every=20", *learning, *shown), tmp_path)
     kinds = {entry["kind"] for entry in read_metrics(tmp_path)}
     assert {"start", "train", "evaluation", "checkpoint", "end"} <= kinds
     losses = [entry["loss"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
@@ -39,9 +42,9 @@ def test_a_run_learns_and_leaves_what_it_promises(mini, tmp_path):
         assert (tmp_path / name).exists(), name
 
 
-@pytest.mark.parametrize("extra", [(), ("train.accumulate=2",), ("model.dropout=0",), ("masking.scheme=whole_word",)])
+@pytest.mark.parametrize("extra", [(), ("train.accumulate=2", "masking.scheme=whole_word", *LIGHT)])
 def test_six_steps_are_three_and_three(mini, tmp_path, extra):
-    settings = (*CONSTANT, "checkpoint.every=3", *extra)
+    settings = ("checkpoint.every=3", *extra)
     whole = train(mini("train.steps=6", *settings), tmp_path / "whole")
     train(mini("train.steps=3", *settings), tmp_path / "parts")
     parts = train(mini("train.steps=6", *settings), tmp_path / "parts")
@@ -50,27 +53,34 @@ def test_six_steps_are_three_and_three(mini, tmp_path, extra):
 
 
 def test_a_resume_in_a_later_epoch_gives_the_same_bits(mini, tmp_path):
-    # About 340 rows of 32 tokens: 64 rows a step begin the second epoch after step 5.
-    settings = (*CONSTANT, "train.batch_size=64", "checkpoint.every=4")
-    whole = train(mini("train.steps=16", *settings), tmp_path / "whole")
-    train(mini("train.steps=12", *settings), tmp_path / "parts")
-    assert train(mini("train.steps=16", *settings), tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
+    # About 340 rows of 32 tokens: 8 rows a step begin the second epoch after step 42.
+    settings = ("checkpoint.every=25", "evaluation.every=0", "logging.every=20")
+    whole = train(mini("train.steps=60", *settings), tmp_path / "whole")
+    train(mini("train.steps=50", *settings), tmp_path / "parts")
+    assert train(mini("train.steps=60", *settings), tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
 
 
-def test_another_seed_gives_another_model(mini, tmp_path):
-    one, two = (train(mini("train.steps=3", f"train.seed={seed}"), tmp_path / str(seed)) for seed in (0, 1))
-    assert one["params_sha256"] != two["params_sha256"]
+@pytest.fixture(scope="module")
+def run_of_seeds(mini, tmp_path_factory):
+    """Returns the checksum of three steps with some seeds, each run once."""
+
+    @functools.cache
+    def run(*seeds: str) -> str:
+        return train(mini("train.steps=3", *seeds), tmp_path_factory.mktemp("seeds"))["params_sha256"]
+
+    return run
+
+
+def test_another_seed_gives_another_model(run_of_seeds):
+    assert run_of_seeds("train.seed=0") != run_of_seeds("train.seed=1")
 
 
 @pytest.mark.parametrize("seed", ["init_seed", "data_seed", "mask_seed"])
-def test_each_seed_is_its_own(mini, tmp_path, seed):
-    given = {"init_seed": 0, "data_seed": 0, "mask_seed": 0}
-    same, other = (
-        train(mini("train.steps=3", "train.seed=5", *(f"train.{k}={v}" for k, v in seeds.items())), tmp_path / name)
-        for name, seeds in (("same", given), ("other", given | {seed: 9}))
-    )
-    plain = train(mini("train.steps=3", "train.seed=0"), tmp_path / "plain")
-    assert same["params_sha256"] == plain["params_sha256"] != other["params_sha256"]
+def test_each_seed_is_its_own(run_of_seeds, seed):
+    given = ["train.init_seed=0", "train.data_seed=0", "train.mask_seed=0"]
+    other = [f"train.{seed}=1" if setting.startswith(f"train.{seed}") else setting for setting in given]
+    assert run_of_seeds("train.seed=5", *given) == run_of_seeds("train.seed=0")
+    assert run_of_seeds("train.seed=5", *other) != run_of_seeds("train.seed=0")
 
 
 def test_a_finished_run_says_so_and_keeps_its_result(mini, tmp_path, capsys):
@@ -96,26 +106,47 @@ def test_another_config_is_refused_by_the_names_of_what_differs(mini, tmp_path):
     train(mini("train.steps=6", "logging.every=1", "checkpoint.keep=1", "evaluation.every=3"), tmp_path)
 
 
-def test_phases_change_length_batch_and_rate_and_resume_inside(mini, tmp_path):
-    phases = '[{"steps": 4, "sequence_length": 16, "batch_size": 16, "mask_rate": 0.3}, {"sequence_length": 32}]'
-    settings = (f"train.phases={phases}", *CONSTANT, "checkpoint.every=3")
-    whole = train(mini("train.steps=9", *settings), tmp_path / "whole")
-    train(mini("train.steps=6", *settings), tmp_path / "parts")
-    assert train(mini("train.steps=9", *settings), tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
-    shares = {e["step"]: e["masked_share"] for e in read_metrics(tmp_path / "whole") if e["kind"] == "train"}
+@pytest.fixture(scope="module")
+def phased(mini, tmp_path_factory):
+    """Two phases, at a stretch and cut where the first ends and within the second.
+
+    Returns the work directories, the results, and what judges the saved model of the cut one, by the steps done.
+    """
+    phases = (
+        '[{"steps": 4, "sequence_length": 16, "batch_size": 16, "mask_rate": 0.3, "rotary_base": 20},'
+        ' {"sequence_length": 32, "rotary_base": 50000}]'
+    )
+    whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
+    settings = (f"train.phases={phases}", "optimizer.learning_rate=0.03", *LIGHT)  # positions come to matter at once
+    run = lambda steps, where: train(mini(f"train.steps={steps}", *settings), where)  # noqa: E731
+    ends, judged = {}, {}
+    for steps in (4, 6, 9):
+        ends[steps] = run(steps, parts)
+        if steps == 6:
+            continue
+        trained = load_trained(parts, "bfloat16")
+        stores = open_prepared(json.loads((parts / "data.json").read_text())["directory"])
+        judged[steps] = (trained.encoder.rotary_base, evaluate(trained, stores.held_out, rows=32))
+    return whole, run(9, whole), ends, judged
+
+
+def test_phases_change_length_batch_and_rate_and_resume_inside(phased):
+    workdir, whole, ends, _ = phased
+    assert ends[9]["params_sha256"] == whole["params_sha256"]
+    shares = {e["step"]: e["masked_share"] for e in read_metrics(workdir) if e["kind"] == "train"}
     assert abs(shares[4] - 0.3) < 0.03
     assert abs(shares[8] - 0.15) < 0.03
 
 
 def test_the_mask_rate_follows_its_line(mini, tmp_path):
-    train(mini("train.steps=20", "masking.rate=0.4", "masking.final_rate=0.1", "logging.every=1"), tmp_path)
+    train(mini("train.steps=20", "masking.rate=0.4", "masking.final_rate=0.1", "logging.every=1", *LIGHT), tmp_path)
     shares = [entry["masked_share"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
     np.testing.assert_allclose(shares, np.linspace(0.4, 0.1, 21)[:20], atol=0.04)
 
 
 @pytest.mark.parametrize(("end", "steps"), [("train.epochs=0.5", None), ("train.tokens=2000", 8)])
 def test_epochs_and_tokens_end_a_run(mini, tmp_path, end, steps):
-    result = train(mini("train.steps=none", end), tmp_path)
+    result = train(mini("train.steps=none", end, "checkpoint.every=100"), tmp_path)
     start = next(entry for entry in read_metrics(tmp_path) if entry["kind"] == "start")
     assert result["step"] == start["total_steps"]
     if steps:
@@ -129,7 +160,8 @@ def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path, 
         range(10**6)
     )  # a clock that moves a tenth of a second whenever it is read, however busy the machine is
     monkeypatch.setattr(training._Clock, "elapsed", property(lambda self: next(reads) / 10))
-    train(mini("train.steps=none", "train.minutes=0.25", "schedule.warmup=0.1", "logging.every=1"), tmp_path)
+    schedule = ("schedule.name=linear", "schedule.warmup=0.1", *LIGHT)
+    train(mini("train.steps=none", "train.minutes=0.25", *schedule, "logging.every=1"), tmp_path)
     entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
     rates = [entry["learning_rate"] for entry in entries]
     assert len(rates) > 30
@@ -161,7 +193,7 @@ def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, mo
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path):
-    settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1")
+    settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1", "schedule.name=linear", *LIGHT)
     whole = train(mini(*settings), tmp_path / "whole")
     with pytest.raises(UserError, match="step 13: the loss is not a number; the checkpoint of step 12 is kept"):
         train(mini(*settings, "debug.nan_at_step=12"), tmp_path / "run")
@@ -177,7 +209,7 @@ def test_nan_at_a_save_is_told_by_the_arrays(mini, tmp_path):
 
 def test_the_setting_for_nan_leaves_the_compiled_step_as_it_is(mini, tmp_path):
     known = lambda: set(Path(COMPILED).glob("jit_train_step-*"))  # noqa: E731  (JAX names them by the program)
-    settings = ("train.steps=2", "optimizer.learning_rate=0.00123")
+    settings = ("train.steps=2", "optimizer.learning_rate=0.00123", *LIGHT)
     before = known()
     train(mini(*settings), tmp_path / "off")
     one = known() - before
@@ -187,7 +219,7 @@ def test_the_setting_for_nan_leaves_the_compiled_step_as_it_is(mini, tmp_path):
 
 
 def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):
-    settings = ("train.steps=10", "checkpoint.every=5", *CONSTANT)
+    settings = ("train.steps=10", "checkpoint.every=5")
     whole = train(mini(*settings), tmp_path)
     (tmp_path / "checkpoints" / "999999").mkdir()
     array = max((tmp_path / "checkpoints" / "10").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
@@ -202,7 +234,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):
 
 
 def test_a_step_at_a_million_begins_at_once(mini, tmp_path, monkeypatch):
-    config = mini("train.steps=1000002", *CONSTANT, "checkpoint.every=1000000")
+    config = mini("train.steps=1000002", "checkpoint.every=1000000")
     monkeypatch.setattr(Checkpoints, "restore", lambda self, abstract: _restored(abstract, 1_000_000, data))
     from jaxlm.run import set_up
 
@@ -255,15 +287,12 @@ def test_rules_of_decay_are_refused_before_anything_is_read(mini, tmp_path, monk
         train(mini(f"optimizer.decay={rule}"), tmp_path)
 
 
-def test_evaluation_uses_the_rotary_base_of_the_phase(mini, tmp_path):
-    phases = '[{"steps": 4, "rotary_base": 20}, {"rotary_base": 50000}]'
-    ends = [train(mini(f"train.phases={phases}", f"train.steps={n}", *CONSTANT), tmp_path / str(n)) for n in (4, 5)]
-    for steps, end, base in zip((4, 5), ends, (20, 50_000), strict=True):
-        trained = load_trained(tmp_path / str(steps), "bfloat16")
-        assert trained.encoder.rotary_base == base
-        stores = open_prepared(json.loads((tmp_path / str(steps) / "data.json").read_text())["directory"])
-        again = evaluate(trained, stores.held_out, rows=32)
-        assert again["held_out"]["loss"] == pytest.approx(end["held_out"]["held_out"]["loss"], abs=0.02)
+def test_evaluation_uses_the_rotary_base_of_the_phase(phased):
+    _, _, ends, judged = phased
+    for steps, base in ((4, 20), (9, 50_000)):
+        found, again = judged[steps]
+        assert found == base
+        assert again["held_out"]["loss"] == pytest.approx(ends[steps]["held_out"]["held_out"]["loss"], abs=1e-4)
 
 
 def test_an_attention_kernel_that_is_not_for_this_machine_is_refused_before_anything_is_read(mini, tmp_path):
@@ -274,7 +303,7 @@ def test_an_attention_kernel_that_is_not_for_this_machine_is_refused_before_anyt
 
 
 def test_the_log_says_what_computes_attention_and_another_kernel_resumes_the_run(mini, tmp_path):
-    settings = ("train.steps=2", "train.rematerialise=dots", "model.layer_pattern=gl", "model.window=2", *CONSTANT)
+    settings = ("train.steps=2", "train.rematerialise=dots", "model.layer_pattern=gl", "model.window=2", *LIGHT[1:])
     train(mini(*settings), tmp_path)
     train(mini(*settings, "train.attention=xla", "train.rematerialise=none"), tmp_path)
     starts = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "start"]
