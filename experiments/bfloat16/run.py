@@ -22,7 +22,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 DTYPES, SEEDS, STEPS = ("bfloat16", "float32"), (0, 1, 2), 2000
 SETTINGS = {
-    "data.max_megabytes": 8.0, "model.layers": 2, "train.minutes": None, "train.steps": STEPS, "train.batch_size": 8,
+    "data.max_megabytes": 8.0, "model.layers": 2, "model.tied_output": False, "masking.rate": 0.15,
+    "masking.final_rate": None, "train.minutes": None, "train.steps": STEPS, "train.batch_size": 8,
     "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "evaluation.every": 100, "evaluation.rows": 256,
     "checkpoint.every": 500,
 }  # fmt: skip

@@ -65,12 +65,15 @@ def _multiply_backward(dtype, transpose_gradients, transposed, saved, gradient):
 
 
 def column_sums(x: Array) -> Array:
-    """Returns the sums of x [M, F] over its rows, float32 [F]; on CPU by a product, where XLA's sum is slow."""
+    """Returns the sums of x [M, F] over its rows, float32 [F]; on CPU by a product where XLA's sum is slow."""
 
     def as_product(x: Array) -> Array:
         return _dot(jnp.ones((1, x.shape[0]), x.dtype), x, 1, 0)[0]
 
-    return lax.platform_dependent(x, cpu=as_product, default=lambda x: x.sum(0, dtype=jnp.float32))
+    def as_sum(x: Array) -> Array:
+        return x.sum(0, dtype=jnp.float32)
+
+    return lax.platform_dependent(x, cpu=as_sum if len(x) > x.shape[1] else as_product, default=as_sum)
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -151,10 +154,8 @@ def normalise(x: Array, epsilon: float, centre: bool) -> Array:
 def _normalise_forward(x, epsilon, centre):
     mean = x.mean(-1, keepdims=True) if centre else jnp.zeros((x.shape[0], 1))
     inverse = lax.rsqrt(jnp.square(x - mean if centre else x).mean(-1, keepdims=True) + epsilon)
-    # For a GPU, XLA would sum each row again in every kernel that reads it, and not sum columns in the same ones.
-    mean, inverse = lax.platform_dependent(
-        mean, inverse, cuda=lambda *moments: lax.optimization_barrier(moments), default=lambda *moments: moments
-    )
+    # XLA would sum each row again in every kernel that reads it: on CPU for every entry, where few rows are taken.
+    mean, inverse = lax.optimization_barrier((mean, inverse))
     y = (x - mean if centre else x) * inverse
     return y, (y, inverse)
 
