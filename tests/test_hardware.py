@@ -158,6 +158,16 @@ def test_accelerator_memory_is_the_fullest_device(monkeypatch):
     assert hardware.peak_memory_bytes() is None
 
 
+def test_pieces_of_logits_follow_an_accelerator_s_memory(monkeypatch):
+    assert hardware.logits_bytes(0) == 256 * 2**20
+    assert hardware.logits_bytes(1000) == hardware.logits_bytes(1000, 80 * 2**30) == 1000 * 2**20
+    assert hardware.logits_bytes(0, 4 * 2**30) == 256 * 2**20
+    assert hardware.logits_bytes(0, 64 * 2**30) == 2**31
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 96 * 2**30})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert hardware.logits_bytes(0) == 3 * 2**30
+
+
 def test_the_machine_is_described_in_json():
     machine = json.loads(json.dumps(hardware.describe_machine()))
     assert machine["devices"] == jax.device_count()
