@@ -2,7 +2,7 @@
 
 command:  jaxlm train --config=configs/quickstart.py --workdir=runs/quickstart
 hardware: 2 CPU cores
-result:   held-out loss 4.724 nats, accuracy 28.0% (unigram baseline 6.647) in 3 minutes in all, 2026-11-25
+result:   held-out loss 3.191 nats, accuracy 46.8% (unigram baseline 6.647) in 3 minutes in all, 2026-11-26
 """
 
 from jaxlm.config import default_config
