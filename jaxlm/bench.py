@@ -18,12 +18,7 @@ from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
 from jaxlm.masking import make_masking, prediction_slots
 from jaxlm.model.compiling import compiler_options, initial_options
-from jaxlm.model.config import (
-    choose_attention,
-    choose_execution,
-    encoder_config,
-    training_flops,
-)
+from jaxlm.model.config import choose_attention, choose_execution, encoder_config, training_flops
 from jaxlm.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
 from jaxlm.run import initial_state
 from jaxlm.train import make_train_step
@@ -60,7 +55,7 @@ def bench(
     real = int((batch["segment_ids"] > 0).sum())
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
-    kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh, [length])
+    kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh)
     execution = choose_execution(
         dtype, device.platform, mesh.size, config.train.rematerialise, kernel, sharding.batch_sharding(mesh)
     )

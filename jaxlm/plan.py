@@ -182,7 +182,7 @@ def slice_shape(chip: str, devices: int) -> str:
 def make_step(config: Any, encoder: EncoderConfig, phase: dict[str, Any], mesh: Any, platform: str, dtype: str) -> Step:
     """Returns the step that `jaxlm train` would run on the mesh, whose devices may be only described."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    kernel, _ = choose_attention(config.train.attention, encoder, dtype, platform, mesh, [phase["sequence_length"]])
+    kernel, _ = choose_attention(config.train.attention, encoder, dtype, platform, mesh)
     execution = choose_execution(dtype, platform, mesh.size, config.train.rematerialise, kernel, rows)
     masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
     update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder), dtype)

@@ -190,10 +190,7 @@ def set_up(config: Any, workdir: Path) -> Run:
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     optimizer.make_optimizer(config.optimizer, abstract_params(any_size))
     platform = jax.devices()[0].platform
-    lengths = [config.data.sequence_length, *(phase["sequence_length"] for phase in phases)]
-    kernel, why = choose_attention(
-        config.train.attention, any_size, config.train.compute_dtype, platform, mesh, lengths
-    )
+    kernel, why = choose_attention(config.train.attention, any_size, config.train.compute_dtype, platform, mesh)
     if config.model.init_from and not before:
         check_start(config.model.init_from, any_size, config.model.extend_positions)
 

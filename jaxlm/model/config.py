@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
@@ -135,30 +134,28 @@ PALLAS = ("splash", "flash")  # attention kernels whose calls XLA does not divid
 
 
 def choose_attention(
-    wanted: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any = None, lengths: Sequence[int] = ()
+    wanted: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any = None
 ) -> tuple[str, str]:
     """Returns the attention kernel that train.attention=`wanted` means here, and a clause that says why it is that one.
 
-    `lengths` are those of the run's rows. Raises UserError where a kernel cannot do what is asked of it.
+    Raises UserError where a kernel cannot do what is asked of it.
     """
     if wanted == "xla":
         return "xla", "as train.attention says"
     if wanted != "auto":
-        if lack := _lacks(wanted, config, compute_dtype, platform, mesh, lengths):
+        if lack := _lacks(wanted, config, compute_dtype, platform, mesh):
             raise UserError(f"train.attention={wanted}: {lack}; train.attention=auto takes a kernel that is right")
         return wanted, "as train.attention says"
     if platform == "tpu":
-        lack = _lacks("splash", config, compute_dtype, platform, mesh, lengths)
+        lack = _lacks("splash", config, compute_dtype, platform, mesh)
         return ("xla", f"for splash: {lack}") if lack else ("splash", "the TPU's own, exact for packed rows")
     if platform == "gpu":
-        lack = _lacks("flash", config, compute_dtype, platform, mesh, lengths)
+        lack = _lacks("flash", config, compute_dtype, platform, mesh)
         return ("xla", f"for flash: {lack}") if lack else ("flash", "jaxlm's own kernel, exact for packed rows")
     return "xla", "the only one for this platform"
 
 
-def _lacks(
-    kernel: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any, lengths: Sequence[int]
-) -> str:
+def _lacks(kernel: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any) -> str:
     """Returns what an attention kernel cannot do of what is asked, in a clause; empty where it can do all."""
     home = {"splash": "tpu", "flash": "gpu"}[kernel]
     tensor = mesh.shape["tensor"] if mesh is not None else 1

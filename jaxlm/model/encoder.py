@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlm.model import attention, kernels
+from jaxlm.model import attention, flash, kernels
 from jaxlm.model.attention import AttentionMask
 from jaxlm.model.config import EncoderConfig, Execution
 from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init, multiply, split_rows, whole_rows
@@ -92,7 +92,7 @@ class Attention(nn.Module):
             if rotary is not None:
                 turned = [attention.rotate(joined_blpnh[:, :, part], rotary) for part in range(2)]
                 joined_blpnh = jnp.stack([*turned, joined_blpnh[:, :, 2]], 2)
-            mixed_blnh = kernels.attend_joined(joined_blpnh, mask, self.execution, *dropped)
+            mixed_blnh = flash.flash_attend(joined_blpnh, mask, self.execution, *dropped)
         else:
             query_blnh, key_blnh, value_blnh = (dense(name)(x).reshape(shape) for name in names)
             if rotary is not None:

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
-from jaxlm.model.attention import AttentionMask
+from jaxlm.model.attention import ATTENDED, AttentionMask
 from jaxlm.model.config import Execution
 from jaxlm.model.layers import dropout_hashes, dropout_kept_by
 
@@ -82,7 +82,6 @@ def flash_attend(
     joined_blpnh: Array,
     mask: FlashMask,
     execution: Execution,
-    name: str,
     dropout_rate: float = 0.0,
     dropout_seeds: Array | None = None,
     site: int = 0,
@@ -90,7 +89,7 @@ def flash_attend(
     """Returns what `attention.attend` does, [B, L, N, H] in the activation dtype, with operands in the compute dtype.
 
     `joined_blpnh` [B, L, 3, N, H] holds queries, keys and values: as one product made them, and as it wants their
-    gradient. `name` is given to what the backward pass needs of the forward pass, for policies of rematerialisation.
+    gradient. What the backward pass needs is named ATTENDED, for policies of rematerialisation.
     """
     rows, length, _, heads, _ = joined_blpnh.shape
     rate = dropout_rate if dropout_seeds is not None else 0.0
@@ -103,7 +102,7 @@ def flash_attend(
         about += [of_rows[..., 0], of_columns[:, 0, 0]]  # [B, N, L'], [B, L']
 
     def attend(joined: Array, *about: Array) -> Array:
-        return _attend(joined, about, static, name)
+        return _attend(joined, about, static)
 
     if execution.mesh is not None:  # XLA does not divide a Pallas call over devices
         split = tuple(axis for axis in execution.mesh.axis_names if axis != "tensor")
@@ -121,12 +120,12 @@ def flash_attend(
     return attend(joined, *about)[:, :length].astype(execution.activation_dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _attend(joined, about, static: _Static, name: str) -> Array:
-    return _attend_forward(joined, about, static, name)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attend(joined, about, static: _Static) -> Array:
+    return _attend_forward(joined, about, static)[0]
 
 
-def _attend_forward(joined, about, static, name):
+def _attend_forward(joined, about, static):
     rows, length, _, heads, width = joined.shape
     block = pl.BlockSpec((None, static.block, None, width), lambda i, n, b: (b, i, n, 0))
     block_of_head = pl.BlockSpec((None, None, static.block), lambda i, n, b: (b, n, i))
@@ -142,11 +141,11 @@ def _attend_forward(joined, about, static, name):
         name="flash_forward",
         **_call(static),
     )(joined, joined, joined, *about)
-    out, sums = checkpoint_name(out, name), checkpoint_name(sums, name)
+    out, sums = checkpoint_name(out, ATTENDED), checkpoint_name(sums, ATTENDED)
     return out, (joined, about, out, sums)
 
 
-def _attend_backward(static, name, saved, grad_out):
+def _attend_backward(static, saved, grad_out):
     joined, about, out, sums = saved
     rows, length, _, heads, width = joined.shape
     grad_out = grad_out.astype(joined.dtype)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlm.model import attention, local_attention
+from jaxlm.model import attention, flash, local_attention
 from jaxlm.model.attention import ATTENDED, AttentionMask
 from jaxlm.model.config import Execution
 from jaxlm.model.local_attention import LocalBlocks
@@ -21,9 +21,7 @@ def mask_for(mask: AttentionMask, length: int, execution: Execution) -> Mask:
     if execution.attention == "splash":
         return mask
     if execution.attention == "flash":
-        from jaxlm.model.flash import flash_mask
-
-        return flash_mask(mask, length)
+        return flash.flash_mask(mask, length)
     if mask.window is not None and (size := local_attention.block_size(length, mask.window)):
         return local_attention.local_blocks(mask, length, size)
     return mask.materialise(length)
@@ -59,7 +57,7 @@ def attend(
             raise ValueError(f"{execution.attention} attention cannot do {what}; xla can")
     if execution.attention == "flash":
         joined_blpnh = jnp.stack([query_blnh, key_blnh, value_blnh], 2)
-        return attend_joined(joined_blpnh, mask, execution, dropout_rate, dropout_seeds, site)
+        return flash.flash_attend(joined_blpnh, mask, execution, dropout_rate, dropout_seeds, site)
     if execution.attention == "splash":
         from jaxlm.model.splash import splash_attend
 
@@ -71,20 +69,6 @@ def attend(
     if execution.rematerialise == "attention":  # fused kernels keep no weights
         run = jax.checkpoint(run)
     return run(query_blnh, key_blnh, value_blnh, mask, bias=bias, dropout_seeds=dropout_seeds)
-
-
-def attend_joined(
-    joined_blpnh: Array,
-    mask: Mask,
-    execution: Execution,
-    dropout_rate: float = 0.0,
-    dropout_seeds: Array | None = None,
-    site: int = 0,
-) -> Array:
-    """Returns what `attend` does, by flash, of queries, keys and values in one array [B, L, 3, N, H]."""
-    from jaxlm.model.flash import flash_attend
-
-    return flash_attend(joined_blpnh, mask, execution, ATTENDED, dropout_rate, dropout_seeds, site)
 
 
 def rematerialised(layer: type[nn.Module], execution: Execution) -> Any:

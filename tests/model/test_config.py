@@ -123,32 +123,32 @@ def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
     platform, dtype, changes, mesh, kernel, words
 ):
     config = architecture(**PLAIN | changes)
-    chosen, why = choose_attention("auto", config, dtype, platform, mesh, [128])
+    chosen, why = choose_attention("auto", config, dtype, platform, mesh)
     assert chosen == kernel
     assert words in why
-    assert choose_attention("xla", config, dtype, platform, mesh, [128])[0] == "xla"
+    assert choose_attention("xla", config, dtype, platform, mesh)[0] == "xla"
     if kernel == "splash":
-        assert choose_attention("splash", config, dtype, platform, mesh, [128])[0] == "splash"
+        assert choose_attention("splash", config, dtype, platform, mesh)[0] == "splash"
     elif platform == "tpu":
         with pytest.raises(UserError, match=r"^train.attention=splash: .*; train.attention=auto"):
-            choose_attention("splash", config, dtype, platform, mesh, [128])
+            choose_attention("splash", config, dtype, platform, mesh)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "platform", "dtype", "changes", "length", "words"),
+    ("kernel", "platform", "dtype", "changes", "words"),
     [
-        ("splash", "cpu", "bfloat16", {}, 128, "it runs on TPUs, and this is a CPU"),
-        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, 128, "cannot drop attention weights"),
-        ("flash", "tpu", "bfloat16", {}, 128, "it runs on GPUs, and this is a TPU"),
-        ("flash", "gpu", "float32", {}, 128, "it computes in bfloat16"),
-        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, 128, "ALiBi"),
-        ("flash", "gpu", "bfloat16", {"width": 240}, 128, "16, 32, 64 or 128, not 60"),
+        ("splash", "cpu", "bfloat16", {}, "it runs on TPUs, and this is a CPU"),
+        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, "cannot drop attention weights"),
+        ("flash", "tpu", "bfloat16", {}, "it runs on GPUs, and this is a TPU"),
+        ("flash", "gpu", "float32", {}, "it computes in bfloat16"),
+        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, "ALiBi"),
+        ("flash", "gpu", "bfloat16", {"width": 240}, "16, 32, 64 or 128, not 60"),
     ],
     ids=str,
 )
-def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platform, dtype, changes, length, words):
+def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platform, dtype, changes, words):
     with pytest.raises(UserError, match=f"^train.attention={kernel}: .*{words}"):
-        choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None, [512, length])
+        choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None)
 
 
 def test_only_a_kernel_that_xla_does_not_divide_knows_the_mesh():
