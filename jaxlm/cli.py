@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxlm import __version__
 from jaxlm.errors import UserError
-from jaxlm.memory import restart_with_huge_pages
+from jaxlm.memory import restart_with_kept_memory
 
 VERBS = {
     "train": ("jaxlm.train", "train a masked language model, or go on where it stopped"),
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in VERBS:
             raise UserError(f"there is no verb {argv[0]}; they are {', '.join(VERBS)}")
         if program:
-            restart_with_huge_pages()
+            restart_with_kept_memory()
         _set_environment()
         with _termination():
             return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])

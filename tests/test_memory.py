@@ -10,9 +10,8 @@ from jaxlm import memory
 SCRIPT = """
 import os, sys
 from jaxlm import memory
-memory._offered = lambda: True
 print("start", flush=True)
-memory.restart_with_huge_pages()
+memory.restart_with_kept_memory()
 print(os.environ["GLIBC_TUNABLES"], sys.argv[1:], os.getpid() == int(sys.stdin.readline() or 0))
 """
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
@@ -38,8 +37,20 @@ def test_what_the_user_has_set_stays():
     assert run("") == ["start", " ['a b', '--config.data.path=x,y'] True"]
 
 
-def test_nothing_happens_where_the_system_has_no_huge_pages(monkeypatch):
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_nothing_happens_on_other_systems(monkeypatch, platform):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(memory, "_offered", lambda: False)
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
-    memory.restart_with_huge_pages()
+    memory.restart_with_kept_memory()
+
+
+def test_a_start_that_the_system_refuses_changes_nothing(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+
+    def refuse(*_):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(os, "execve", refuse)
+    memory.restart_with_kept_memory()
