@@ -199,7 +199,9 @@ class Encoder(nn.Module):
             masks[local] = kernels.mask_for(mask, length, self.execution)
             base = config.local_rotary_base if local else config.rotary_base
             if config.positions == "rotary":
-                rotaries[local] = attention.rotary_table(positions, config.head_width, base)
+                table = attention.rotary_table(positions, config.head_width, base)
+                # Else each rotation computes the sines again, for every head.
+                rotaries[local] = lax.optimization_barrier(table) if self.execution.keep_sums else table
             if config.positions == "alibi":
                 biases[local] = kernels.alibi_bias_for(masks[local], config.heads, length)
 
