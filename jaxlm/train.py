@@ -15,7 +15,7 @@ import optax
 from jax import Array, lax
 
 from jaxlm import config as settings
-from jaxlm import distributed, hardware, objectives, optimizer, sharding
+from jaxlm import distributed, hardware, memory, objectives, optimizer, sharding
 from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
 from jaxlm.data.pipeline import train_batches
 from jaxlm.errors import UserError
@@ -181,6 +181,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             saving = _saves(config.checkpoint.every, step) and not over
             if step % config.logging.every == 0:
                 log.train(step, meter.read() | {"progress": progress})
+                memory.give_back()
             if evaluating or saving:
                 _stop_on_nan(metrics, step, checkpoints)
                 paused = time.monotonic()

@@ -54,3 +54,28 @@ def test_a_start_that_the_system_refuses_changes_nothing(monkeypatch):
 
     monkeypatch.setattr(os, "execve", refuse)
     memory.restart_with_kept_memory()
+
+
+@ON_LINUX
+@pytest.mark.parametrize("tunables", ["ours", "none"])
+def test_what_was_freed_is_given_back(tunables):
+    # Below other memory, so that the end of the heap does not go back by itself.
+    script = """
+import resource
+from jaxlm import memory
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+pieces = [bytearray(b"x" * 2**20) for _ in range(300)]
+end = bytearray(b"x" * 2**16)
+held = resident()
+del pieces
+kept = resident()
+memory.give_back()
+print(held, kept, resident())
+"""
+    environment = os.environ | {"GLIBC_TUNABLES": memory.TUNABLES if tunables == "ours" else ""}
+    out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    held, kept, left = map(int, out.stdout.split())
+    if tunables == "ours":
+        assert held - kept < 100 and kept - left > 200
+    else:  # glibc's own way is left alone
+        assert held - kept > 200
