@@ -181,7 +181,6 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             saving = _saves(config.checkpoint.every, step) and not over
             if step % config.logging.every == 0:
                 log.train(step, meter.read() | {"progress": progress})
-                memory.give_back()
             if evaluating or saving:
                 _stop_on_nan(metrics, step, checkpoints)
                 paused = time.monotonic()
@@ -193,6 +192,8 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
                         checkpoints.wait()
                     log.event("checkpoint", step=step)
                 meter.skip(time.monotonic() - paused)
+            if evaluating or saving or (step - start).bit_count() == 1:
+                memory.give_back()  # also after 1, 2, 4, ... updates: most of what no step uses arises early
         _stop_on_nan(metrics, step, checkpoints)
         if meter.metrics:
             log.train(step, meter.read() | {"progress": clock.read(step)[1]})

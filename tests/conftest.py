@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Compiled steps are shared by all tests and commands of a session; set before JAX is imported.
+# Compiled steps are shared by all tests and commands of a session (of a worker of it); set before JAX is imported.
 COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -40,6 +40,10 @@ OBJECTS = [
     "an answer",
 ]
 PLACES = ["in the morning", "near the bridge", "without a word", "after the storm", "for no reason", "at the market"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # long files first: workers end together
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

