@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 # Losses of a run that is cut anywhere are those of the whole one; float32, so that rounding is all that differs.
 SETTINGS = ("train.compute_dtype=float32", "schedule.name=constant", "schedule.warmup=0", "logging.every=1",
             "checkpoint.every=4", "evaluation.every=0", "masking.scheme=whole_word", "model.dropout=0.1")  # fmt: skip
-HEARTBEAT = 3
+HEARTBEAT = 5
 # Only the first process of several finds compiled programs in the cache: the others compile all of theirs, each time.
 FAST_TO_COMPILE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
