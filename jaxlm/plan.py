@@ -105,6 +105,7 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
     collectives = formula_collectives(encoder, phase, mesh, memory["parameters"], dtype)
     result: dict[str, Any] = {"xla_flops_per_step": None, "xla_bytes": None, "xla_error": None, "needed_bytes": None}
     if can_compile(chip) and not formula:
+        print(f"compiling for {chip}: minutes, for a large model; --formula leaves it out", file=sys.stderr)
         step = make_step(config, encoder, phase, tpu_mesh(config, chip, shape, mesh), "tpu", dtype)
         compiled = compile_step(step, chip)
         if isinstance(compiled, OutOfMemory):
@@ -279,7 +280,7 @@ def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step,
     size = (rows, phase["sequence_length"], step.slots)
     most, tensor = config.train.logits_megabytes * 2**20, mesh["tensor"]
     flash = step.execution.attention == "flash"  # of the others' residuals those of XLA tell enough
-    one = dataclasses.replace(step.execution, rows=None, mesh=None, attention="flash" if flash else "xla")
+    one = dataclasses.replace(step.execution, rows=None, attention="flash" if flash else "xla")
     kept = kept_bytes(encoder, one, size, most, tensor)
     layers = kept if one.rematerialise == "none" else kept_bytes(
         encoder, dataclasses.replace(one, rematerialise="none"), size, most, tensor
@@ -460,8 +461,6 @@ def main(argv: Sequence[str]) -> int:
     jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent chip is never read again
     mesh = read_mesh(args.mesh)
     config = settings.load_config(args.config, overrides, start_settings)
-    if args.chip in CHIPS and can_compile(args.chip) and not args.formula:
-        print(f"compiling for {args.chip}: minutes, for a large model; --formula leaves it out", file=sys.stderr)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
     print(json.dumps(result) if args.json else describe(result, args.config))
     return 0

@@ -254,6 +254,7 @@ def test_step_is_compiled_for_a_tpu_that_is_not_here():
     result = in_a_process(
         "-m", "jaxlm.cli", "plan", "--config=configs/mini.py", "--mesh=data=2,fsdp=2", "--chip=v5e", "--json",
         "--config.model.layers=1", "--config.model.vocab_size=512", "--config.tokenizer.vocab_size=500",
+        "--config.model.width=256",  # narrower arrays are padded to a TPU's tiles
     )  # fmt: skip
     assert result["analysis"] == "XLA for v5e"
     assert result["xla_bytes"]["arguments"] == pytest.approx(

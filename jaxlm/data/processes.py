@@ -1,7 +1,5 @@
 """Worker processes for the preparation of data: spawned, in order, and gone when their parent is."""
 
-import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -60,24 +58,12 @@ _failed_start: Exception | None = None
 def _start_worker(initializer: Callable | None, arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; they need not print tracebacks
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _keep_memory()
     if initializer:
         try:
             initializer(*arguments)
         except Exception as error:  # raised here it would only break the pool; the first item tells it
             global _failed_start
             _failed_start = error
-
-
-def _keep_memory() -> None:
-    """Lets the C library keep the memory of large arrays, where it can be told so.
-
-    Giving it back to the system and having it cleared again, many times for each chunk, took a fifth of the time.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest that is allowed
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _call(function: Callable, item: Any) -> Any:

@@ -80,9 +80,9 @@ class Execution:
     `compute_dtype` is that of matrix products, `activation_dtype` that between them. On CPU products of bfloat16 are
     fast only with a float32 result, and gradients of kernels only with a transpose in memory (`transpose_gradients`),
     which on more than one device would cost an all-gather; and XLA must be kept from computing a layer's small
-    operations again in each later one (`keep_sums`). `attention` names the kernel; one that XLA cannot divide
-    by itself runs on the devices of `mesh`. `interpret` runs a Pallas kernel where its hardware is not.
-    `fused_norm` computes norms by the GPU's own kernel. `rows` is how devices split a batch, if at all.
+    operations again in each later one (`keep_sums`). `attention` names the kernel; `interpret` runs a Pallas
+    kernel where its hardware is not. `fused_norm` computes norms by the GPU's own kernel. `rows` is how devices split
+    a batch, if at all.
     """
 
     compute_dtype: str = "float32"
@@ -91,7 +91,6 @@ class Execution:
     keep_sums: bool = False
     rematerialise: str = "none"
     attention: str = "xla"
-    mesh: Any = None
     interpret: bool = False
     fused_norm: bool = False
     rows: Any = None  # jax.sharding.NamedSharding
@@ -124,13 +123,9 @@ def choose_execution(
         keep_sums=on_cpu,
         rematerialise=rematerialise,
         attention=attention,
-        mesh=rows.mesh if attention in PALLAS and devices > 1 else None,
         fused_norm=platform == "gpu" and compute_dtype == "bfloat16" and devices == 1,
         rows=rows if devices > 1 else None,
     )
-
-
-PALLAS = ("splash", "flash")  # attention kernels whose calls XLA does not divide over a mesh
 
 
 def choose_attention(

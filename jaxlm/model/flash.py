@@ -104,12 +104,12 @@ def flash_attend(
     def attend(joined: Array, *about: Array) -> Array:
         return _attend(joined, about, static)
 
-    if execution.mesh is not None:  # XLA does not divide a Pallas call over devices
-        split = tuple(axis for axis in execution.mesh.axis_names if axis != "tensor")
+    if execution.rows is not None:  # XLA does not divide a Pallas call over devices
+        split = execution.rows.spec[0]
         places = [PartitionSpec(split, *["tensor"] * (x.ndim - 2), None) for x in about]
         attend = jax.shard_map(
             attend,
-            mesh=execution.mesh,
+            mesh=execution.rows.mesh,
             in_specs=(PartitionSpec(split, None, None, "tensor", None), *places),
             out_specs=PartitionSpec(split, None, "tensor", None),
             check_vma=False,

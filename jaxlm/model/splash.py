@@ -38,12 +38,12 @@ def splash_attend(
             kernel = _kernel(query.shape[1], length + padding, mask.window, mask.causal, name, execution.interpret)
         return jax.vmap(kernel)(query, key, value, splash.SegmentIds(segment_ids, segment_ids))
 
-    if execution.mesh is not None:
-        rows = tuple(axis for axis in execution.mesh.axis_names if axis != "tensor")
+    if execution.rows is not None:  # XLA does not divide a Pallas call over devices
+        rows = execution.rows.spec[0]
         heads = PartitionSpec(rows, "tensor", None, None)
         attend = jax.shard_map(
             attend,
-            mesh=execution.mesh,
+            mesh=execution.rows.mesh,
             in_specs=(heads, heads, heads, PartitionSpec(rows, None)),
             out_specs=heads,
             check_vma=False,

@@ -154,13 +154,10 @@ def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platfor
         choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None)
 
 
-def test_only_a_kernel_that_xla_does_not_divide_knows_the_mesh():
-    mesh = OfTensor(2)
-    rows = SimpleNamespace(mesh=mesh)
-    assert choose_execution("bfloat16", "tpu", 2, attention="splash", rows=rows).mesh is mesh
-    assert choose_execution("bfloat16", "tpu", 1, attention="splash", rows=rows).mesh is None
-    assert choose_execution("bfloat16", "gpu", 2, attention="flash", rows=rows).mesh is mesh
-    assert choose_execution("bfloat16", "gpu", 2, attention="xla", rows=rows).mesh is None
+def test_one_device_has_no_rows_to_split():
+    rows = SimpleNamespace(mesh=OfTensor(2))
+    assert choose_execution("bfloat16", "tpu", 2, rows=rows).rows is rows
+    assert choose_execution("bfloat16", "tpu", 1, rows=rows).rows is None
 
 
 def product_flops(jaxpr):

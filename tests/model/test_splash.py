@@ -84,13 +84,13 @@ def compiled_for(devices, shape, length, window):
     """The gradient of attention over packed rows, compiled for a mesh of TPUs: its program."""
     chips = np.array(devices[: np.prod(shape)]).reshape(shape)
     mesh = Mesh(chips, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    execution = Execution("bfloat16", "bfloat16", attention="splash", mesh=mesh if mesh.size > 1 else None)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    execution = Execution("bfloat16", "bfloat16", attention="splash", rows=rows if mesh.size > 1 else None)
 
     def loss(query, key, value, segment_ids):
         mask = mask_for(AttentionMask(segment_ids, None, window), length, execution)
         return attend(query, key, value, mask, execution).astype(jnp.float32).sum()
 
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     heads = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     x = jax.ShapeDtypeStruct((4, length, 4, 64), jnp.bfloat16, sharding=heads)
     ids = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows)
