@@ -16,12 +16,12 @@ import numpy as np
 from jaxlm import config as settings
 from jaxlm import hardware, optimizer, sharding
 from jaxlm.errors import UserError
-from jaxlm.masking import make_masking, prediction_slots
+from jaxlm.masking import make_masking
 from jaxlm.model.compiling import compiler_options, initial_options
 from jaxlm.model.config import choose_attention, choose_execution, encoder_config, training_flops
 from jaxlm.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
 from jaxlm.run import initial_state
-from jaxlm.train import make_train_step
+from jaxlm.train import make_train_step, phase_slots
 
 PAD_ID, SPECIAL_IDS = 0, (0, 1, 2, 3, 4)  # of the synthetic vocabulary; the last is the mask
 MEASURING_SECONDS = 3.0  # for the peak, before the steps and after them
@@ -102,7 +102,7 @@ def bench(
 
     median = statistics.median(seconds)
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
-    flops = training_flops(encoder, batch_size, length, int(phase["mask_rate"] * real))
+    flops = training_flops(encoder, batch_size, length, int(settings.predicted_share(phase) * real))
     size, rate = max(rates, key=lambda entry: entry[1])
     # CPU devices share one processor.
     measured = rate * mesh.size / (jax.local_device_count() if device.platform == "cpu" else 1)
@@ -128,7 +128,7 @@ def bench(
         "trace_seconds": trace_seconds,
         "compiled_from_cache": bool(hits),
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
-        "prediction_slots": prediction_slots(masking.scheme, phase["mask_rate"], length) * batch_size,
+        "prediction_slots": phase_slots(config, phase) * batch_size,
         "batch_size": batch_size,
         "sequence_length": length,
         "documents_per_row": documents,
@@ -225,7 +225,7 @@ def resized(config: Any, batch: int | None, length: int | None) -> Any:
     phase = settings.phases_of(config)[-1]
     accumulate = 1 if batch else phase["accumulate"]
     batch, length = batch or phase["batch_size"], length or phase["sequence_length"]
-    config.train.update(phases=(), batch_size=batch, accumulate=accumulate)
+    config.train.update(phases=({"objective": phase["objective"]},), batch_size=batch, accumulate=accumulate)
     config.data.sequence_length, config.masking.rate = length, phase["mask_rate"]
     config.model.rotary_base, config.optimizer.learning_rate = phase["rotary_base"], phase["learning_rate"]
     settings.check_config(config)

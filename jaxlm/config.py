@@ -23,6 +23,7 @@ from jaxlm.errors import UserError
 from jaxlm.settings import (
     FORMER_VALUES,
     INTERVALS,
+    OBJECTIVES,
     PHASE_SETTINGS,
     RESUMABLE,
     RESUMABLE_SECTIONS,
@@ -277,12 +278,18 @@ def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
         "mask_rate": config.masking.rate,
         "rotary_base": config.model.rotary_base,
         "learning_rate": config.optimizer.learning_rate,
+        "objective": "masked",
         "steps": None,
     }
     given: tuple[dict[str, Any], ...] = config.train.phases or ({},)
     phases = [common | {name: PHASE_SETTINGS[name](value) for name, value in phase.items()} for phase in given]
     phases[-1]["steps"] = None
     return phases
+
+
+def predicted_share(phase: dict[str, Any]) -> float:
+    """Returns which share of the tokens a phase predicts; where masking.final_rate is set, at its beginning."""
+    return 1.0 if phase["objective"] == "causal" else phase["mask_rate"]
 
 
 def phase_number(phases: Sequence[dict[str, Any]], step: int) -> int:
@@ -362,6 +369,10 @@ def _check_phases(config: ConfigDict) -> None:
         for name, value in phase.items():
             if name not in PHASE_SETTINGS:
                 raise UserError(f"{where}: {name} is not one of {', '.join(PHASE_SETTINGS)}")
+            if name == "objective":
+                if value not in OBJECTIVES:
+                    raise UserError(f"{where}: objective={value} is not one of {', '.join(OBJECTIVES)}")
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{where}: {name}={value}: a number above 0 is meant")
             if PHASE_SETTINGS[name] is int and value != int(value):

@@ -51,6 +51,21 @@ def evaluation_masking(masking: Masking) -> Masking:
 EVALUATION_RATE = 0.15
 
 
+def next_tokens(tokens: Array, segment_ids: Array, masking: Masking) -> MaskedTokens:
+    """Returns a batch in which nothing is hidden and each token has the next one of its document to predict.
+
+    tokens and segment_ids int32 [B, L]; P is L. As in `mask_tokens` special tokens are not predicted. For a model that
+    sees nothing of what follows: causal language modelling, from which masked modelling can go on (arXiv 2507.00994).
+    """
+    labels, next_segment = (jnp.roll(x, -1, axis=1) for x in (tokens, segment_ids))
+    special = jnp.isin(labels, jnp.asarray(masking.special_ids, jnp.int32))
+    there = (next_segment == segment_ids) & (segment_ids > 0) & ~special
+    there = there.at[:, -1].set(False)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    nothing = jnp.zeros(len(tokens), jnp.int32)
+    return MaskedTokens(tokens, positions, labels, there.astype(jnp.float32), nothing)
+
+
 def prediction_slots(scheme: str, rate: float, length: int) -> int:
     """Returns P, the slots a row has for predictions: its share, and room for the word that crosses it."""
     return min(length, math.ceil(rate * length) + (0 if scheme == "token" else 8))

@@ -29,13 +29,14 @@ def masked_lm(
     segment_ids: Array,
     dropout_seeds: Array | None = None,
     logits_bytes: int = 2**28,
+    causal: bool = False,
 ) -> PredictionSums:
-    """Returns the summed cross entropy of the masked tokens.
+    """Returns the summed cross entropy of the masked tokens; `causal` hides from each token what follows it.
 
     Vocabulary logits exist at masked positions only, [B * P, V] float32 at once, or where a device's part of that is
     more than `logits_bytes` in equal pieces whose logits are computed again in the backward pass.
     """
-    states = encode(model, params, masked.inputs, segment_ids, dropout_seeds=dropout_seeds)
+    states = encode(model, params, masked.inputs, segment_ids, dropout_seeds=dropout_seeds, causal=causal)
     states = gather_positions(states, masked.masked_positions)
     states = split_rows(states.reshape(-1, states.shape[-1]), model.execution)
     labels, weights = masked.labels.reshape(-1), masked.weights.reshape(-1)

@@ -24,7 +24,7 @@ from jaxlm import hardware, objectives, optimizer, sharding
 from jaxlm.collectives import Collective, read_collectives, sent
 from jaxlm.errors import UserError
 from jaxlm.hardware import CHIPS
-from jaxlm.masking import MaskedTokens, make_masking, prediction_slots
+from jaxlm.masking import MaskedTokens, make_masking
 from jaxlm.model.compiling import compiler_options
 from jaxlm.model.config import (
     EncoderConfig,
@@ -37,7 +37,7 @@ from jaxlm.model.config import (
 from jaxlm.model.heads import MaskedLM, abstract_params
 from jaxlm.run import initial_state
 from jaxlm.start import start_settings
-from jaxlm.train import TIME_UNITS, make_train_step
+from jaxlm.train import TIME_UNITS, make_train_step, phase_slots
 
 AXES = ("data", "fsdp", "tensor")
 SPECIAL_IDS = (0, 1, 2, 3, 4)  # of a vocabulary that is not there; the last is the mask
@@ -201,8 +201,7 @@ def make_step(config: Any, encoder: EncoderConfig, phase: dict[str, Any], mesh: 
     steps = steps_of(config, settings.phases_of(config))
     total = TIME_UNITS if steps is None else sum(steps)
     function = make_train_step(config, phase, encoder, execution, masking, update, total)
-    rate = max(phase["mask_rate"], config.masking.final_rate or 0)
-    return Step(function, (state, batch, *scalars), places, execution, prediction_slots(masking.scheme, rate, size[1]))
+    return Step(function, (state, batch, *scalars), places, execution, phase_slots(config, phase))
 
 
 def tpu_mesh(config: Any, chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
@@ -374,7 +373,7 @@ def _tokens(phase: dict[str, Any]) -> int:
 
 
 def _flops(encoder: EncoderConfig, phase: dict[str, Any]) -> float:
-    predictions = int(phase["mask_rate"] * _tokens(phase))
+    predictions = int(settings.predicted_share(phase) * _tokens(phase))
     return training_flops(encoder, phase["batch_size"], phase["sequence_length"], predictions)
 
 

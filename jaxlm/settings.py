@@ -173,7 +173,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "phases": S(
             (),
             "rows of settings that hold one after another, as JSON: steps (all but the last), sequence_length,"
-            " batch_size, accumulate, mask_rate, learning_rate, rotary_base",
+            " batch_size, accumulate, mask_rate, learning_rate, rotary_base, objective (masked; causal: each token"
+            " after those before it)",
             item=dict,
         ),
         "seed": S(0, "of initialization, data order, masks and dropout", within=">=0"),
@@ -298,4 +299,5 @@ SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says
 FORMER_VALUES: dict[str, dict[bool, str]] = {"train.rematerialise": {True: "full", False: "none"}}
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
-                  "rotary_base": float, "learning_rate": float}  # fmt: skip
+                  "rotary_base": float, "learning_rate": float, "objective": str}  # fmt: skip
+OBJECTIVES = ("masked", "causal")

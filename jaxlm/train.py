@@ -20,7 +20,7 @@ from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
 from jaxlm.data.pipeline import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluate import before_and_after, describe
-from jaxlm.masking import Masking, mask_tokens, prediction_slots
+from jaxlm.masking import Masking, mask_tokens, next_tokens, prediction_slots
 from jaxlm.model.compiling import compiler_options
 from jaxlm.model.config import EncoderConfig, Execution, training_flops
 from jaxlm.model.heads import MaskedLM
@@ -30,6 +30,12 @@ from jaxlm.start import start_settings
 
 MASKS, DROPOUT = 0, 1  # what randomness is for, folded into the root key first
 TIME_UNITS = 1000.0  # a time budget's schedule counts in thousandths of it
+
+
+def phase_slots(config: Any, phase: dict[str, Any]) -> int:
+    """Returns how many predictions a row of a phase has room for."""
+    rate = max(settings.predicted_share(phase), config.masking.final_rate or 0)
+    return prediction_slots(config.masking.scheme, rate, phase["sequence_length"])
 
 
 def make_train_step(
@@ -50,9 +56,7 @@ def make_train_step(
     model = MaskedLM(dataclasses.replace(encoder, rotary_base=phase["rotary_base"]), execution)
     schedule = optimizer.make_schedule(config.schedule, total)
     accumulate, logits_bytes = phase["accumulate"], hardware.logits_bytes(config.train.logits_megabytes)
-    slots = prediction_slots(
-        masking.scheme, max(phase["mask_rate"], config.masking.final_rate or 0), phase["sequence_length"]
-    )
+    causal, slots = phase["objective"] == "causal", phase_slots(config, phase)
     mask_seed = run_seeds(config)["mask"]
     dropping = encoder.dropout > 0 or encoder.attention_dropout > 0
 
@@ -66,7 +70,10 @@ def make_train_step(
                 jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.fold_in(root, use), step), row)
                 for use in (MASKS, DROPOUT)
             )
-            masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
+            if causal:
+                masked = next_tokens(tokens, segment_ids, masking)
+            else:
+                masked = mask_tokens(mask_keys, tokens, segment_ids, batch["word_starts"], mask_rate, slots, masking)
             seeds = jax.vmap(lambda key: jax.random.bits(key, (2,)))(dropout_keys) if dropping else None
             # One mean over the whole global batch: what is minimised is the sum over all its predictions' number.
             predictions = jnp.maximum(masked.weights.sum(), 1)
@@ -75,7 +82,7 @@ def make_train_step(
             masked, segment_ids, seeds = rows
             params = optimizer.hold(frozen, params)  # no gradients are computed for what does not learn
             with jax.named_scope("loss"):
-                sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes)
+                sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes, causal)
             return sums.loss / predictions, sums
 
         gradient = jax.grad(share_of_loss, has_aux=True)
@@ -314,7 +321,9 @@ class _Meter:
         batch, length = phase["batch_size"], phase["sequence_length"]
         self.metrics.append(metrics)
         self.tokens += batch * length
-        self.flops += training_flops(self.run.encoder, batch, length, int(phase["mask_rate"] * batch * length))
+        self.flops += training_flops(
+            self.run.encoder, batch, length, int(settings.predicted_share(phase) * batch * length)
+        )
 
     def skip(self, seconds: float) -> None:
         """Leaves out time that was spent on other things than training."""

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import cli, config
-from jaxlm.config import apply_override, check_config, default_config, load_config, phase_number, phases_of
+from jaxlm.config import (
+    apply_override,
+    check_config,
+    default_config,
+    load_config,
+    phase_number,
+    phases_of,
+    predicted_share,
+)
 from jaxlm.errors import UserError
 from jaxlm.settings import INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
 
@@ -208,6 +216,7 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
     (['train.phases=[{"sequence_length": 128}, {}]'], ["train.phases, entry 1", "steps"]),
     (['train.phases=[{"steps": 5, "length": 128}, {}]'], ["train.phases, entry 1", "length", "sequence_length"]),
     (['train.phases=[{"steps": 5}, {"mask_rate": 15}]'], ["train.phases", "mask_rate=15"]),
+    (['train.phases=[{"objective": "electra"}]'], ["train.phases, entry 1", "objective=electra", "masked, causal"]),
     (['train.phases=[{"steps": 1.5}, {}]'], ["train.phases, entry 1", "whole number"]),
     (['train.phases=[{"steps": "5"}, {}]'], ["train.phases, entry 1", "steps=5"]),
     (['train.phases=[{"steps": -5}, {}]'], ["train.phases, entry 1", "above 0"]),
@@ -246,13 +255,18 @@ def test_phases_fill_in_what_they_leave_out_and_the_last_goes_on_to_the_end():
     check_config(result)
     first, last = phases_of(result)
     assert first == {"steps": 100, "sequence_length": 64, "batch_size": 32, "accumulate": 1, "mask_rate": 0.3,
-                     "rotary_base": 10_000.0, "learning_rate": 1e-3}  # fmt: skip
+                     "rotary_base": 10_000.0, "learning_rate": 1e-3, "objective": "masked"}  # fmt: skip
     assert last == {"steps": None, "sequence_length": 128, "batch_size": 32, "accumulate": 1, "mask_rate": 0.15,
-                    "rotary_base": 160_000.0, "learning_rate": 1e-3}  # fmt: skip
+                    "rotary_base": 160_000.0, "learning_rate": 1e-3, "objective": "masked"}  # fmt: skip
     for name, kind in PHASE_SETTINGS.items():
         assert type(first[name]) is kind
     (only,) = phases_of(default_config())
     assert only["steps"] is None
+
+
+def test_a_causal_phase_predicts_all_tokens_and_a_masked_one_its_share():
+    config = with_overrides('train.phases=[{"steps": 5, "objective": "causal"}, {"mask_rate": 0.3}]')
+    assert [predicted_share(phase) for phase in phases_of(config)] == [1.0, 0.3]
 
 
 def test_a_phase_lasts_its_steps_and_the_last_one_for_ever():

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config
-from jaxlm.masking import EVALUATION_RATE, Masking, evaluation_masking, make_masking, mask_tokens, prediction_slots
+from jaxlm.masking import (
+    EVALUATION_RATE,
+    Masking,
+    evaluation_masking,
+    make_masking,
+    mask_tokens,
+    next_tokens,
+    prediction_slots,
+)
 
 SCHEMES = ("token", "whole_word", "span")
 PAD, UNKNOWN, BEGIN, END, MASK = SPECIAL = (0, 1, 2, 3, 4)
@@ -321,3 +329,22 @@ def test_make_masking_reads_the_settings():
     section = default_config().masking
     section.scheme, section.mask_share, section.span_max = "span", 0.7, 4
     assert make_masking(section, SIZE, MASK, SPECIAL) == Masking("span", 0.7, 0.1, 0.2, 4, MASK, SIZE, SPECIAL)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=24, max_size=24),
+    st.lists(st.integers(1, 6), min_size=1, max_size=6).filter(lambda lengths: sum(lengths) <= 24),
+)
+def test_next_tokens_are_those_of_the_same_document_but_special_ones(tokens, lengths):
+    row = np.array(tokens, np.int32)
+    segments = np.repeat(np.arange(len(lengths)) + 1, lengths).astype(np.int32)
+    segments = np.pad(segments, (0, len(row) - len(segments)))
+    found = next_tokens(row[None], segments[None], MASKING)
+    for i in range(len(row)):
+        follows = i + 1 < len(row) and 0 < segments[i] == segments[i + 1] and tokens[i + 1] not in SPECIAL
+        assert found.weights[0, i] == follows
+        if follows:
+            assert found.labels[0, i] == tokens[i + 1]
+    np.testing.assert_array_equal(found.inputs[0], row)
+    np.testing.assert_array_equal(found.masked_positions[0], np.arange(len(row)))

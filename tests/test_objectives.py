@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config, phases_of
-from jaxlm.masking import Masking, mask_tokens
+from jaxlm.masking import Masking, mask_tokens, next_tokens
 from jaxlm.model.config import Execution, encoder_config
-from jaxlm.model.heads import MaskedLM, init_params
+from jaxlm.model.heads import MaskedLM, encode, init_params, predict
 from jaxlm.objectives import cross_entropy, masked_lm, mean_loss, prediction_sums, sum_in_pieces
 
 SIZE, LENGTH, SLOTS = 40, 16, 6
@@ -232,3 +232,21 @@ def test_each_piece_has_its_share_of_every_device():
     assert seen == [(6,)]
     assert int(first) == 0 + 3 + 6 + 9
     assert int(total) == 24 * 23 // 2
+
+
+def test_causal_loss_is_that_of_each_token_after_those_before_it(params):
+    """Against prefixes read by themselves: whose last state sees what a causal one sees, in both directions."""
+    batch = text_batch([5, 9], LENGTH)
+    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+    model = MaskedLM(ENCODER, Execution())
+    sums = jit(lambda: masked_lm(model, params, next_tokens(tokens, segment_ids, MASKING), segment_ids, causal=True))()
+    assert sums.predictions == 14
+    expected = 0.0
+    logits_of = jit(lambda prefix, ids: predict(model, params, encode(model, params, prefix, ids, causal=True)))
+    for row, count in enumerate((5, 9)):
+        for length in range(1, count + 1):
+            prefix = np.where(np.arange(LENGTH) < length, tokens[row], PAD)[None]
+            inside = np.where(np.arange(LENGTH) < length, 1, 0).astype(np.int32)[None]
+            logits = np.asarray(logits_of(prefix, inside), np.float64)[0, length - 1]
+            expected += np.log(np.exp(logits).sum()) - logits[tokens[row, length]]
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)

@@ -138,6 +138,17 @@ def test_phases_change_length_batch_and_rate_and_resume_inside(phased):
     assert abs(shares[8] - 0.15) < 0.03
 
 
+def test_a_causal_phase_comes_before_the_masked_one_and_resumes_inside(mini, tmp_path):
+    phases = 'train.phases=[{"steps": 5, "objective": "causal"}, {}]'
+    whole = train(mini("train.steps=8", phases, "logging.every=1", *LIGHT), tmp_path / "whole")
+    for steps in (3, 8):
+        parts = train(mini(f"train.steps={steps}", phases, *LIGHT), tmp_path / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"]
+    shares = [e["masked_share"] for e in read_metrics(tmp_path / "whole") if e["kind"] == "train"]
+    assert min(shares[:5]) > 0.9  # the first token of a document follows nothing
+    np.testing.assert_allclose(shares[5:], 0.15, atol=0.04)
+
+
 def test_the_mask_rate_follows_its_line(mini, tmp_path):
     train(mini("train.steps=20", "masking.rate=0.4", "masking.final_rate=0.1", "logging.every=1", *LIGHT), tmp_path)
     shares = [entry["masked_share"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
