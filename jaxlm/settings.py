@@ -120,6 +120,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "local_rotary_base": S(10_000.0, "rotary base of local layers", within=">1"),
         "layer_pattern": S("g", "tiled over the layers: g sees all of a document, l a window; ModernBERT's is gll"),
         "window": S(128, "a local layer's window: half of it on each side", within=">=1"),
+        "value_residual": S(
+            0.0, "share of the first layer's values in those of each later layer; 0.5 in the paper", within="[0,1)"
+        ),
         "token_types": S(0, "rows of the token-type table; 0: none", within=">=0"),
         "tied_output": S(True, "the output projection is the token table"),
         "output_bias": S(True, "bias on the vocabulary logits"),

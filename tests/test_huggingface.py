@@ -270,6 +270,8 @@ def preset_encoder(preset: str, **changes) -> EncoderConfig:
         ("modernbert_base", {"first_norm": True}, "modernbert cannot express model.first_norm=True"),
         ("modernbert_base", {"embedding_norm": False}, "model.embedding_norm=False"),
         ("modernbert_base", {"activation": "gelu_tanh"}, "model.activation=gelu_tanh"),
+        ("modernbert_base", {"value_residual": 0.5}, "modernbert cannot express model.value_residual=0.5"),
+        ("bert_base", {"value_residual": 0.5}, "bert cannot express model.value_residual=0.5"),
     ],
 )
 def test_what_no_family_expresses_is_refused_by_name(preset, changes, named):

@@ -33,6 +33,7 @@ class EncoderConfig:
     local_rotary_base: float
     layer_pattern: str
     window: int
+    value_residual: float
     token_types: int
     tied_output: bool
     output_bias: bool

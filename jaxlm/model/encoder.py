@@ -66,16 +66,24 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (arXiv 1706.03762) of x [B, L, D]; `rotary` is the table for this layer's base."""
+    """Multi-head self-attention (arXiv 1706.03762) of x [B, L, D]; `rotary` is the table for this layer's base.
+
+    Returns what it adds, [B, L, D], and its values [B, L, N, H]; `first_value` are those of the first layer, which are
+    mixed in (arXiv 2410.17897).
+    """
 
     config: EncoderConfig
     execution: Execution
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None, site: int
-    ) -> Array:
-        config = self.config
+        self, x: Array, first_value: Array | None, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None,
+        site: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        config, share = self.config, self.config.value_residual
+
+        def mixed(value: Array) -> Array:
+            return value if first_value is None else (1 - share) * value + share * first_value
 
         def dense(name: str) -> Dense:
             return Dense(config.width, config.attention_bias, config, self.execution, name=name)
@@ -89,17 +97,19 @@ class Attention(nn.Module):
             join = jnp.stack if self.execution.splits_heads else jnp.concatenate
             of_all = join(biases, 0) if config.attention_bias else None
             joined_blpnh = multiply(x, join(parts, 1), self.execution, of_all).reshape(*shape[:2], 3, *shape[2:])
-            if rotary is not None:
-                turned = [attention.rotate(joined_blpnh[:, :, part], rotary) for part in range(2)]
-                joined_blpnh = jnp.stack([*turned, joined_blpnh[:, :, 2]], 2)
-            mixed_blnh = flash.flash_attend(joined_blpnh, mask, self.execution, *dropped)
+            value_blnh = joined_blpnh[:, :, 2]
+            if rotary is not None or first_value is not None:
+                turned = [joined_blpnh[:, :, part] for part in range(2)]
+                turned = turned if rotary is None else [attention.rotate(part, rotary) for part in turned]
+                joined_blpnh = jnp.stack([*turned, mixed(value_blnh)], 2)
+            out_blnh = flash.flash_attend(joined_blpnh, mask, self.execution, *dropped)
         else:
             query_blnh, key_blnh, value_blnh = (dense(name)(x).reshape(shape) for name in names)
             if rotary is not None:
                 query_blnh, key_blnh = attention.rotate(query_blnh, rotary), attention.rotate(key_blnh, rotary)
-            mixed_blnh = kernels.attend(query_blnh, key_blnh, value_blnh, mask, self.execution, bias, *dropped)
+            out_blnh = kernels.attend(query_blnh, key_blnh, mixed(value_blnh), mask, self.execution, bias, *dropped)
         output = Dense(config.width, config.attention_bias, config, self.execution, "residual", name="output")
-        return output(mixed_blnh.reshape(x.shape))
+        return output(out_blnh.reshape(x.shape)), value_blnh
 
 
 class FeedForward(nn.Module):
@@ -131,7 +141,9 @@ class Layer(nn.Module):
     index: int
 
     @nn.compact
-    def __call__(self, x: Array, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None) -> Array:
+    def __call__(
+        self, x: Array, first_value: Array | None, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None
+    ) -> tuple[Array, Array | None]:
         config, site = self.config, 1 + 3 * self.index  # site 0 is the embeddings'
         pre = config.norm_position == "pre"
 
@@ -141,14 +153,15 @@ class Layer(nn.Module):
         attention_norm = norm("attention_norm") if config.first_norm or self.index else lambda x: x
         feed_forward_norm = norm("feed_forward_norm")
 
-        attended = Attention(config, self.execution, name="attention")(
-            attention_norm(x) if pre else x, mask, bias, rotary, seeds, site
+        attended, value = Attention(config, self.execution, name="attention")(
+            attention_norm(x) if pre else x, first_value, mask, bias, rotary, seeds, site
         )
         x = self.keep(x + dropout(attended, config.dropout, seeds, site + 1))
         x = x if pre else attention_norm(x)
         fed = FeedForward(config, self.execution, name="feed_forward")(feed_forward_norm(x) if pre else x)
         x = self.keep(x + dropout(fed, config.dropout, seeds, site + 2))
-        return x if pre else feed_forward_norm(x)
+        mixed_in = config.value_residual and self.index == 0  # the others' values are wanted by no one
+        return x if pre else feed_forward_norm(x), value if mixed_in else None
 
     def keep(self, x: Array) -> Array:
         """Returns x, and where execution.keep_sums says so makes the compiler compute it, and its gradient, once."""
@@ -205,8 +218,10 @@ class Encoder(nn.Module):
             if config.positions == "alibi":
                 biases[local] = kernels.alibi_bias_for(masks[local], config.heads, length)
 
+        first_value = None
         for index, layer in enumerate(self.layers):
             local = config.is_local(index)
-            x = layer(x, masks[local], biases.get(local), rotaries.get(local), dropout_seeds)
+            x, value = layer(x, first_value, masks[local], biases.get(local), rotaries.get(local), dropout_seeds)
+            first_value = value if index == 0 else first_value
             x = split_rows(x, self.execution)
         return self.final_norm(x) if config.norm_position == "pre" else x

@@ -135,16 +135,22 @@ def turned(x, base):
     return out
 
 
-def modernbert_logits(params, tokens, heads):
-    """ModernBERT as in arXiv 2412.13663: norms before, none first; every third layer global, others 64 to each side."""
+def modernbert_logits(params, tokens, heads, first_share=0.0):
+    """ModernBERT as in arXiv 2412.13663: norms before, none first; every third layer global, others 64 to each side.
+
+    After the first layer values have `first_share` of its values in them (arXiv 2410.17897).
+    """
     table = params["encoder"]["embeddings"]
     x = standardise(table["token"]["embedding"][tokens], table["norm"], 1e-5)
     distance = np.abs(np.subtract.outer(np.arange(len(tokens)), np.arange(len(tokens))))
+    first_value = None
     for number in range(sum(name.startswith("layers_") for name in params["encoder"])):
         layer = params["encoder"][f"layers_{number}"]
         everything = number % 3 == 0
         y = x if number == 0 else standardise(x, layer["attention_norm"], 1e-5)
         query, key, value = (dense(y, layer["attention"][name]) for name in ("query", "key", "value"))
+        first_value = value if number == 0 else first_value
+        value = (1 - first_share) * value + first_share * first_value
         width = x.shape[1] // heads
         mixed = np.zeros_like(x)
         for head in range(heads):
@@ -198,6 +204,14 @@ def test_modernbert_is_the_paper_s_padded_and_packed_and_beyond_its_window():
     expected = [modernbert_logits(in_float64(params), document, heads=2) for document in documents]
     np.testing.assert_allclose(logits[:224], np.concatenate(expected), atol=1e-4)
     assert np.std(expected[0]) > 1, "logits this small would agree whatever they are"
+
+
+@pytest.mark.parametrize("rematerialise", ["none", "full"])
+def test_later_layers_mix_the_first_one_s_values_into_theirs(rematerialise):
+    config = architecture("modernbert_base", **TINY | {"layers": 3}, value_residual=0.4)
+    params, document = random_params(config), random_tokens(30)
+    logits = applied(config, Execution(rematerialise=rematerialise))(params, document[None])[0]
+    np.testing.assert_allclose(logits, modernbert_logits(in_float64(params), document, 2, first_share=0.4), atol=1e-4)
 
 
 # Packing and padding
@@ -344,6 +358,7 @@ CHOICES = dict.fromkeys(SWITCHES, (True, False)) | {
 } | {
     "embedding_width": (0, 12), "layer_pattern": ("g", "l", "gl"), "token_types": (0, 1, 2), "position_offset": (0, 2),
     "dropout": (0.0, 0.2), "attention_dropout": (0.0, 0.2), "window": (1, 6),
+    "value_residual": (0.0, 0.5),
 }  # fmt: skip
 
 

@@ -61,11 +61,11 @@ def test_blocks_that_see_nothing_of_each_other_are_skipped():
 
 
 def test_an_encoder_by_flash_is_the_same_encoder():
-    """With packed rows, a row of padding alone, dropout, rotary positions and layers of both kinds."""
+    """With packed rows, a row of padding alone, dropout, rotary positions, layers of both kinds, values mixed."""
     config = default_config()
     config.model.update(PRESETS["modernbert_base"])
     config.model.update(vocab_size=50, layers=2, width=32, heads=2, feed_forward_width=20, layer_pattern="gl", window=8)
-    config.model.update(dropout=0.2, attention_dropout=0.2)
+    config.model.update(dropout=0.2, attention_dropout=0.2, value_residual=0.5)
     architecture = encoder_config(config.model)
     params = jax.tree.map(lambda leaf: 5 * leaf, init_params(architecture, 0))  # or all tokens weigh the same
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 50, (3, 40)), jnp.int32)
