@@ -18,12 +18,14 @@ def get_config():
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
         embedding_norm=True, head_transform=False, tied_output=True, output_bias_from_frequencies=True,
-        initialization="zero_output",
+        initialization="zero_output", value_residual=0.5,
     )  # fmt: skip
     config.train.minutes = 5.0
     config.train.batch_size = 32
+    short = {"sequence_length": 64, "batch_size": 64}
+    config.train.phases = ({"steps": 100, "objective": "causal", **short}, {"steps": 400, **short}, {})
     config.masking.update(rate=0.4, final_rate=0.15)
-    config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.03)
+    config.optimizer.update(name="muon", learning_rate=6e-3, muon_learning_rate=0.03)
     config.schedule.warmup = 0.05
     config.evaluation.every = 0
     config.checkpoint.every = 1000
