@@ -142,8 +142,14 @@ def _mean_of_layers(model: MaskedLM, params: dict, tokens: Array, segment_ids: A
         capture_intermediates=lambda module, method: module.name in wanted, mutable=["intermediates"],
     )  # fmt: skip
     found = captured["intermediates"]["encoder"]
-    states = [final if layer == last else found[names[layer]]["__call__"][0] for layer in layers]
-    return sum(x.astype(jnp.float32) for x in states) / len(states)
+
+    def states_of(layer: int) -> Any:
+        if layer == last:
+            return final
+        out = found[names[layer]]["__call__"][0]
+        return out if layer == 0 else out[0]  # behind a layer's states come its values
+
+    return sum(states_of(layer).astype(jnp.float32) for layer in layers) / len(layers)
 
 
 def _cast_kernels(params: dict, dtype: str) -> dict:

@@ -46,8 +46,8 @@ def states(trained, text):
         tokens = np.append(tokens[:, : LENGTH - 1], [[trained.tokenizer.end_id]], axis=1)
     final, captured = program(trained.model)(trained.params, tokens)
     layers = captured["intermediates"]["encoder"]
-    names = ["embeddings", *(f"layers_{n}" for n in range(trained.encoder.layers))]
-    return np.stack([*(layers[name]["__call__"][0][0] for name in names[:-1]), final[0]])
+    of_layers = [layers[f"layers_{n}"]["__call__"][0][0] for n in range(trained.encoder.layers - 1)]
+    return np.stack([x[0] for x in (layers["embeddings"]["__call__"][0], *of_layers, final)])
 
 
 POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0)}
