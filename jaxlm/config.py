@@ -287,9 +287,11 @@ def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
     return phases
 
 
-def predicted_share(phase: dict[str, Any]) -> float:
-    """Returns which share of the tokens a phase predicts; where masking.final_rate is set, at its beginning."""
-    return 1.0 if phase["objective"] == "causal" else phase["mask_rate"]
+def predicted_share(phase: dict[str, Any], mask_rate: float | None = None) -> float:
+    """Returns which share of the tokens a phase predicts, at the mask rate that it begins with or at another."""
+    if phase["objective"] == "causal":
+        return 1.0
+    return phase["mask_rate"] if mask_rate is None else mask_rate
 
 
 def phase_number(phases: Sequence[dict[str, Any]], step: int) -> int:

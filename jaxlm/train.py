@@ -179,7 +179,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
             before, heard = metrics, voted
             state, metrics, voted = compiled[number](*inputs)
             step += 1
-            meter.add(run.phases[number], metrics)
+            meter.add(run.phases[number], rate, metrics)
             _stop_on_nan(before, step - 1, checkpoints)  # one update is always under way: look at the one before it
 
             stopping = clock.hear(heard) if votes else bool(stopped)
@@ -317,13 +317,12 @@ class _Meter:
         self.metrics: list[dict[str, Array]] = []
         self.tokens, self.flops, self.last = 0, 0.0, time.monotonic()
 
-    def add(self, phase: dict[str, Any], metrics: dict[str, Array]) -> None:
+    def add(self, phase: dict[str, Any], mask_rate: float, metrics: dict[str, Array]) -> None:
         batch, length = phase["batch_size"], phase["sequence_length"]
+        predictions = int(settings.predicted_share(phase, mask_rate) * batch * length)
         self.metrics.append(metrics)
         self.tokens += batch * length
-        self.flops += training_flops(
-            self.run.encoder, batch, length, int(settings.predicted_share(phase) * batch * length)
-        )
+        self.flops += training_flops(self.run.encoder, batch, length, predictions)
 
     def skip(self, seconds: float) -> None:
         """Leaves out time that was spent on other things than training."""

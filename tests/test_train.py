@@ -151,8 +151,14 @@ def test_a_causal_phase_comes_before_the_masked_one_and_resumes_inside(mini, tmp
 
 def test_the_mask_rate_follows_its_line(mini, tmp_path):
     train(mini("train.steps=20", "masking.rate=0.4", "masking.final_rate=0.1", "logging.every=1", *LIGHT), tmp_path)
-    shares = [entry["masked_share"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
-    np.testing.assert_allclose(shares, np.linspace(0.4, 0.1, 21)[:20], atol=0.04)
+    entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
+    rates = np.linspace(0.4, 0.1, 21)[:20]
+    np.testing.assert_allclose([entry["masked_share"] for entry in entries], rates, atol=0.04)
+    # And what a step is said to compute falls with it: MFU by tokens a second.
+    flops = np.array([entry["mfu"] / entry["tokens_per_second"] for entry in entries])
+    fixed, logits = np.linalg.lstsq(np.stack([np.ones(20), rates], 1), flops / flops[0], rcond=None)[0]
+    assert logits > 0.1
+    np.testing.assert_allclose(flops / flops[0], fixed + logits * rates, atol=0.02)
 
 
 @pytest.mark.parametrize(("end", "steps"), [("train.epochs=0.5", None), ("train.tokens=2000", 8)])
