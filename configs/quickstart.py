@@ -1,8 +1,8 @@
 """From nothing to a trained encoder in three minutes: the docstrings of this machine's Python packages.
 
 command:  jaxlm train --config=configs/quickstart.py --workdir=runs/quickstart
-hardware: 2 CPU cores
-result:   held-out loss 3.191 nats, accuracy 46.8% (unigram baseline 6.647) in 3 minutes in all, 2026-11-26
+hardware: 2 CPU cores, an Intel Xeon with AMX
+result:   held-out loss 3.183 nats, accuracy 46.7% (unigram baseline 6.647) in 3 minutes in all, 2026-11-26
 """
 
 from jaxlm.config import default_config
