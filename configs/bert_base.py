@@ -12,7 +12,7 @@ differs:  no next-sentence prediction, so no sentence pairs: rows are packed, an
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config(arg=None):

@@ -13,7 +13,7 @@ differs:  fresh weights; published from those of Google's Chinese BERT. No next-
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config(arg=None):

@@ -14,7 +14,7 @@ differs:  AdamW in place of StableAdamW. A batch has 4,096 rows of 1,024 tokens 
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config():

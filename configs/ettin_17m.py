@@ -14,7 +14,7 @@ differs:  AdamW in place of StableAdamW. The rate falls once, over the last 300 
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config():

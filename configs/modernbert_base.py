@@ -11,7 +11,7 @@ differs:  AdamW in place of StableAdamW. The batch grows in 5 stairs over the fi
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config():

@@ -13,7 +13,7 @@ differs:  AdamW in place of StableAdamW. The rate stays at 5e-4 until the decay;
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config():

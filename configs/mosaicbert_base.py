@@ -11,7 +11,7 @@ differs:  the gate's and the up projection's biases are trained, which the publi
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config():

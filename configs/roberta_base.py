@@ -11,7 +11,7 @@ differs:  attention stays within a document, where the published rows run on ove
 """
 
 from jaxlm.config import default_config
-from jaxlm.model.config import PRESETS
+from jaxlm.model.presets import PRESETS
 
 
 def get_config():

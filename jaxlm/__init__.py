@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from jaxlm.neighbours import nearest as nearest
-    from jaxlm.neighbours import similarity as similarity
-    from jaxlm.predict import Model
-
-__version__ = "0.1.0"
+    from jaxlm.use.fill_mask import Model
+    from jaxlm.use.neighbours import nearest as nearest
+    from jaxlm.use.neighbours import similarity as similarity
 
 
 def load(directory: "str | Path", compute_dtype: str = "float32") -> "Model":
@@ -18,14 +18,14 @@ def load(directory: "str | Path", compute_dtype: str = "float32") -> "Model":
     compute_dtype is that of products: "float32", "bfloat16", or "auto", which is bfloat16 where it is fast. Raises
     UserError.
     """
-    from jaxlm.predict import load  # here, so that `import jaxlm` is quick
+    from jaxlm.use.fill_mask import load  # here, so that `import jaxlm` is quick
 
     return load(directory, compute_dtype)
 
 
 def __getattr__(name: str) -> Any:
     if name in ("similarity", "nearest"):
-        from jaxlm import neighbours
+        from jaxlm.use import neighbours
 
         return getattr(neighbours, name)
     raise AttributeError(f"module 'jaxlm' has no attribute {name!r}")

@@ -14,21 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxlm import __version__
 from jaxlm.errors import UserError
-from jaxlm.memory import restart_with_kept_memory
+from jaxlm.runtime.memory import restart_with_kept_memory
+from jaxlm.version import __version__
 
 VERBS = {
     "train": ("jaxlm.train", "train a masked language model, or go on where it stopped"),
     "prepare": ("jaxlm.data.prepare", "turn text into a token store, without training"),
-    "config": ("jaxlm.config", "print every setting, its value and what it means"),
-    "fill-mask": ("jaxlm.predict", "fill in the blanks of a text"),
-    "embed": ("jaxlm.embed_file", "the vector of each text of a file"),
-    "score": ("jaxlm.score", "how probable sentences are, for ranking them"),
-    "evaluate": ("jaxlm.evaluate", "the held-out loss of a model on any text"),
-    "export": ("jaxlm.export", "write a model as a directory that Transformers loads"),
-    "bench": ("jaxlm.bench", "tokens per second, share of peak, memory, input rate"),
-    "plan": ("jaxlm.plan", "memory, collectives and hours on devices that nobody has yet"),
+    "config": ("jaxlm.use.show_config", "print every setting, its value and what it means"),
+    "fill-mask": ("jaxlm.use.fill_mask", "fill in the blanks of a text"),
+    "embed": ("jaxlm.use.embed_file", "the vector of each text of a file"),
+    "score": ("jaxlm.use.score", "how probable sentences are, for ranking them"),
+    "evaluate": ("jaxlm.use.evaluate", "the held-out loss of a model on any text"),
+    "export": ("jaxlm.use.export", "write a model as a directory that Transformers loads"),
+    "bench": ("jaxlm.performance.bench", "tokens per second, share of peak, memory, input rate"),
+    "plan": ("jaxlm.performance.plan", "memory, collectives and hours on devices that nobody has yet"),
 }
 
 

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import json
 import math
-import os
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from jaxlm.settings import (
     SHORT_NAMES,
     Setting,
 )
+from jaxlm.storage import write_text
 
 
 def default_config() -> ConfigDict:
@@ -146,19 +146,6 @@ def config_to_dict(config: ConfigDict) -> dict:
 def save_config(config: ConfigDict, path: Path) -> None:
     """Writes the config as JSON; a reader sees the old file or the new one, never half of it."""
     write_text(path, json.dumps(config_to_dict(config), indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it. Raises UserError."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; mend that and run the same command again") from error
 
 
 def _plain(value: Any) -> Any:
@@ -414,35 +401,3 @@ def format_config(config: ConfigDict, section: str = "") -> str:
                 lines.append(f"{f'{name}.{key} = {values[key]}':<44}  # {setting.help}{choices}")
             lines.append("")
     return "\n".join(lines).rstrip()
-
-
-def main(argv: Sequence[str]) -> int:
-    """`jaxlm config [--config=FILE[:ARG]] [SECTION] [--config.section.key=VALUE ...] [--json]`."""
-    import argparse
-
-    overrides, rest = split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        prog="jaxlm config", description="Print every setting, its value and what it means.",
-        epilog="example: jaxlm config optimizer --config=configs/bert_base.py",
-    )  # fmt: skip
-    parser.add_argument("section", nargs="?", default="", help=f"one of {', '.join(SETTINGS)}")
-    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="a config file; without it, the defaults")
-    parser.add_argument("--json", action="store_true", help="as JSON, which --config=FILE.json reads again")
-    args = parser.parse_args(rest)
-    if args.config:
-        from jaxlm.start import start_settings  # far above in the order of modules, and needed by this command alone
-
-        config = load_config(args.config, overrides, start_settings)
-    else:
-        config = default_config()
-        for override in overrides:
-            apply_override(config, override)
-        check_config(config)
-    text = format_config(config, args.section)
-    if args.json:
-        content = config_to_dict(config)
-        text = json.dumps(
-            {args.section: content[args.section]} if args.section else content, indent=2, ensure_ascii=False
-        )
-    print(text)
-    return 0

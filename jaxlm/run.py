@@ -19,26 +19,24 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxlm import config as settings
-from jaxlm import distributed, hardware, masking, optimizer, sharding
-from jaxlm.data.pipeline import Phase, TrainRows, held_out_batches
-from jaxlm.data.prepare import Prepared, open_prepared, prepare
+from jaxlm import storage
+from jaxlm.data.corpus import Prepared, open_prepared, prepare
 from jaxlm.data.prepared import record_crc32
-from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.data.rows import Phase, TrainRows, held_out_batches
 from jaxlm.errors import UserError
-from jaxlm.evaluate import evaluate_held_out, make_evaluation_step
-from jaxlm.huggingface import SOURCE_CONFIG
-from jaxlm.masking import Masking
-from jaxlm.model.compiling import initial_options
-from jaxlm.model.config import (
-    EncoderConfig,
-    Execution,
-    choose_attention,
-    choose_execution,
-    encoder_config,
-)
+from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step
+from jaxlm.huggingface.conversion import SOURCE_CONFIG
+from jaxlm.init_from import check_start, source_config, start_params
+from jaxlm.model.config import EncoderConfig, encoder_config
+from jaxlm.model.execution import Execution, choose_attention, choose_execution
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
-from jaxlm.runlog import RunLog
-from jaxlm.start import check_start, source_config, start_params
+from jaxlm.objectives import masking
+from jaxlm.objectives.masking import Masking
+from jaxlm.optimizer import optimizers
+from jaxlm.runtime import distributed, hardware, sharding
+from jaxlm.runtime.compiling import initial_options
+from jaxlm.runtime.run_log import RunLog
+from jaxlm.tokenizer.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +186,7 @@ def set_up(config: Any, workdir: Path) -> Run:
         sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
     sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
-    optimizer.make_optimizer(config.optimizer, abstract_params(any_size))
+    optimizers.make_optimizer(config.optimizer, abstract_params(any_size))
     platform = jax.devices()[0].platform
     kernel, why = choose_attention(config.train.attention, any_size, config.train.compute_dtype, platform, mesh)
     if config.model.init_from and not before:
@@ -206,7 +204,7 @@ def set_up(config: Any, workdir: Path) -> Run:
         prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id, pad_id=prepared.tokenizer.pad_id,
     )  # fmt: skip
     seed = run_seeds(config)["init"]
-    update = optimizer.make_optimizer(config.optimizer, abstract_params(encoder), config.train.compute_dtype)
+    update = optimizers.make_optimizer(config.optimizer, abstract_params(encoder), config.train.compute_dtype)
     abstract = jax.eval_shape(lambda: initial_state(encoder, update, seed))
     places = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
@@ -220,7 +218,7 @@ def set_up(config: Any, workdir: Path) -> Run:
     if jax.process_index() == 0:
         settings.save_config(config, workdir / "config.json")
         if config.model.init_from and not before and (source := source_config(config.model.init_from)):
-            settings.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
+            storage.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
     total = _total_steps(config, rows, shapes)
     attention, votes = f"attention by {kernel} ({why})", distributed.Votes(mesh)
     return Run(
@@ -287,7 +285,7 @@ def _data_of_workdir(config: Any, workdir: Path) -> Prepared:
         raise UserError(
             f"cannot write {workdir}: {error.strerror}; mend that and run the same command again"
         ) from error
-    settings.write_text(record, json.dumps(content | {"crc32": record_crc32(content)}))
+    storage.write_text(record, json.dumps(content | {"crc32": record_crc32(content)}))
     return prepared
 
 

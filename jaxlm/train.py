@@ -15,18 +15,23 @@ import optax
 from jax import Array, lax
 
 from jaxlm import config as settings
-from jaxlm import distributed, hardware, memory, objectives, optimizer, sharding
-from jaxlm.checkpoint import Checkpoints, NonFinite, params_sha256
-from jaxlm.data.pipeline import train_batches
+from jaxlm.data.rows import train_batches
 from jaxlm.errors import UserError
-from jaxlm.evaluate import before_and_after, describe
-from jaxlm.masking import Masking, mask_tokens, next_tokens, prediction_slots
-from jaxlm.model.compiling import compiler_options
-from jaxlm.model.config import EncoderConfig, Execution, training_flops
+from jaxlm.evaluation.held_out import before_and_after, describe
+from jaxlm.init_from import start_settings
+from jaxlm.model.config import EncoderConfig
+from jaxlm.model.execution import Execution
+from jaxlm.model.flops import training_flops
 from jaxlm.model.heads import MaskedLM
+from jaxlm.objectives import masked_lm
+from jaxlm.objectives.masking import Masking, mask_tokens, next_tokens, prediction_slots
+from jaxlm.optimizer import optimizers
+from jaxlm.optimizer.schedules import make_schedule
 from jaxlm.run import Run, locked, poisoned, run_seeds, set_up
-from jaxlm.runlog import RunLog, read_metrics
-from jaxlm.start import start_settings
+from jaxlm.runtime import distributed, hardware, memory, sharding
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, params_sha256
+from jaxlm.runtime.compiling import compiler_options
+from jaxlm.runtime.run_log import RunLog, read_metrics
 
 MASKS, DROPOUT = 0, 1  # what randomness is for, folded into the root key first
 TIME_UNITS = 1000.0  # a time budget's schedule counts in thousandths of it
@@ -54,7 +59,7 @@ def make_train_step(
     depend on (mask seed, step, b) only, whatever the mesh or the micro-batches. total is the schedule's length.
     """
     model = MaskedLM(dataclasses.replace(encoder, rotary_base=phase["rotary_base"]), execution)
-    schedule = optimizer.make_schedule(config.schedule, total)
+    schedule = make_schedule(config.schedule, total)
     accumulate, logits_bytes = phase["accumulate"], hardware.logits_bytes(config.train.logits_megabytes)
     causal, slots = phase["objective"] == "causal", phase_slots(config, phase)
     mask_seed = run_seeds(config)["mask"]
@@ -63,7 +68,7 @@ def make_train_step(
     def train_step(state: dict, batch: dict, step: Array, done: Array, mask_rate: Array) -> tuple[dict, dict]:
         tokens, segment_ids = batch["tokens"], batch["segment_ids"]
         row = jnp.arange(tokens.shape[0])
-        frozen = optimizer.frozen_mask(config.optimizer, state["params"])
+        frozen = optimizers.frozen_mask(config.optimizer, state["params"])
         root = jax.random.key(mask_seed)
         with jax.named_scope("masking"):  # the scopes are what jaxlm/profile.py tells kernels apart by
             mask_keys, dropout_keys = (
@@ -78,11 +83,11 @@ def make_train_step(
             # One mean over the whole global batch: what is minimised is the sum over all its predictions' number.
             predictions = jnp.maximum(masked.weights.sum(), 1)
 
-        def share_of_loss(params: dict, rows: Any) -> tuple[Array, objectives.PredictionSums]:
+        def share_of_loss(params: dict, rows: Any) -> tuple[Array, masked_lm.PredictionSums]:
             masked, segment_ids, seeds = rows
-            params = optimizer.hold(frozen, params)  # no gradients are computed for what does not learn
+            params = optimizers.hold(frozen, params)  # no gradients are computed for what does not learn
             with jax.named_scope("loss"):
-                sums = objectives.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes, causal)
+                sums = masked_lm.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes, causal)
             return sums.loss / predictions, sums
 
         gradient = jax.grad(share_of_loss, has_aux=True)
@@ -103,7 +108,7 @@ def make_train_step(
             gradient_norm = optax.global_norm(grads)
         ordinary = jnp.isin(tokens, jnp.asarray(masking.special_ids), invert=True) & (segment_ids > 0)
         metrics = {
-            "loss": objectives.mean_loss(sums),
+            "loss": masked_lm.mean_loss(sums),
             "accuracy": sums.correct / jnp.maximum(sums.predictions, 1),
             "gradient_norm": gradient_norm,
             "learning_rate": rate,

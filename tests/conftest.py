@@ -128,8 +128,8 @@ def write_checkpoint(directory: Path, text: Path, layers: int = 2, head: bool = 
     import jax
     import numpy as np
 
-    from jaxlm import huggingface
     from jaxlm.config import default_config
+    from jaxlm.huggingface import conversion
     from jaxlm.model.config import encoder_config
     from jaxlm.model.heads import init_params
 
@@ -146,9 +146,9 @@ def write_checkpoint(directory: Path, text: Path, layers: int = 2, head: bool = 
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "id2label": {"0": "A"}, "pad_token_id": 0,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(content | config))
-    source = huggingface.read_source(directory)
+    source = conversion.read_source(directory)
     settings = default_config()
-    settings.model.update(huggingface.model_settings(source))
+    settings.model.update(conversion.model_settings(source))
     encoder = encoder_config(settings.model)
     random = np.random.RandomState(0)
     params = jax.tree.map(
@@ -156,5 +156,5 @@ def write_checkpoint(directory: Path, text: Path, layers: int = 2, head: bool = 
     )
     if not head:
         del params["head"]
-    huggingface.write_weights(directory, source.family, encoder, params)
+    conversion.write_weights(directory, source.family, encoder, params)
     return directory

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.runlog import read_metrics
+from jaxlm.runtime.run_log import read_metrics
 from jaxlm.train import train
 from tests.conftest import ROOT, environment, mini_overrides
 

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm.config import config_to_dict, load_config, phases_of, save_config, split_overrides
-from jaxlm.data.words import check_rule
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
-from jaxlm.optimizer import decay_mask, make_optimizer, make_schedule, param_path
-from jaxlm.sharding import check_batch, param_shardings
+from jaxlm.optimizer.optimizers import decay_mask, make_optimizer
+from jaxlm.optimizer.schedules import make_schedule
+from jaxlm.runtime.parameter_paths import param_path
+from jaxlm.runtime.sharding import check_batch, param_shardings
+from jaxlm.tokenizer.words import check_rule
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))

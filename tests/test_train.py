@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jaxlm import train as training
-from jaxlm.checkpoint import Checkpoints
-from jaxlm.data.prepare import open_prepared
+from jaxlm.data.corpus import open_prepared
 from jaxlm.errors import UserError
-from jaxlm.evaluate import evaluate
-from jaxlm.loading import load_trained
-from jaxlm.runlog import read_metrics
+from jaxlm.runtime.checkpoint import Checkpoints
+from jaxlm.runtime.run_log import read_metrics
 from jaxlm.train import train
+from jaxlm.use.evaluate import evaluate
+from jaxlm.use.loading import load_trained
 from tests.conftest import COMPILED
 
 # For runs with a compiled step of their own: it compiles faster.
@@ -260,7 +260,7 @@ def test_a_step_at_a_million_begins_at_once(mini, tmp_path, monkeypatch):
 
 
 def _restored(abstract, step, data):
-    from jaxlm.checkpoint import Saved
+    from jaxlm.runtime.checkpoint import Saved
 
     state = jax.tree.map(lambda a: jax.device_put(np.full(a.shape, 0.01, a.dtype), a.sharding), abstract)
     return Saved(step, state, {"elapsed_seconds": 1.0, "data": data})

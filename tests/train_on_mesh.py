@@ -16,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm import distributed, sharding, train
+from jaxlm import train
 from jaxlm.config import default_config, phases_of
-from jaxlm.data.pipeline import runs_of_parts
-from jaxlm.masking import make_masking
+from jaxlm.data.rows import runs_of_parts
 from jaxlm.model import attention, encoder
-from jaxlm.model.config import choose_execution, encoder_config
+from jaxlm.model.config import encoder_config
+from jaxlm.model.execution import choose_execution
 from jaxlm.model.heads import abstract_params
 from jaxlm.model.layers import dropout
-from jaxlm.optimizer import make_optimizer
+from jaxlm.objectives.masking import make_masking
+from jaxlm.optimizer.optimizers import make_optimizer
 from jaxlm.run import initial_state
+from jaxlm.runtime import distributed, sharding
 
 STEPS, BATCH, LENGTH, VOCABULARY, SPECIAL = 20, 8, 32, 64, (0, 1, 2, 3, 4)
 

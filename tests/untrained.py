@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import default_config, save_config
-from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
+from jaxlm.runtime.checkpoint import Checkpoints
+from jaxlm.tokenizer.tokenizer import train_tokenizer
 from tests.conftest import sentences
 
 TINY = {

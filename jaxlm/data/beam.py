@@ -27,15 +27,15 @@ from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict
 from jaxlm.data.beam_stores import Chunk, as_file, read_chunk, run_pipeline, tokenize, write_stores
-from jaxlm.data.files import Folder, file_in, read_file, remove_folder, write_file
+from jaxlm.data.corpus import need_documents, paths_of_stores
 from jaxlm.data.origin import held_out_paths
-from jaxlm.data.prepare import need_documents, paths_of_stores
 from jaxlm.data.prepared import write_record
 from jaxlm.data.progress import Progress
 from jaxlm.data.sampling import Sample, hashes_of
-from jaxlm.data.sources import Tally, find_files, read_documents
-from jaxlm.data.tokenizer import Tokenizer, train_tokenizer
 from jaxlm.errors import UserError
+from jaxlm.text.files import Folder, file_in, read_file, remove_folder, write_file
+from jaxlm.text.sources import Tally, find_files, read_documents
+from jaxlm.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 CHUNK_BYTES = 2**22  # of text in a file, before the duplicates are dropped
 HELD_OUT_BY_HASH = "held_out/held_out"

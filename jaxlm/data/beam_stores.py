@@ -16,12 +16,12 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
-from jaxlm.data.files import File, Folder, RemoteFile, file_in, read_file, write_file
-from jaxlm.data.prepare import encode_documents
-from jaxlm.data.sources import find_files
-from jaxlm.data.store import array_file, array_layout, store_index
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.corpus import encode_documents
+from jaxlm.data.token_store import array_file, array_layout, store_index
 from jaxlm.errors import UserError
+from jaxlm.text.files import File, Folder, RemoteFile, file_in, read_file, write_file
+from jaxlm.text.sources import find_files
+from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 class Chunk(NamedTuple):

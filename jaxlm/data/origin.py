@@ -7,11 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict
-from jaxlm.data.files import Folder, file_in, list_files, read_file
 from jaxlm.data.prepared import PREPARED, read_record
-from jaxlm.data.sources import source_fingerprint
-from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import UserError
+from jaxlm.text.files import Folder, file_in, list_files, read_file
+from jaxlm.text.sources import source_fingerprint
+from jaxlm.tokenizer.tokenizer import Tokenizer
 
 NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")  # of the data section
 UPLOADING = "uploading"  # a file that is in a folder of an object store for as long as it is being written

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jaxlm import __version__
-from jaxlm.data.files import Folder, file_in, read_file, write_file
-from jaxlm.data.progress import closing_table
-from jaxlm.data.sources import Tally
-from jaxlm.data.store import TokenStore
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
+from jaxlm.text.files import Folder, file_in, read_file, write_file
+from jaxlm.text.sources import Tally
+from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.version import __version__
 
 FORMAT_VERSION = 1
 PREPARED = "prepared.json"
@@ -133,3 +132,27 @@ def record_crc32(record: dict[str, Any]) -> int:
 def digest(content: Any) -> str:
     """Returns a hash of JSON content, 32 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def closing_table(
+    stores: Mapping[str, Any], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
+) -> str:
+    """Returns a table of the stores (name -> store, and the path that it came from), and what was dropped and why."""
+    rows = [("store", "documents", "bytes", "tokens", "bytes/token", "from")]
+    for name, store in stores.items():
+        counts = f"{store.documents:,}", f"{store.text_bytes:,}", f"{store.tokens:,}"
+        rows.append((name, *counts, f"{store.text_bytes / store.tokens:.2f}", paths.get(name, "data.path, by hash")))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]) for row in rows
+    ]
+    for name, tally in tallies.items():
+        for reason, count in sorted(tally.dropped.items()):
+            places = f" (the first: {'; '.join(tally.places[reason])})" if reason in tally.places else ""
+            lines.append(f"{name}: dropped {count:,} {reason}{places}")
+        if tally.cut:
+            lines.append(f"{name}: cut {tally.cut:,} documents that were too long (data.max_document_characters)")
+    if not any(name.startswith("held_out/") for name in stores):
+        lines.append("no held-out set: data.held_out names none, and no document fell into data.held_out_fraction")
+    lines.append("seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items()))
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ import heapq
 from array import array
 from collections.abc import Iterator
 
-from jaxlm.data.sources import cut_text
+from jaxlm.text.sources import cut_text
 
 SAMPLE_PIECE_CHARACTERS = 10_000
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxlm.model.config import Execution
+from jaxlm.model.execution import Execution
 from jaxlm.model.layers import dropout_kept, precision_of
 
 ATTENDED = "attended"  # the name of attention's results among what a layer may keep for the backward pass

@@ -9,9 +9,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlm.model import attention, flash, kernels
+from jaxlm.model import attention
 from jaxlm.model.attention import AttentionMask
-from jaxlm.model.config import EncoderConfig, Execution
+from jaxlm.model.config import EncoderConfig
+from jaxlm.model.execution import Execution
+from jaxlm.model.kernels import dispatch as kernels
+from jaxlm.model.kernels import flash
 from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init, multiply, split_rows, whole_rows
 
 

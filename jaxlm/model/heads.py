@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.model.config import EncoderConfig, Execution
+from jaxlm.model.config import EncoderConfig
 from jaxlm.model.encoder import Encoder
+from jaxlm.model.execution import Execution
 from jaxlm.model.layers import Dense, Norm, activate, kernel_init, multiply
 
 

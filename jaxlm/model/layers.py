@@ -9,7 +9,8 @@ from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.model.config import EncoderConfig, Execution
+from jaxlm.model.config import EncoderConfig
+from jaxlm.model.execution import Execution
 from jaxlm.model.fused_norm import fits, fused_norm
 
 

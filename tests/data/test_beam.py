@@ -8,9 +8,11 @@ import pytest
 
 import jaxlm.data
 from jaxlm.config import default_config
-from jaxlm.data.prepare import main, open_prepared, prepare, prepare_with
-from jaxlm.data.tokenizer import train_tokenizer
+from jaxlm.data.corpus import prepare, prepare_with
+from jaxlm.data.prepare import main
+from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
+from jaxlm.tokenizer.tokenizer import train_tokenizer
 
 try:
     import apache_beam

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.model.attention import (
-    AttentionMask,
-    alibi_bias,
-    attend,
-    positions_in_segments,
-    rotary_table,
-    rotate,
-)
-from jaxlm.model.config import Execution
+from jaxlm.model.attention import AttentionMask, alibi_bias, attend, positions_in_segments, rotary_table, rotate
+from jaxlm.model.execution import Execution
 from jaxlm.model.layers import dropout_kept
 
 FLOAT32 = Execution()

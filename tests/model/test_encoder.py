@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from jaxlm.config import SETTINGS, check_config, default_config
 from jaxlm.model import attention, encoder, layers
-from jaxlm.model.compiling import compiler_options
-from jaxlm.model.config import PRESETS, Execution, choose_execution, encoder_config
+from jaxlm.model.config import encoder_config
+from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.heads import MaskedLM, encode, init_params, predict
+from jaxlm.model.presets import PRESETS
+from jaxlm.runtime.compiling import compiler_options
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 TINY = {"vocab_size": 50, "layers": 2, "width": 16, "heads": 2, "feed_forward_width": 20}

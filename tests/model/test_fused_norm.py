@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import default_config
-from jaxlm.model.config import Execution, encoder_config
+from jaxlm.model.config import encoder_config
+from jaxlm.model.execution import Execution
 from jaxlm.model.layers import Norm
 
 FUSED = Execution(fused_norm=True, interpret=True)

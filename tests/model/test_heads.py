@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import default_config
-from jaxlm.model.config import Execution, encoder_config
+from jaxlm.model.config import encoder_config
+from jaxlm.model.execution import Execution
 from jaxlm.model.heads import (
     MaskedLM,
     MaskedLMHead,

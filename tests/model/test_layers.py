@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config
-from jaxlm.model.config import Execution, encoder_config
+from jaxlm.model.config import encoder_config
+from jaxlm.model.execution import Execution
 from jaxlm.model.layers import Dense, Norm, activate, column_sums, dropout, gelu, kernel_init, multiply, normalise
 
 

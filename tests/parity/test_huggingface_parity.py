@@ -11,21 +11,24 @@ torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
 from safetensors.numpy import load_file  # noqa: E402
 
-from jaxlm import huggingface  # noqa: E402
 from jaxlm.config import default_config  # noqa: E402
+from jaxlm.huggingface import conversion  # noqa: E402
+from jaxlm.huggingface.refit import (  # noqa: E402
+    refit,
+    refit_params,
+)
 from jaxlm.model.config import encoder_config  # noqa: E402
 from jaxlm.model.heads import abstract_params  # noqa: E402
-from jaxlm.refit import refit, refit_params  # noqa: E402
 from tests.parity.cases import CASES, batch, outputs_of  # noqa: E402
 from tests.parity.reference import make, pad_id, run  # noqa: E402
 
 
 def load(directory):
-    source = huggingface.read_source(directory)
+    source = conversion.read_source(directory)
     config = default_config()
-    config.model.update(huggingface.model_settings(source))
+    config.model.update(conversion.model_settings(source))
     encoder = encoder_config(config.model)
-    return source, encoder, huggingface.read_params(source, encoder)
+    return source, encoder, conversion.read_params(source, encoder)
 
 
 def ours(encoder, params):
@@ -53,9 +56,9 @@ def test_logits_and_gradients_are_those_of_transformers(case):
     difference = np.abs(found - values)[real].max()
     assert difference < 1e-4
     assert abs(loss - our_loss) < 1e-5
-    flat = dict(huggingface._flatten(our_gradients))
+    flat = dict(conversion._flatten(our_gradients))
     worst = 0.0
-    for tensor in huggingface.tensors_of(source.family, encoder):
+    for tensor in conversion.tensors_of(source.family, encoder):
         if not all(path in flat for path in tensor.paths):
             continue
         parts = [flat[path].T if tensor.transposed else flat[path] for path in tensor.paths]
@@ -74,12 +77,12 @@ def test_what_goes_out_is_what_came_in(case, tmp_path):
     name, model, directory = case
     source, encoder, loaded = load(directory)
     original = json.loads((directory / "config.json").read_text())
-    longest = huggingface.longest_text(source, encoder)
+    longest = conversion.longest_text(source, encoder)
     ids = {"pad": pad_id(model), "begin": model.config.bos_token_id, "end": model.config.eos_token_id}
-    config = huggingface.config_for(encoder, source.family, longest, ids, original)
+    config = conversion.config_for(encoder, source.family, longest, ids, original)
     assert config == original
-    more = huggingface.other_tensors(source, loaded.unused)
-    huggingface.write_weights(tmp_path, source.family, encoder, loaded.params, more=more)
+    more = conversion.other_tensors(source, loaded.unused)
+    conversion.write_weights(tmp_path, source.family, encoder, loaded.params, more=more)
     (tmp_path / "config.json").write_text(json.dumps(config))
     before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     if name == "bert_without_head":  # of a base model, under the names of one
@@ -98,12 +101,12 @@ def test_transformers_loads_what_goes_out(case, tmp_path):
     source, encoder, loaded = load(directory)
     if loaded.fresh:
         return
-    family = huggingface.choose_family(encoder, source.family.name)
+    family = conversion.choose_family(encoder, source.family.name)
     ids = {"pad": pad_id(model), "begin": 1, "end": 2}
-    config = huggingface.config_for(encoder, family, encoder.max_positions - encoder.position_offset, ids)
+    config = conversion.config_for(encoder, family, encoder.max_positions - encoder.position_offset, ids)
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [family.masked_lm]}))
     params = jax.tree.map(lambda x: x + np.float32(0.01), loaded.params)
-    huggingface.write_weights(tmp_path, family, encoder, params, shard_bytes=6000)
+    conversion.write_weights(tmp_path, family, encoder, params, shard_bytes=6000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     back, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(told.values()), told
@@ -123,12 +126,12 @@ def test_a_quickstart_encoder_gives_the_same_logits_in_the_form_of_modernbert(ac
     before = encoder_config(config.model)
     random = np.random.RandomState(0)
     params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), abstract_params(before))
-    family = huggingface.choose_family(before)
+    family = conversion.choose_family(before)
     after = refit(before, family, 0)
     ids = {"pad": 0, "begin": 1, "end": 2}
-    content = huggingface.config_for(after, family, 64, ids) | {"architectures": [family.masked_lm]}
+    content = conversion.config_for(after, family, 64, ids) | {"architectures": [family.masked_lm]}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    huggingface.write_weights(tmp_path, family, after, refit_params(params, before, after))
+    conversion.write_weights(tmp_path, family, after, refit_params(params, before, after))
     model, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(told.values()), told
     values, _, _ = run(model.eval(), gradients=False)

@@ -5,8 +5,11 @@ import warnings
 import pytest
 
 transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-from jaxlm.data.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
-from tests.data.test_tokenizer import (  # noqa: E402
+from jaxlm.tokenizer.tokenizer import (  # noqa: E402
+    load_tokenizer,
+    train_tokenizer,
+)
+from tests.tokenizer.test_tokenizer import (  # noqa: E402
     byte_level,
     metaspace,
     saved,

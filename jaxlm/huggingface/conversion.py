@@ -1,0 +1,411 @@
+"""Checkpoints of Hugging Face Transformers, in and out: one table a family, read both ways, without torch.
+
+A directory holds config.json and safetensors, one file or several with an index (pytorch_model.bin where torch is
+installed). What comes in and goes out gives Transformers' logits. Kernels there are [out, in], here [in, out].
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.huggingface.families import FAMILIES, Family, Part
+from jaxlm.huggingface.refit import refit
+from jaxlm.huggingface.weights import Reader, read_json, some_of, tensor_names, write_tensors
+from jaxlm.model.config import EncoderConfig
+from jaxlm.model.heads import abstract_discriminator, abstract_params
+
+# In a work directory: config.json of the checkpoint that the run began with; an export keeps its other keys.
+SOURCE_CONFIG = "huggingface_config.json"
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms converted from TensorFlow
+_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")  # no parameters: they are computed here
+_log = logging.getLogger("jaxlm")
+
+
+class Source(NamedTuple):
+    """A checkpoint's config.json as it stands, and what its family is here."""
+
+    directory: Path
+    config: dict[str, Any]
+    family: Family
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint and the parameters that it holds, in order along its first axis."""
+
+    name: str  # without the family's prefix
+    paths: tuple[str, ...]
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+class Loaded(NamedTuple):
+    """What `read_params` found."""
+
+    params: dict[str, Any]  # float32; the head's leaves in `fresh` are not there
+    fresh: list[str]  # parameters of the head that the checkpoint lacks
+    unused: list[str]  # tensors of other heads, by their names in the file
+
+
+# Finding a checkpoint
+
+
+def locate(name: str | Path) -> Path:
+    """Returns the directory of a checkpoint: `name` itself, or its newest snapshot in the local Hugging Face cache.
+
+    Of a sentence-transformers directory, that of its Transformer. Raises UserError.
+    """
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        directory = _cached(str(name))
+    if not (directory / "config.json").is_file() and (directory / "modules.json").is_file():
+        modules = read_json(directory / "modules.json", list)
+        paths = [m.get("path", "") for m in modules if str(m.get("type", "")).endswith("Transformer")]
+        if paths and (directory / paths[0] / "config.json").is_file():
+            return directory / paths[0]
+    return directory
+
+
+def _cached(name: str) -> Path:
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    found = hub / f"models--{name.replace('/', '--')}"
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and found.is_dir():
+        main = found / "refs" / "main"
+        revision = main.read_text().strip() if main.is_file() else ""
+        snapshots = sorted((found / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+        named = [path for path in snapshots if path.name == revision] or snapshots
+        if named:
+            return named[-1]
+    fetch = f"; if it is a model on the Hub, fetch it first with `hf download {name}`" if "/" in name else ""
+    raise UserError(f"there is no directory {name}, and no model of this name in {hub}{fetch}")
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Returns whether a directory looks like Transformers', not like a work directory of jaxlm."""
+    try:
+        return "model_type" in json.loads((directory / "config.json").read_text("utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+
+
+def read_source(directory: Path) -> Source:
+    """Returns a checkpoint's config and family. Raises UserError for an unknown family or a damaged file."""
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} holds no config.json, so it is no checkpoint of Transformers")
+    config = read_json(directory / "config.json", dict)
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise UserError(
+            f"{directory} is of the family {name!r}, which jaxlm does not know; it knows {', '.join(sorted(FAMILIES))}"
+        )
+    return Source(directory, FAMILIES[name].modernise(config), FAMILIES[name])
+
+
+# Config
+
+
+def model_settings(source: Source) -> dict[str, Any]:
+    """Returns section `model` for a checkpoint. Raises UserError that names what is not supported."""
+    family, config = source.family, source.config
+    where = source.directory / "config.json"
+    for path, allowed in family.allowed.items():
+        value = _dotted(config, path, None)
+        if value is not None and value not in allowed:
+            raise UserError(f"{where}: {path}={value!r} is not supported for the family {family.name}")
+    settings = dict(family.fixed)
+    for key in family.keys:
+        value = _dotted(config, key.theirs, key.default)
+        try:
+            settings[key.ours] = key.read(value)
+        except (KeyError, TypeError, ValueError) as error:
+            known = f"; known are {', '.join(map(str, key.values))}" if key.values else ""
+            raise UserError(f"{where}: {key.theirs}={value!r} is not supported{known}") from error
+    sizes = [settings[name] for name in ("vocab_size", "width", "layers", "heads", "feed_forward_width")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or settings["width"] % settings["heads"]:
+        raise UserError(f"{where} has sizes that make no encoder: the heads must divide the width, and none can be 0")
+    return settings
+
+
+def longest_text(source: Source, encoder: EncoderConfig) -> int:
+    """Returns the tokens of the longest row, begin and end included: by the position table and the tokenizer."""
+    longest = encoder.max_positions - encoder.position_offset
+    beside = source.directory / "tokenizer_config.json"
+    said = read_json(beside, dict).get("model_max_length") if beside.is_file() else None
+    return min(longest, int(said)) if isinstance(said, int | float) and said > 0 else longest
+
+
+def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
+    """Returns the family, `wanted` or the first, that expresses an encoder. Raises UserError that names the settings
+    which it cannot express."""
+    if wanted is not None and wanted not in FAMILIES:
+        raise UserError(f"{wanted} is no family that jaxlm knows; it knows {', '.join(sorted(FAMILIES))}")
+    names = [wanted] if wanted else ["roberta" if encoder.position_offset else "bert", *FAMILIES]
+    lacking = {name: _inexpressible(encoder, FAMILIES[name]) for name in names}
+    name = min(lacking, key=lambda name: len(lacking[name]))  # the first of equals
+    if lacking[name]:
+        settings = ", ".join(f"model.{field}={getattr(encoder, field)}" for field in lacking[name])
+        nearest = (
+            "the family" if wanted else "Transformers has no encoder with all of these settings; the nearest family"
+        )
+        raise UserError(f"{nearest} {name} cannot express {settings}")
+    return FAMILIES[name]
+
+
+def _inexpressible(encoder: EncoderConfig, family: Family) -> list[str]:
+    """Returns the fields that come back otherwise when config.json is written and read."""
+    encoder = refit(encoder, family, 0)
+    config = config_for(encoder, family, encoder.max_positions, dict.fromkeys(("pad", "begin", "end"), 0))
+    back = dict(family.fixed)
+    for key in family.keys:
+        try:
+            back[key.ours] = key.read(_dotted(config, key.theirs, key.default))
+        except (KeyError, TypeError, ValueError):
+            back[key.ours] = None
+    back["embedding_width"] = back["embedding_width"] or back["width"]
+    theirs = dataclasses.replace(encoder, **back)
+    return [name for name, value in _effective(encoder).items() if _effective(theirs).get(name) != value]
+
+
+def _effective(encoder: EncoderConfig) -> dict[str, Any]:
+    """Returns the fields that decide what a trained encoder computes."""
+    fields = dataclasses.asdict(encoder)
+    without_effect = {"dropout", "attention_dropout", "initialization", "initialization_std",
+                      "output_bias_from_frequencies", "position_offset"}  # fmt: skip
+    pattern = "".join("l" if encoder.is_local(layer) else "g" for layer in range(encoder.layers))
+    fields["layer_pattern"] = pattern
+    if "l" not in pattern:
+        without_effect |= {"window", "local_rotary_base"}
+    else:
+        fields["window"] = encoder.window // 2
+    if encoder.positions != "rotary":
+        without_effect |= {"rotary_base", "local_rotary_base"}
+    if encoder.positions != "learned":
+        without_effect |= {"max_positions"}
+    if not encoder.head_transform:
+        without_effect |= {"head_bias", "head_activation"}
+    if encoder.norm_position == "post":
+        without_effect |= {"first_norm"}
+    return {name: value for name, value in fields.items() if name not in without_effect}
+
+
+def config_for(
+    encoder: EncoderConfig,
+    family: Family,
+    longest: int,
+    special_ids: dict[str, int],
+    base: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns config.json: `base`, where the weights came from such a file, with what differs from it.
+
+    special_ids has the tokenizer's ids of pad, begin and end.
+    """
+    config: dict[str, Any] = dict(base or {})
+    for name, role in family.special_ids.items():
+        if base is None or config.get(name) is not None:
+            config[name] = special_ids[role]
+    for key in family.keys:
+        value = getattr(encoder, key.ours)
+        known = _dotted(config, key.theirs, None)
+        if base is None or known is None or key.read(known) != value:  # else as it was spelled
+            _set_dotted(config, key.theirs, key.write(value, encoder))
+    if encoder.positions == "rotary" and (base is None or config["max_position_embeddings"] < longest):
+        config["max_position_embeddings"] = longest
+    older = family.older_keys(encoder)
+    config |= older if base is None else {name: value for name, value in older.items() if name in base}
+    return config | {"model_type": family.name}
+
+
+def _dotted(config: dict[str, Any], path: str, default: Any) -> Any:
+    value: Any = config
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return default if value is None else value
+
+
+def _set_dotted(config: dict[str, Any], path: str, value: Any) -> None:
+    *outer, last = path.split(".")
+    for name in outer:
+        config[name] = dict(config.get(name) or {})
+        config = config[name]
+    config[last] = value
+
+
+# Tensors
+
+
+def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
+    """Returns the tensors of a family that hold the parameters of an encoder and its heads."""
+    parts: dict[str, list[tuple[int, str, tuple[int, ...], bool]]] = {}
+    params = abstract_params(encoder)
+    if "discriminator/score" in family.modules:
+        params = params | {"discriminator": abstract_discriminator(encoder)}
+    for path, leaf in _flatten(params):
+        module, _, kind = path.rpartition("/")
+        layer = re.search(r"layers_(\d+)", module)
+        named = family.modules.get(re.sub(r"layers_\d+", "layers_*", module))
+        if named is None:
+            raise UserError(f"{family.name} has no place for the parameter {path}")
+        part = named if isinstance(named, Part) else Part(named, 0)
+        name = part.module.replace("*", layer[1] if layer else "") + "." + _LEAVES[kind]
+        if path == "head/bias":
+            name = family.output_bias
+        shape = leaf.shape[::-1] if kind == "kernel" else leaf.shape
+        parts.setdefault(name, []).append((part.number, path, shape, kind == "kernel"))
+    tensors = []
+    for name, found in parts.items():
+        found.sort()
+        rows = sum(shape[0] for _, _, shape, _ in found)
+        shape = (rows, *found[0][2][1:])
+        tensors.append(Tensor(name, tuple(path for _, path, _, _ in found), shape, found[0][3]))
+    return tensors
+
+
+def has_head(source: Source, encoder: EncoderConfig) -> bool:
+    """Returns whether a checkpoint has a masked-LM head, by the names of its tensors."""
+    family = source.family
+    names = {*_canonical(family, tensor_names(source.directory), source.directory)}
+    head = {t.name for t in tensors_of(family, encoder) if t.paths[0].startswith("head/")} - {family.output_bias}
+    return head <= names and (not encoder.output_bias or bool({family.output_bias, family.decoder_bias} & names))
+
+
+def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
+    """Returns the parameters of a checkpoint, float32.
+
+    Raises UserError that names each tensor of the encoder that is missing, of another shape, or has no place; missing
+    tensors of the masked-LM head are in `fresh`, tensors of other heads in `unused`, for the caller to tell.
+    """
+    family, tied = source.family, encoder.tied_output
+    names = _canonical(family, tensor_names(source.directory), source.directory)
+    # Both name one bias; untied, Transformers adds the decoder's own.
+    biases = [name for name in (family.output_bias, family.decoder_bias) if name in names][:: 1 if tied else -1]
+    problems: list[str] = []
+    fresh: list[str] = []
+    found: dict[Tensor, str] = {}
+    for tensor in tensors_of(family, encoder):
+        name = biases[0] if tensor.name == family.output_bias and biases else tensor.name
+        if name in names:
+            found[tensor] = names[name]
+        elif all(path.startswith("head/") for path in tensor.paths):
+            fresh += tensor.paths
+        elif not tensor.paths[0].startswith("discriminator/"):
+            problems.append(f"{tensor.name} is missing")
+    copies = {*biases, *([family.decoder] if tied else [])}
+    rest = {n: given for n, given in names.items() if given not in found.values() and not _BUFFERS.search(n)}
+    if tied and family.decoder in rest and _differs(source.directory, rest[family.decoder], found):
+        _log.warning(
+            "%s: %s is not the token table, yet config.json ties them: the table is used",
+            source.directory, family.decoder,
+        )  # fmt: skip
+    rest = {name: given for name, given in rest.items() if name not in copies}
+    # A layer that the config does not have, say: the encoder would be another one.
+    problems += [f"{given} has no place" for name, given in rest.items() if family.is_encoder(name)]
+    flat: dict[str, np.ndarray] = {}
+    with Reader(source.directory) as reader:
+        for tensor, given in found.items():
+            shape = reader.shape(given)
+            if shape != tensor.shape:
+                problems.append(f"{given} is {list(shape)} where config.json means {list(tensor.shape)}")
+            elif not problems:
+                flat |= _split(tensor, reader.read(given).astype(np.float32))
+    if problems:
+        raise UserError(f"{source.directory} does not fit its config.json: {some_of(problems)}")
+    return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
+
+
+def _differs(directory: Path, decoder: str, found: dict[Tensor, str]) -> bool:
+    table = next(given for tensor, given in found.items() if tensor.paths == ("encoder/embeddings/token/embedding",))
+    with Reader(directory) as reader:
+        if reader.shape(decoder) != reader.shape(table):
+            return True
+        return not np.array_equal(reader.read(decoder), reader.read(table))
+
+
+def _canonical(family: Family, names: list[str], directory: Path) -> dict[str, str]:
+    """Returns the names in the file by their present spelling without the family's prefix."""
+    result: dict[str, str] = {}
+    for name in names:
+        module, _, leaf = name.removeprefix(family.prefix).rpartition(".")
+        plain = f"{module}.{_OLD_NAMES.get(leaf, leaf)}" if module else leaf
+        if plain in result:
+            raise UserError(f"{directory} holds both {result[plain]} and {name}, which mean the same")
+        result[plain] = name
+    return result
+
+
+def _split(tensor: Tensor, array: np.ndarray) -> dict[str, np.ndarray]:
+    pieces = np.split(array, len(tensor.paths))
+    return {
+        path: np.ascontiguousarray(piece.T if tensor.transposed else piece)
+        for path, piece in zip(tensor.paths, pieces, strict=True)
+    }
+
+
+def _flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for name, branch in tree.items():
+        yield from _flatten(branch, f"{path}/{name}" if path else name)
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *outer, last = path.split("/")
+        branch = tree
+        for name in outer:
+            branch = branch.setdefault(name, {})
+        branch[last] = leaf
+    return tree
+
+
+# Writing
+
+
+def write_weights(
+    directory: Path,
+    family: Family,
+    encoder: EncoderConfig,
+    params: dict[str, Any],
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+    more: dict[str, np.ndarray] | None = None,
+) -> list[Path]:
+    """Writes safetensors and returns the files; params without a head are written as the family's base model.
+
+    `more` are tensors that go along as they are. Raises UserError where a file cannot be written, or where what is read
+    back is not what was written.
+    """
+    import ml_dtypes
+
+    to = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    flat = dict(_flatten(params))
+    prefix = family.prefix if params.keys() & {"head", "discriminator"} else ""  # a base model has none
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in tensors_of(family, encoder):
+        if not all(path in flat for path in tensor.paths):
+            continue  # of the head
+        parts = [np.asarray(flat[path]) for path in tensor.paths]
+        array = np.concatenate([part.T if tensor.transposed else part for part in parts])
+        # A transposed view would be written in another order (safetensors 0.8).
+        tensors[(prefix if family.is_encoder(tensor.name) else "") + tensor.name] = np.ascontiguousarray(array, to)
+    if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
+        tensors[family.decoder_bias] = tensors[family.output_bias]
+    tensors |= more or {}
+
+    return write_tensors(directory, tensors, shard_bytes)
+
+
+def other_tensors(source: Source, names: list[str]) -> dict[str, np.ndarray]:
+    """Returns tensors of a checkpoint by their names in the file, as they are."""
+    with Reader(source.directory) as reader:
+        return {name: reader.read(name) for name in names}

@@ -1,0 +1,115 @@
+"""Files: reading with one sentence for what fails, writing whole or not at all, and locks between processes.
+
+Readers see the old content of a file or the new one, never half of it: a writer fills a temporary file beside the
+target, flushes it to disk, and renames it.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxlm.errors import UserError
+
+
+def reason(error: BaseException) -> str:
+    """Returns why an operation failed, in one line of at most 300 characters."""
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:300]
+
+
+def read_bytes(file: Path) -> bytes:
+    """Returns the content of a file. Raises UserError if it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
+
+
+def read_text(file: Path) -> str:
+    """Returns the content of a UTF-8 file without its byte order mark. Raises UserError that names line and byte."""
+    content = read_bytes(file)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}, byte {error.start}: not UTF-8; convert the file") from error
+
+
+def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> Any:
+    """Returns the JSON object (kind=dict) or array (kind=list) in a file.
+
+    Raises UserError, which ends with `remedy`, if the file cannot be read, is not JSON, or holds another kind of value.
+    """
+    text = read_text(file)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}): {remedy}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{file} does not hold a JSON {'object' if kind is dict else 'array'}: {remedy}")
+    return content
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the body ends without an error, it takes the place of `path`.
+
+    Raises UserError if the file cannot be written; the temporary file is then removed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # without it, a power cut may leave the new name on an empty file
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; fix that and run the same command again") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises UserError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file whole or not at all, with line ends as they are in `text`. Raises UserError."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def sync_directory(directory: Path) -> None:
+    """Flushes a directory's entries to disk, so that a rename inside it survives a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str = "") -> Iterator[None]:
+    """Holds the lock file `path` against other processes of this machine; the system frees it when this one ends.
+
+    If another process holds it, raises UserError with the sentence `busy`, or waits for it if `busy` is empty.
+    Raises OSError if the file cannot be opened.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0 if busy else -1)
+    except Timeout as error:
+        raise UserError(busy) from error
+    try:
+        yield
+    finally:
+        held.release()

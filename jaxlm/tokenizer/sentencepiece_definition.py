@@ -1,0 +1,211 @@
+"""A SentencePiece model as a tokenizer.json: the same ids by the components of the `tokenizers` library.
+
+Both normalise by the same table, but not alike. SentencePiece takes the longest entry at each place; the library looks
+up whole graphemes, of which it may lose a part, then single characters. So every mark is first parted from its letter
+and looked up alone, and NFC joins them again: that is what the table's longer entries say.
+
+What remains: a compatibility letter with several marks, the lone mark U+0344, more than one typed "▁" before a mask,
+and models of others whose unrounded scores make two splits equal to within float32.
+"""
+
+import base64
+import functools
+import re
+import unicodedata
+from typing import Any
+
+from jaxlm.errors import UserError
+from jaxlm.tokenizer.added_tokens import added_entry
+from jaxlm.tokenizer.sentencepiece_model import BYTE, BYTE_TYPE, NORMAL, SPACE, USER_DEFINED, SentencePieceModel
+from jaxlm.tokenizer.sentencepiece_schema import parse_model
+from jaxlm.tokenizer.special_tokens import HIDDEN
+
+_RULES = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
+_UNIGRAM, _BPE = 1, 2
+_STRANGER = "\U0010fffe"  # what `Tokenizer` makes of the hidden character in a text
+_NEVER = "\U000fffff"  # parts graphemes where the table removes no character
+# What stays in one grapheme with the character before it.
+_EXTENDS = (
+    r"[\p{M}\x{200c}\x{200d}\x{e33}\x{eb3}\x{ff9e}\x{ff9f}\x{1160}-\x{11ff}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}]"
+)
+
+
+def sentencepiece_definition(library: SentencePieceModel) -> dict[str, Any]:
+    """Returns the tokenizer.json, without a post-processor. Raises UserError for what it cannot express."""
+    model = parse_model(library.content)
+    _check(model, library)
+    added = [
+        {"id": id, "content": library.pieces[id], "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for id in library.special_ids
+    ]  # fmt: skip
+    added += [added_entry(word, id) for id, word in enumerate(library.added, library.first_added)]
+    steps = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1000, "stop": 0},
+    ]  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model, library)},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _pre_tokenizers(model, library)},
+        "post_processor": None, "decoder": {"type": "Sequence", "decoders": steps},
+        "model": _unigram(model, library) if model.trainer_spec.model_type == _UNIGRAM else _bpe(model, library),
+    }  # fmt: skip
+
+
+def _check(model: Any, library: SentencePieceModel) -> None:
+    """Raises UserError that names what a tokenizer.json cannot say."""
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    own = [p.piece for id, p in enumerate(model.pieces) if p.type == USER_DEFINED and id not in library.special_ids]
+    scores = [p.score for p in model.pieces if p.type == NORMAL]
+    problems = {
+        f"model type {trainer.model_type} (unigram and BPE can)": trainer.model_type not in (_UNIGRAM, _BPE),
+        f"normalisation {normalizer.name!r}": bool(normalizer.precompiled_charsmap) and normalizer.name not in _RULES,
+        "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        "no add_dummy_prefix": not normalizer.add_dummy_prefix,
+        "no remove_extra_whitespaces": not normalizer.remove_extra_whitespaces,
+        "no escape_whitespaces": not normalizer.escape_whitespaces,
+        f"user-defined symbols such as {own[:1]}": bool(own),
+        "scores above 0": bool(scores) and min(scores) > 0,
+        "pieces of one spelling": len({p.piece for p in model.pieces}) < len(model.pieces),
+    }
+    named = [name for name, present in problems.items() if present]
+    if named:
+        raise UserError(f"a tokenizer.json cannot express this SentencePiece model: {named[0]}; give it as a .model")
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _normalizers(model: Any, library: SentencePieceModel) -> list[dict[str, Any]]:
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    steps = [_replace(HIDDEN, _STRANGER)]
+    if charsmap:
+        steps.append(_replace(_lone_marks(), HIDDEN))
+        removed = _removed(library)
+        part = removed[0] if removed else _NEVER
+        if removed:  # no letter joins a mark across a character that is removed
+            steps.append(_replace(rf"(?<=[{''.join(map(_escaped, removed))}])(?={_EXTENDS})", HIDDEN))
+        steps += [
+            _replace(f"(?={_EXTENDS})", part),
+            {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()},
+            _replace(_escaped(part), ""), {"type": "NFC"}, _replace(HIDDEN, ""),
+        ]  # fmt: skip
+    return [
+        *steps, _replace(" {2,}", " "), _replace(f"[ {SPACE}]+\\z", ""),
+        # A space mark that was typed is no space that was put in front.
+        _replace(f"\\A(?={SPACE})", HIDDEN),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _lone_marks() -> str:
+    """Returns the pattern of places before a mark that joins nothing, where NFC would move or join it: after another
+    mark, after a letter that has one, and after a character that the table makes several of."""
+    joined: dict[tuple[str, str], set[str]] = {}
+    several = set()
+    for code in (*range(0xA0, 0x3400), *range(0xF900, 0x10000), *range(0x11000, 0x12000), *range(0x1F100, 0x1F300)):
+        character = chr(code)
+        letter, *marks = list(unicodedata.normalize("NFD", character))
+        if marks and not unicodedata.category(marks[0]).startswith("M"):
+            continue
+        if marks and unicodedata.normalize("NFC", character) == character:
+            several.add(character)
+            for number in range(1, len(marks)):
+                joined.setdefault(("".join(marks[:number]), marks[number]), set()).add(letter)
+            first = chr(int(unicodedata.decomposition(character).split()[0], 16))
+            joined.setdefault(("", marks[-1]), set()).update({first} - {letter})
+        elif len(unicodedata.normalize("NFKC", character)) > 1:
+            several.add(character)
+    some = [f"(?<=[{_class(letters)}]{before}){after}" for (before, after), letters in joined.items() if letters]
+    return rf"(?<=[\p{{M}}{_class(several)}])(?=\p{{M}})(?!{'|'.join(some)})"
+
+
+def _class(characters: set[str]) -> str:
+    return "".join(map(_escaped, sorted(characters)))
+
+
+def _removed(library: SentencePieceModel) -> list[str]:
+    """Returns the control and format characters that normalisation drops."""
+    candidates = [chr(code) for code in range(1, 0x10000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
+    return [c for c in candidates if library.normalize(f"x{c}x") == f"{SPACE}xx"]
+
+
+def _escaped(character: str) -> str:
+    return f"\\x{{{ord(character):x}}}"
+
+
+def _pre_tokenizers(model: Any, library: SentencePieceModel) -> list[dict[str, Any]]:
+    normal = [piece.piece for piece in model.pieces if piece.type == NORMAL]
+    words = SPACE in normal and not any(SPACE in piece[1:] for piece in normal)
+    steps = [
+        {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": words},
+        {"type": "Split", "pattern": {"String": HIDDEN}, "behavior": "Removed", "invert": False},
+    ]
+    if model.trainer_spec.model_type == _UNIGRAM:
+        pairs = {piece[at : at + 2] for piece in normal for at in range(len(piece) - 1)}
+        cuts = _cuts(library, [piece.type for piece in model.pieces], pairs)
+        if cuts:
+            pattern = {"Regex": "|".join(cuts)}
+            steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+    return steps
+
+
+def _cuts(library: SentencePieceModel, types: list[int], pairs: set[str]) -> list[str]:
+    """Returns patterns of places inside a typed name that is no piece of text, such as <0x41>, which no piece spans.
+
+    The library's unigram model finds any entry of its vocabulary in text; cut there, it does not, and the best
+    pieces stay the same. Raises UserError where a byte's name has no such place.
+    """
+    cuts = []
+    byte_names = {piece for piece, type in zip(library.pieces, types, strict=False) if type == BYTE_TYPE}
+    names = [library.pieces[id] for id in library.special_ids]
+    single = {piece for piece in library.pieces if len(piece) == 1}
+    for name in [*names, *sorted(byte_names)[:1]]:
+        if library.normalize(name) != SPACE + name:
+            continue  # no normalised text holds it
+        limit = 3 if name in byte_names else len(name)  # <0x is common to all bytes
+        # Two unknown characters side by side are one unknown token, which a cut would make two.
+        places = [
+            at
+            for at in range(1, limit)
+            if name[at - 1 : at + 1] not in pairs and (byte_names or single & {*name[at - 1 : at + 1]})
+        ]
+        if not places and name in byte_names:
+            raise UserError(
+                "a tokenizer.json cannot express this SentencePiece model: a typed <0x41> is text, and its parts are"
+                " joined in other pieces; give it as a .model"
+            )
+        if not places:
+            continue
+        before, after = re.escape(name[: places[0]]), re.escape(name[places[0] :])
+        if name in byte_names:
+            after = re.escape(name[places[0] : 3]) + "[0-9A-F]{2}>"
+        cuts.append(f"(?<={before})(?={after})")
+    return cuts
+
+
+def _unigram(model: Any, library: SentencePieceModel) -> dict[str, Any]:
+    # The unknown score is counted from the lowest of all, which in SentencePiece is that of ordinary pieces.
+    entries = [[piece.piece, float(piece.score) if piece.type == NORMAL else 0.0] for piece in model.pieces]
+    in_bytes = any(BYTE.fullmatch(piece.piece) and piece.type == BYTE_TYPE for piece in model.pieces)
+    return {"type": "Unigram", "unk_id": library.unk_id, "vocab": entries, "byte_fallback": in_bytes}
+
+
+def _bpe(model: Any, library: SentencePieceModel) -> dict[str, Any]:
+    """SentencePiece joins the best-scored of all pairs that make a piece, so every way to make one is a merge."""
+    ranked = sorted((-piece.score, piece.piece) for piece in model.pieces if piece.type == NORMAL)
+    known = {piece for _, piece in ranked}
+    merges = [
+        [piece[:at], piece[at:]]
+        for _, piece in ranked
+        for at in range(1, len(piece))
+        if piece[:at] in known and piece[at:] in known
+    ]
+    return {
+        "type": "BPE", "dropout": None, "unk_token": library.pieces[library.unk_id], "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": True,
+        "byte_fallback": any(piece.type == BYTE_TYPE for piece in model.pieces), "ignore_merges": False,
+        "vocab": {piece.piece: id for id, piece in enumerate(model.pieces)}, "merges": merges,
+    }  # fmt: skip

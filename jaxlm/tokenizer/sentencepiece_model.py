@@ -1,0 +1,288 @@
+"""SentencePiece models behind `Tokenizer`: ids and places at the library's speed, special tokens renamed."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.tokenizer.added_tokens import WordFinder
+from jaxlm.tokenizer.sentencepiece_schema import parse_model
+from jaxlm.tokenizer.special_tokens import HIDDEN, config_beside, find_specials
+from jaxlm.tokenizer.words import code_points
+
+SPACE = "▁"
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_TYPE = 1, 2, 3, 4, 5, 6  # the types of pieces
+_FIRST_HIDDEN, _MOST_ADDED = 0x100000, 0xFFFE  # names of added tokens are of private use, plane 16
+# Their ids are not those of their .model: special tokens come first, and the rest is shifted.
+_RENUMBERED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "PLBart", "XGLM", "Nllb")
+_UNSEEN, _INVISIBLE, _IRREGULAR = -3, -2, -1  # in the table of normalised characters
+
+
+class SentencePieceModel:
+    """A SentencePiece model, with the special tokens renamed."""
+
+    kind, file_name = "sentencepiece", "tokenizer.model"
+
+    def __init__(self, content: bytes, specials: dict[str, int], added: Sequence[str] = ()) -> None:
+        import sentencepiece
+
+        self.content, self.specials, self.unk_id, self.added = content, specials, specials["unk"], tuple(added)
+        model = parse_model(content)
+        pieces = model.pieces
+        special = set(specials.values())
+        special |= {id for id, piece in enumerate(pieces) if piece.type in (UNKNOWN, CONTROL, UNUSED)}
+        self.special_ids = tuple(sorted(special))
+        self.identity = _identity(model)
+        self.first_added = len(pieces)
+        self._hidden = [chr(_FIRST_HIDDEN + number) * len(word) for number, word in enumerate(self.added)]
+        self._finder = WordFinder(self.added)
+        for name in self._hidden:
+            pieces.add(piece=name, type=USER_DEFINED)
+        self._describe(pieces, special)
+        self.pieces[self.first_added :] = self.added
+        _rename(model, specials, special)
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+
+    def with_added(self, words: Sequence[str]) -> "SentencePieceModel":
+        """Returns the model with entries at the end of the vocabulary."""
+        if len(words) > _MOST_ADDED:
+            raise UserError(f"{len(words):,} tokens to add are more than the {_MOST_ADDED:,} that there is room for")
+        return SentencePieceModel(self.content, self.specials, words)
+
+    def _describe(self, pieces: Any, special: set[int]) -> None:
+        """Makes the tables of what each piece stands for."""
+        self.pieces = [piece.piece for piece in pieces]
+        self._bytes = np.array([piece.type == BYTE_TYPE for piece in pieces])
+        values = [int(match[1], 16) if (match := BYTE.fullmatch(piece)) else 0 for piece in self.pieces]
+        self._continues = self._bytes & (np.array(values) & 0xC0 == 0x80)
+        spelled = [not b and id not in special for id, b in enumerate(self._bytes)]
+        self._visible = [piece.replace(SPACE, "") if s else "" for piece, s in zip(self.pieces, spelled, strict=True)]
+        self._visible_lengths = np.array([len(text) for text in self._visible])
+        self._spelling = code_points("".join(self._visible)).astype(np.int32)
+        self._spelling_starts = np.cumsum(self._visible_lengths) - self._visible_lengths
+        self._markers = np.array([set(piece) == {SPACE} for piece in self.pieces])
+        self._lone = np.array([piece == SPACE for piece in self.pieces])
+        self._single = np.zeros(0x110000, bool)  # characters that are pieces
+        self._single[[ord(text) for text in self._visible if len(text) == 1]] = True
+        self._single[[ord(name[0]) for name in self._hidden]] = True
+        self._normal = np.full(0x110000, _UNSEEN, np.int32)
+
+    def encode(self, texts: Sequence[str], codes: np.ndarray, text_starts: np.ndarray):
+        """Returns each text's ids, and for all tokens together the first visible character in the joined texts.
+
+        The library's own offsets are slow. Pieces, spaces left out, mostly spell the text's visible characters after
+        normalising each by itself; where they do, places follow from lengths.
+        """
+        if self.added:
+            texts = [self._hide(text) for text in texts]
+            codes = code_points("\n".join(texts))
+        ids = self._processor.encode(list(texts), return_type="numpy", num_threads=1)
+        if self.added:
+            ids = [tokens[self._keeps(tokens, -1)] for tokens in ids]
+        tokens = np.concatenate(ids)
+        token_edges = np.cumsum([0, *map(len, ids)])
+        characters = self._normalised(codes)
+        visible = np.flatnonzero(characters != _INVISIBLE)
+        characters = characters[visible]
+        visible_edges = np.append(np.searchsorted(visible, text_starts), len(visible))
+
+        lengths, plain = self._lengths(tokens, token_edges, characters, visible, visible_edges)
+        self._compare(tokens, token_edges, characters, visible_edges, plain)
+
+        before = np.cumsum(lengths) - lengths
+        offsets = visible_edges[:-1] - np.append(before, 0)[token_edges[:-1]]
+        ordinals = before + np.repeat(offsets, np.diff(token_edges))
+        text_ends = np.append(text_starts[1:] - 1, len(codes))
+        last = np.repeat(visible_edges[1:], np.diff(token_edges))
+        firsts = np.repeat(text_ends, np.diff(token_edges))
+        inside = ordinals < last
+        firsts[inside] = visible[ordinals[inside]]
+        for number in np.flatnonzero(~plain).tolist():
+            start, end = text_starts[number], text_ends[number]
+            _, begins, _ = self.encode_spans(texts[number], -1)
+            invisible = self.is_invisible(codes[start:end])
+            firsts[token_edges[number] : token_edges[number + 1]] = start + first_visible(begins, invisible)
+        return ids, firsts
+
+    def _lengths(self, tokens, token_edges, characters, visible, visible_edges) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how many visible characters each token stands for, and for which texts that may be right.
+
+        An unknown token stands for a run of characters that are no pieces, and of the bytes that spell a character the
+        last one stands for it.
+        """
+        lengths = self._visible_lengths[tokens]
+        in_bytes = self._bytes[tokens]
+        if in_bytes.any():
+            lengths[in_bytes & ~np.append(self._continues[tokens][1:], False)] = 1
+        plain = np.ones(len(token_edges) - 1, bool)
+        plain[np.searchsorted(visible_edges, np.flatnonzero(characters == _IRREGULAR), "right") - 1] = False
+        unknown = np.flatnonzero(tokens == self.unk_id)
+        if len(unknown):
+            strange = np.flatnonzero(~self._single[np.maximum(characters, 0)])
+            together = (np.diff(strange, prepend=-2) == 1) & (np.diff(visible[strange], prepend=-2) == 1)
+            runs = np.flatnonzero(~together)
+            run_lengths = np.diff(np.append(runs, len(strange)))
+            texts_of_unknown = np.searchsorted(token_edges, unknown, "right") - 1
+            texts_of_runs = np.searchsorted(visible_edges, strange[runs], "right") - 1
+            count = len(plain)
+            plain &= np.bincount(texts_of_unknown, minlength=count) == np.bincount(texts_of_runs, minlength=count)
+            lengths[unknown[plain[texts_of_unknown]]] = run_lengths[plain[texts_of_runs]]
+        plain &= _sums(lengths, token_edges) == np.diff(visible_edges)
+        return lengths, plain
+
+    def _compare(self, tokens, token_edges, characters, visible_edges, plain) -> None:
+        """Takes the texts out of `plain` of which the pieces do not spell the visible characters."""
+        spelled = self._single[np.maximum(characters, 0)]
+        plain &= _sums(self._visible_lengths[tokens], token_edges) == _sums(spelled, visible_edges)
+        if not plain.all():
+            tokens = tokens[np.repeat(plain, np.diff(token_edges))]
+            spelled &= np.repeat(plain, np.diff(visible_edges))
+        lengths = self._visible_lengths[tokens]
+        places = np.repeat(self._spelling_starts[tokens] - (np.cumsum(lengths) - lengths), lengths)
+        places += np.arange(len(places))
+        expected = np.flatnonzero(spelled)
+        wrong = expected[characters[expected] != self._spelling[places]]
+        plain[np.searchsorted(visible_edges, wrong, "right") - 1] = False
+
+    def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns ids, and the begin and end of each token's span; hidden masks are `mask_id`."""
+        mapping = self._processor.encode(self._hide(text), return_type="offset_mapping")
+        ids = np.array(mapping["ids"], np.int32)
+        offsets = np.array(mapping["offsets"], np.int64).reshape(-1, 2)
+        keep = self._keeps(ids, mask_id)
+        return ids[keep], offsets[keep, 0], offsets[keep, 1]
+
+    def _keeps(self, ids: np.ndarray, mask_id: int) -> np.ndarray:
+        """Returns bool [n]: False for a lone space before a mask or an added token; a word in that place would have
+        taken the space as its own."""
+        takes_space = (ids == mask_id) | (ids >= self.first_added)
+        return ~(self._lone[ids] & np.append(takes_space[1:], False))
+
+    def _hide(self, text: str) -> str:
+        """Returns the text with each added token in it under its hidden name, as long as the token itself."""
+        if not self.added:
+            return text
+        if not text.isascii():
+            text = re.sub(f"[{chr(_FIRST_HIDDEN)}-{chr(_FIRST_HIDDEN + len(self.added) - 1)}]", "\U0010fffe", text)
+        return self._finder.replaced(text, self._hidden)
+
+    def _normalised(self, codes: np.ndarray) -> np.ndarray:
+        """Returns what the model's normalisation makes of each character alone, int32 [n]: a character, or
+        _INVISIBLE for a space or nothing, or _IRREGULAR."""
+        found = self._normal[codes]
+        if (found == _UNSEEN).any():
+            for code in np.unique(codes[found == _UNSEEN]).tolist():
+                normal = self._processor.normalize(f"x{chr(code)}x")
+                core = re.fullmatch(f"{SPACE}*x(.*)x{SPACE}*", normal, re.DOTALL)
+                text = core[1] if core else "??"
+                if text.strip(SPACE + " "):
+                    self._normal[code] = ord(text) if len(text) == 1 else _IRREGULAR
+                else:
+                    self._normal[code] = _INVISIBLE
+            found = self._normal[codes]
+        return found
+
+    def normalize(self, text: str) -> str:
+        """Returns the text as the model's pieces spell it."""
+        return self._processor.normalize(text)
+
+    def is_invisible(self, codes: np.ndarray) -> np.ndarray:
+        """Returns bool [n]: characters that are white space to this tokenizer, or nothing."""
+        return self._normalised(codes) == _INVISIBLE
+
+    def is_marker(self, ids: np.ndarray) -> np.ndarray:
+        """Returns bool [n]: tokens that are nothing but space markers."""
+        return self._markers[ids]
+
+    def decode(self, ids: list[int]) -> str:
+        if not self.added:
+            return self._processor.decode(ids)
+        words = {name: f" {word}" for name, word in zip(self._hidden, self.added, strict=True)}
+        text = re.sub("|".join(words), lambda match: words[match[0]], self._processor.decode(ids))
+        return text.removeprefix(" ") if ids and ids[0] >= self.first_added else text
+
+    def text_of(self, id: int) -> str:
+        if id >= self.first_added:
+            return self.pieces[id]
+        if self._bytes[id]:
+            return byte_text([int(BYTE.fullmatch(self.pieces[id])[1], 16)])  # type: ignore[index]
+        return self.pieces[id].removeprefix(SPACE).replace(SPACE, " ")
+
+    def starts_word(self, id: int) -> bool:
+        return id >= self.first_added or self.pieces[id].startswith(SPACE)
+
+    def bytes_of(self, id: int) -> int:
+        if id >= self.first_added:
+            return len(f" {self.pieces[id]}".encode())
+        return 1 if self._bytes[id] else len(self.pieces[id].replace(SPACE, " ").encode())
+
+
+def _identity(model: Any) -> list[Any]:
+    """Returns what ids depend on, for the fingerprint."""
+    normalizer = model.normalizer_spec
+    return [
+        SentencePieceModel.kind, model.trainer_spec.model_type, model.trainer_spec.treat_whitespace_as_suffix,
+        [[piece.piece, float(piece.score), piece.type] for piece in model.pieces],
+        hashlib.sha256(normalizer.precompiled_charsmap).hexdigest(), normalizer.add_dummy_prefix,
+        normalizer.remove_extra_whitespaces, normalizer.escape_whitespaces,
+    ]  # fmt: skip
+
+
+def _rename(model: Any, specials: dict[str, int], special: set[int]) -> None:
+    """Gives the special tokens names that no text can hold; the mask is kept whole, whatever the normalisation."""
+    pieces, unknown, mask = model.pieces, specials["unk"], model.pieces[specials["mask"]]
+    hidden_mask = HIDDEN * len(mask.piece)
+    for id in special - {unknown}:
+        pieces[id].piece, pieces[id].type = f"{HIDDEN}{id}", CONTROL
+    mask.piece, mask.type = hidden_mask, USER_DEFINED
+    pieces[unknown].piece, pieces[unknown].type = f"{HIDDEN}{unknown}", UNKNOWN
+    for field in ("unk", "bos", "eos", "pad"):
+        id = getattr(model.trainer_spec, f"{field}_id")
+        if 0 <= id < len(pieces):
+            setattr(model.trainer_spec, f"{field}_piece", pieces[id].piece)
+
+
+def _sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns the sum of the values between each two edges, int64 [n - 1]; the first edge is 0, the last their end."""
+    sums = np.zeros(len(edges) - 1, np.int64)
+    full = np.flatnonzero(np.diff(edges))
+    if len(full):
+        sums[full] = np.add.reduceat(values, edges[full], dtype=np.int64)
+    return sums
+
+
+def first_visible(begins: np.ndarray, invisible: np.ndarray) -> np.ndarray:
+    """Returns for each begin the first visible character at or after it, int64 [n]."""
+    visible = np.append(np.flatnonzero(~invisible), len(invisible))
+    return visible[np.searchsorted(visible, begins)]
+
+
+def byte_text(values: Sequence[int]) -> str:
+    return bytes(values).decode("utf-8", "replace")
+
+
+def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | None) -> SentencePieceModel:
+    """Returns the model that a .model file holds; `file` names it in errors. Raises UserError."""
+    try:
+        model = parse_model(content)
+    except Exception as error:  # protobuf's own class has moved between its versions
+        raise UserError(f"{file} is no SentencePiece model, or it is damaged ({error})") from error
+    if not model.pieces or not model.HasField("normalizer_spec"):
+        raise UserError(f"{file} is no SentencePiece model, or it is damaged: it holds no pieces")
+    name = str(config_beside(file, "tokenizer_config.json").get("tokenizer_class", ""))
+    if specials is None and name.startswith(_RENUMBERED):
+        raise UserError(
+            f"{file} is the model of a {name}, whose ids are not those of the file; give the tokenizer.json, which"
+            " Transformers writes with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    vocabulary = {piece.piece: id for id, piece in enumerate(model.pieces)}
+    unknown = [piece.piece for piece in model.pieces if piece.type == UNKNOWN]
+    try:
+        return SentencePieceModel(content, specials or find_specials(file, vocabulary, unknown))
+    except RuntimeError as error:
+        raise UserError(f"{file} is no SentencePiece model that its library loads: {error}") from error

@@ -1,0 +1,108 @@
+"""The files of a tokenizer that Transformers loads, checked before they are given away."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.tokenizer.added_tokens import decoder_with_spaces
+from jaxlm.tokenizer.sentencepiece_definition import sentencepiece_definition
+from jaxlm.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
+from jaxlm.tokenizer.tokenizer_json import TokenizerJson
+
+# {} is the mask. Encoded both ways before the files are given away.
+ODD_TEXTS = (
+    "", " ", "the {} of France", "the{} of", "the {}", "{} the", "{}", "{}{} and {}", "  two  spaces  {}  here ",
+    "\ttabs\tand\nlines\r\n{}\n", "Zoe\u0308 cafe\u0301 naïve Été e\u0301\u0323 A\u030a", "🦙👩‍👩‍👧 🇩🇪 {} 👍🏽",
+    "我们喜欢{}学习中文。", "ＦＵＬＬ　ｗｉｄｔｈ １２",
+    "ﬁne ½ … ㎏ Ĳ İ ß ǆ", "a\0b\x07c\x7fd\x85e\u200bf\u200dg\xadh\ufeffi", "한글 각 ガ が ｶﾞ", "ꙮ 𐍈 𝒳 \ue000 \ufffd",
+    "<0x41> don't 3.14 e.g. x_y (z) \"q\" C++ #1", "-------- ...... !!!! aaaaaaa", "ก็ำ ກຳ हिन्दी עִבְרִית العَرَبِيَّة",
+)  # fmt: skip
+
+
+def transformers_files(
+    library: SentencePieceModel | TokenizerJson,
+    encode: Callable[[str], np.ndarray],
+    longest: int,
+    token_types: bool,
+) -> dict[str, bytes]:
+    """Returns the content of tokenizer.json and tokenizer_config.json.
+
+    `encode` gives the ids, typed masks found, that the files must give. Raises UserError that names the text which
+    they would encode otherwise.
+    """
+    if isinstance(library, SentencePieceModel):
+        definition = sentencepiece_definition(library)
+        if library.added:
+            definition["decoder"] = decoder_with_spaces(definition["decoder"], library.added, SPACE)
+    else:
+        definition = _with_mask(library)
+    if not definition.get("post_processor"):
+        definition["post_processor"] = _begin_and_end(library, token_types)
+    _check(definition, library, encode)
+    roles = {"pad": "pad", "unk": "unk", "begin": "cls", "end": "sep", "mask": "mask"}
+    config: dict[str, Any] = {
+        f"{name}_token": library.pieces[library.specials[role]] for role, name in roles.items()
+    } | {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"],
+    }  # fmt: skip
+    return {
+        "tokenizer.json": (json.dumps(definition, ensure_ascii=False, indent=1) + "\n").encode(),
+        "tokenizer_config.json": (json.dumps(config, ensure_ascii=False, indent=1) + "\n").encode(),
+    }
+
+
+def _with_mask(library: TokenizerJson) -> dict[str, Any]:
+    """Returns the definition that was loaded, its mask found in text as it is, and no fixed length."""
+    definition = library.grown_definition() | {"truncation": None, "padding": None}
+    definition.setdefault("version", "1.0")
+    mask = library.specials["mask"]
+    entries = definition.get("added_tokens") or []
+    if mask not in [entry["id"] for entry in entries]:
+        entries.append({"id": mask, "content": library.pieces[mask], "single_word": False, "lstrip": False,
+                        "rstrip": False})  # fmt: skip
+    for entry in entries:
+        if entry["id"] == mask:
+            entry |= {"special": True, "normalized": False}
+    definition["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
+    return definition
+
+
+def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: bool) -> dict[str, Any]:
+    """Returns the post-processor of [CLS] A [SEP] and [CLS] A [SEP] B [SEP]."""
+    begin, end = (library.pieces[library.specials[role]] for role in ("begin", "end"))
+    second = int(token_types)
+
+    def special(name: str, type_id: int = 0) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": type_id}}
+
+    def text(name: str, type_id: int) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": type_id}}
+
+    single = [special(begin), text("A", 0), special(end)]
+    ids = {name: library.specials[role] for name, role in ((begin, "begin"), (end, "end"))}
+    return {
+        "type": "TemplateProcessing", "single": single,
+        "pair": [*single, text("B", second), special(end, second)],
+        "special_tokens": {name: {"id": name, "ids": [id], "tokens": [name]} for name, id in ids.items()},
+    }  # fmt: skip
+
+
+def _check(
+    definition: dict[str, Any], library: SentencePieceModel | TokenizerJson, encode: Callable[[str], np.ndarray]
+) -> None:
+    import tokenizers
+
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
+    for id, piece in enumerate(library.pieces):
+        if piece and theirs.token_to_id(piece) != id:
+            raise UserError(f"a tokenizer.json cannot express this tokenizer: its token {piece!r} would not be {id}")
+    mask = library.pieces[library.specials["mask"]]
+    words = [f"the {word} of ({word}), {word}s" for word in library.added[:100]]
+    for text in [odd.replace("{}", mask) for odd in ODD_TEXTS] + words:
+        if theirs.encode(text, add_special_tokens=False).ids != encode(text).tolist():
+            raise UserError(f"a tokenizer.json cannot express this tokenizer: it would encode {text!r} otherwise")

@@ -1,0 +1,168 @@
+"""Texts to vectors: a model's states, pooled over each text, as sentence-transformers does it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
+from jaxlm.errors import UserError
+from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
+from jaxlm.model.heads import MaskedLM, encode, gather_positions
+from jaxlm.runtime.compiling import jit
+from jaxlm.use.loading import Trained
+
+TOO_LONG = ("truncate", "refuse")
+GROUP_TEXTS, GROUP_CHARACTERS = 4096, 2**24  # that are tokenized and packed together
+CHARACTERS = 2**20  # of one text that are looked at
+
+
+class Embedder:
+    """Texts to vectors float32 [n, D]; counts what it has seen.
+
+    A text of no tokens gives the vector of begin and end alone. Of a text longer than `settings.longest` the first
+    tokens are taken and counted in `truncated`, or it is refused (`too_long`). A vector depends on its text alone, but
+    for rounding: 1e-6 in float32, 1e-2 with products in bfloat16.
+    """
+
+    def __init__(
+        self, trained: Trained, settings: EmbedSettings, too_long: str = "truncate", batch_tokens: int = 0
+    ) -> None:
+        _check(settings, too_long, batch_tokens, trained)
+        self.settings, self.too_long = settings, too_long
+        self.batch_tokens = batch_tokens or batch_tokens_for(jax.devices()[0].platform)
+        self._model, self._tokenizer = trained.model, trained.tokenizer
+        self._params = _cast_kernels({"encoder": trained.params["encoder"]}, trained.execution.compute_dtype)
+        count = trained.encoder.layers + 1
+        self._layers = tuple(sorted({layer % count for layer in settings.layers}))
+        self.width = trained.encoder.width
+        self.texts = self.tokens = self.computed = self.truncated = 0
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the texts' vectors float32 [n, D]. Raises UserError."""
+        groups = [self._embed(group) for group in groups_of(texts)]
+        return np.concatenate(groups) if groups else np.zeros((0, self.width), np.float32)
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        sequences = self._tokenize(texts)
+        pooled = []
+        for batch in pack(sequences, self.batch_tokens, self.settings.longest, self._tokenizer.pad_id):
+            vectors = _pooled(
+                self._model, self._params, batch.tokens, batch.segment_ids,
+                self.settings.pooling, self.settings.normalise, self._layers,
+            )  # fmt: skip
+            pooled.append((batch, vectors))
+            self.computed += batch.tokens.size
+        found = np.empty((len(texts), self.width), np.float32)
+        for batch, vectors in pooled:
+            found[batch.sequences] = np.asarray(vectors)[batch.rows, batch.segments - 1]
+        if not np.isfinite(found).all():
+            number = self.texts + int(np.flatnonzero(~np.isfinite(found).all(1))[0]) + 1
+            raise UserError(f"text {number} has no finite vector: the model's parameters are damaged, or too large")
+        self.texts += len(texts)
+        return found
+
+    def _tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
+        tokenizer, room = self._tokenizer, self.settings.longest - 2
+        sequences = []
+        texts = [self.settings.prompt + text for text in texts]
+        encodings = tokenizer.encode_batch([text[:CHARACTERS] for text in texts])
+        for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            if len(encoding.ids) > room or len(text) > CHARACTERS:
+                if self.too_long == "refuse":
+                    raise UserError(
+                        f"text {self.texts + number + 1} is longer than the {self.settings.longest} tokens that the "
+                        f"model reads ({text[:40]!r}...); split it, or take its beginning with --too-long=truncate"
+                    )
+                self.truncated += 1
+            ids = encoding.ids[:room]
+            self.tokens += len(ids) + 2
+            sequences.append(np.concatenate([[tokenizer.begin_id], ids, [tokenizer.end_id]]).astype(np.int32))
+        return sequences
+
+
+def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yields an iterable's texts in lists of a bounded size, always the same ones."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        group.append(text)
+        characters += len(text)
+        if len(group) == GROUP_TEXTS or characters >= GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+@partial(jit, static_argnames=("model", "pooling", "normalise", "layers"))
+def _pooled(
+    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, pooling: str, normalise: bool,
+    layers: tuple[int, ...],
+) -> Array:  # fmt: skip
+    """Returns a vector for each segment id from 1 to SEGMENTS, float32 [B, SEGMENTS, D]; zeros where there is none."""
+    states = _mean_of_layers(model, params, tokens, segment_ids, layers)
+    belongs = segment_ids[:, None] == jnp.arange(1, SEGMENTS + 1)[:, None]  # [B, SEGMENTS, L]
+    if pooling == "mean":
+        weights = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)
+        vectors = jnp.einsum("bsl,bld->bsd", weights.astype(jnp.float32), states, precision="highest")
+    elif pooling == "cls":
+        vectors = gather_positions(states, belongs.argmax(-1)) * belongs.any(-1, keepdims=True)
+    else:
+        vectors = jnp.where(belongs[..., None], states[:, None], -jnp.inf).max(2)
+        vectors = jnp.where(belongs.any(-1, keepdims=True), vectors, 0)
+    if normalise:
+        vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return vectors
+
+
+def _mean_of_layers(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, layers: tuple[int, ...]) -> Array:
+    """Returns the mean of the layers' states, float32 [B, L, D]; 0 is the embeddings', the last is after any norm."""
+    last = model.config.layers
+    if layers == (last,):
+        return encode(model, params, tokens, segment_ids).astype(jnp.float32)
+    names = {0: "embeddings"} | {layer: f"layers_{layer - 1}" for layer in range(1, last)}
+    wanted = {names[layer] for layer in layers if layer != last}
+    final, captured = encode(
+        model, params, tokens, segment_ids,
+        capture_intermediates=lambda module, method: module.name in wanted, mutable=["intermediates"],
+    )  # fmt: skip
+    found = captured["intermediates"]["encoder"]
+
+    def states_of(layer: int) -> Any:
+        if layer == last:
+            return final
+        out = found[names[layer]]["__call__"][0]
+        return out if layer == 0 else out[0]  # behind a layer's states come its values
+
+    return sum(states_of(layer).astype(jnp.float32) for layer in layers) / len(layers)
+
+
+def _cast_kernels(params: dict, dtype: str) -> dict:
+    """Returns the parameters with kernels in the dtype that products take them in, so that no batch casts them."""
+
+    def cast(path: Any, leaf: Array) -> Array:
+        return jnp.asarray(leaf, dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _check(settings: EmbedSettings, too_long: str, batch_tokens: int, trained: Trained) -> None:
+    count = trained.encoder.layers
+    if settings.pooling not in POOLINGS:
+        raise UserError(f"pooling={settings.pooling} is not one of {', '.join(POOLINGS)}")
+    if too_long not in TOO_LONG:
+        raise UserError(f"too_long={too_long} is not one of {', '.join(TOO_LONG)}")
+    if batch_tokens < 0:
+        raise UserError(f"batch_tokens={batch_tokens}: it cannot be negative")
+    if not settings.layers or not all(-count - 1 <= layer <= count for layer in settings.layers):
+        raise UserError(
+            f"layers={','.join(map(str, settings.layers))}: this model has 0 (the embeddings) to {count}, or -1 (the"
+            f" last) to {-count - 1}"
+        )
+    if settings.longest < 3:
+        raise UserError(f"the model reads {settings.longest} tokens, with none left between begin and end")

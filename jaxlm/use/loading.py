@@ -1,0 +1,113 @@
+"""A trained model from a work directory or a Hugging Face directory: parameters, architecture, tokenizer."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxlm.config import default_config, load_config, phase_number, phases_of
+from jaxlm.errors import UserError
+from jaxlm.huggingface import conversion
+from jaxlm.huggingface.weights import some_of
+from jaxlm.model.config import EncoderConfig, encoder_config
+from jaxlm.model.execution import Execution, choose_execution
+from jaxlm.model.heads import MaskedLM, abstract_params
+from jaxlm.runtime import hardware
+from jaxlm.runtime.checkpoint import restore_params
+from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
+
+_log = logging.getLogger("jaxlm")
+
+
+class Trained(NamedTuple):
+    """What `load_trained` found; the parameters are on one device whatever mesh trained them."""
+
+    directory: Path
+    config: ConfigDict
+    encoder: EncoderConfig
+    execution: Execution
+    params: dict[str, Any]  # without "head" where has_head is false
+    tokenizer: Tokenizer
+    step: int
+    counts: np.ndarray  # int64 [V], how often each token occurred in the training text; zeros where nobody counted
+    longest: int  # tokens of the longest row, begin and end included
+    has_head: bool  # whether there is a masked-LM head
+    source: conversion.Source | None = None  # of a Hugging Face directory
+
+    @property
+    def model(self) -> MaskedLM:
+        return MaskedLM(self.encoder, self.execution)
+
+
+def load_trained(name: str | Path, compute_dtype: str = "float32") -> Trained:
+    """Returns the model of a work directory at its newest whole checkpoint, or of a Hugging Face directory.
+
+    `name` may be that of a model in the local Hugging Face cache. compute_dtype "auto" is bfloat16 where it is fast.
+    Raises UserError.
+    """
+    directory = conversion.locate(name)
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"{name} holds no config.json; a work directory of `jaxlm train` or a Hugging Face directory is meant"
+        )
+    if compute_dtype == "auto":
+        compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
+    execution = choose_execution(compute_dtype, jax.devices()[0].platform, 1)
+    if conversion.is_checkpoint(directory):
+        return _load_checkpoint(directory, execution)
+    return _load_workdir(directory, execution)
+
+
+def _load_workdir(directory: Path, execution: Execution) -> Trained:
+    config = load_config(str(directory / "config.json"))
+    tokenizer = load_tokenizer(directory / "tokenizer", config.tokenizer.words)
+    encoder = encoder_config(config.model, tokenizer.vocab_size)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract_params(encoder))
+    saved = restore_params(directory / "checkpoints", shapes)
+    phases = phases_of(config)
+    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
+    counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
+    longest = max(phase["sequence_length"] for phase in phases)
+    if (directory / conversion.SOURCE_CONFIG).is_file():  # it was trained on longer rows before this run
+        longest = max(longest, encoder.max_positions - encoder.position_offset)
+    return Trained(
+        directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts, longest, has_head=True
+    )
+
+
+def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
+    try:
+        counts = np.load(path, allow_pickle=False)
+        if counts.shape != (vocab_size,) or counts.dtype != np.int64:
+            raise ValueError(f"it holds {counts.dtype}{counts.shape}")
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}): remove {path.parent / 'data.json'} and run `jaxlm train` again,"
+            " which writes both anew"
+        ) from error
+    return counts
+
+
+def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
+    source = conversion.read_source(directory)
+    config = default_config()
+    config.model.update(conversion.model_settings(source))
+    tokenizer = load_tokenizer(directory)
+    check_ids(tokenizer, config.model.vocab_size, directory)
+    encoder = encoder_config(config.model, tokenizer.vocab_size)
+    loaded = conversion.read_params(source, encoder)
+    if loaded.fresh:
+        loaded.params.pop("head", None)
+        _log.warning("%s has no masked-LM head: it lacks %s", directory, some_of(loaded.fresh, 3))
+    params = jax.device_put(loaded.params, jax.devices()[0])
+    longest = conversion.longest_text(source, encoder)
+    config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
+    counts = np.zeros(encoder.vocab_size, np.int64)
+    return Trained(
+        directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source
+    )

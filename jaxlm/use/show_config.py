@@ -1,0 +1,50 @@
+"""`jaxlm config`: prints every setting, its value and what it means."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from jaxlm.config import (
+    apply_override,
+    check_config,
+    config_to_dict,
+    default_config,
+    format_config,
+    load_config,
+    split_overrides,
+)
+from jaxlm.settings import (
+    SETTINGS,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`jaxlm config [--config=FILE[:ARG]] [SECTION] [--config.section.key=VALUE ...] [--json]`."""
+    overrides, rest = split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        prog="jaxlm config", description="Print every setting, its value and what it means.",
+        epilog="example: jaxlm config optimizer --config=configs/bert_base.py",
+    )  # fmt: skip
+    parser.add_argument("section", nargs="?", default="", help=f"one of {', '.join(SETTINGS)}")
+    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="a config file; without it, the defaults")
+    parser.add_argument("--json", action="store_true", help="as JSON, which --config=FILE.json reads again")
+    args = parser.parse_args(rest)
+    if args.config:
+        from jaxlm.init_from import (
+            start_settings,  # far above in the order of modules, and needed by this command alone
+        )
+
+        config = load_config(args.config, overrides, start_settings)
+    else:
+        config = default_config()
+        for override in overrides:
+            apply_override(config, override)
+        check_config(config)
+    text = format_config(config, args.section)
+    if args.json:
+        content = config_to_dict(config)
+        text = json.dumps(
+            {args.section: content[args.section]} if args.section else content, indent=2, ensure_ascii=False
+        )
+    print(text)
+    return 0

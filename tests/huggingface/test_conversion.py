@@ -1,0 +1,417 @@
+"""Checkpoints of Transformers, in and out, against what Transformers computed (tests/parity/record.py)."""
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxlm.config import default_config
+from jaxlm.errors import UserError
+from jaxlm.huggingface import conversion
+from jaxlm.huggingface.families import FAMILIES
+from jaxlm.model.config import EncoderConfig, encoder_config
+from jaxlm.model.heads import MaskedLM, abstract_params, encode, init_params
+from jaxlm.model.presets import PRESETS
+from tests.parity.cases import CASES, batch, outputs_of, summary, weights
+
+FAST = {"xla_backend_optimization_level": 0}
+GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
+
+
+def record_of(case: str) -> dict:
+    return json.loads((GOLDEN / f"{case}.json").read_text())
+
+
+def write(directory: Path, case: str, change=lambda tensors: tensors, **config) -> Path:
+    """Writes the case's checkpoint as Transformers would; `change` may alter the tensors by name."""
+    record = record_of(case)
+    tensors = {name: weights(name, tuple(shape)) for name, shape in record["tensors"].items()}
+    directory.mkdir(exist_ok=True, parents=True)
+    save_file(change(tensors), directory / "model.safetensors", {"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(record["config"] | config))
+    return directory
+
+
+def load(directory: Path) -> tuple[conversion.Source, EncoderConfig, conversion.Loaded]:
+    source = conversion.read_source(directory)
+    config = default_config()
+    config.model.update(conversion.model_settings(source))
+    encoder = encoder_config(config.model)
+    return source, encoder, conversion.read_params(source, encoder)
+
+
+def flat(params) -> dict[str, np.ndarray]:
+    return dict(conversion._flatten(params))
+
+
+def error_of(function, *args) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_loss_and_gradients_are_those_of_transformers(case, tmp_path):
+    record = record_of(case)
+    source, encoder, loaded = load(write(tmp_path, case))
+    assert bool(loaded.fresh) == (case in ("bert_without_head", "electra_discriminator"))
+    loss_of = jax.value_and_grad(lambda params: outputs_of(encoder, params), has_aux=True)
+    (loss, outputs), gradients = jax.jit(loss_of, compiler_options=FAST)(loaded.params)
+    found = summary(np.asarray(outputs)[batch()["attention"] == 1])
+    np.testing.assert_allclose(found, record["outputs"], atol=1e-4)
+    assert abs(float(loss) - record["loss"]) < 1e-5
+    ours = flat(gradients)
+    family = source.family
+    theirs = {name.removeprefix(family.prefix): norm for name, norm in record["gradient_norms"].items()}
+    for tensor in conversion.tensors_of(family, encoder):
+        if all(path in ours for path in tensor.paths):
+            other = {} if encoder.tied_output else {family.output_bias: family.decoder_bias}  # untied, it has its own
+            norm = np.sqrt(sum(np.square(ours[path]).sum() for path in tensor.paths))
+            expected = theirs[other.get(tensor.name) or tensor.name]
+            assert abs(norm - expected) < 1e-4 + 1e-4 * expected, tensor.name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_way_back_gives_the_same_file_and_config(case, tmp_path):
+    source, encoder, loaded = load(write(tmp_path / "in", case))
+    record = record_of(case)
+    ids = {"pad": record["pad"], "begin": 1, "end": 2}
+    ids |= {role: record["config"][key] for key, role in source.family.special_ids.items() if key in record["config"]}
+    config = conversion.config_for(encoder, source.family, 8, ids, record["config"])
+    assert config == record["config"]
+    (tmp_path / "out").mkdir()
+    more = conversion.other_tensors(source, loaded.unused)
+    conversion.write_weights(tmp_path / "out", source.family, encoder, loaded.params, more=more)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    family = source.family
+    if case == "bert_without_head":  # of a base model, under the names of one
+        before = {name.removeprefix(family.prefix): array for name, array in before.items()}
+    if not encoder.tied_output and family.decoder_bias:
+        before[family.output_bias] = before[family.decoder_bias]  # which is not used
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], name)
+
+
+# Spellings
+
+
+@pytest.mark.parametrize("case", ["bert", "roberta", "distilbert", "electra_generator", "modernbert"])
+def test_names_with_and_without_the_prefix_mean_the_same(case, tmp_path):
+    _, _, loaded = load(write(tmp_path / "with", case))
+    prefix = FAMILIES[record_of(case)["config"]["model_type"]].prefix
+    strip = lambda tensors: {name.removeprefix(prefix): array for name, array in tensors.items()}  # noqa: E731
+    _, _, without = load(write(tmp_path / "without", case, strip))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, without.params)
+    _, _, whole = load(
+        write(tmp_path / "whole", case, lambda t: strip({k: v for k, v in t.items() if k.startswith(prefix)}))
+    )
+    assert set(whole.fresh) == {path for path in flat(loaded.params) if path.startswith("head/")}
+
+
+def test_old_names_of_norms_and_buffers_are_read(tmp_path):
+    def older(tensors):
+        renamed = {}
+        for name, array in tensors.items():
+            for old, new in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+                name = name.replace(old, new)
+            renamed[name] = array
+        return renamed | {"bert.embeddings.position_ids": np.arange(32)[None]}
+
+    _, _, loaded = load(write(tmp_path / "new", "bert"))
+    _, _, old = load(write(tmp_path / "old", "bert", older))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, old.params)
+    assert not old.unused
+
+
+def test_a_tied_decoder_that_differs_is_told_and_the_table_is_used(tmp_path, caplog):
+    table = "bert.embeddings.word_embeddings.weight"
+    same = load(write(tmp_path / "same", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table]}))[2]
+    assert not caplog.text
+    other = load(write(tmp_path / "other", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table] + 1}))[2]
+    assert "cls.predictions.decoder.weight is not the token table, yet config.json ties them" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, same.params, other.params)
+
+
+def test_an_untied_decoder_reads_its_own_bias(tmp_path):
+    name = "cls.predictions.decoder.bias"
+    _, encoder, loaded = load(write(tmp_path, "bert_untied"))
+    np.testing.assert_array_equal(loaded.params["head"]["bias"], weights(name, (41,)))
+    np.testing.assert_array_equal(
+        loaded.params["head"]["kernel"], weights("cls.predictions.decoder.weight", (41, 24)).T
+    )
+    assert not encoder.tied_output
+
+
+def test_heads_of_other_tasks_are_named(tmp_path):
+    _, _, loaded = load(write(tmp_path, "bert_pretraining"))
+    assert loaded.unused == [
+        "bert.pooler.dense.bias", "bert.pooler.dense.weight", "cls.seq_relationship.bias", "cls.seq_relationship.weight"
+    ]  # fmt: skip
+    assert not loaded.fresh
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_exactly_and_written_so(dtype, tmp_path):
+    half = lambda tensors: {name: array.astype(dtype) for name, array in tensors.items()}  # noqa: E731
+    source, encoder, loaded = load(write(tmp_path / "in", "roberta", half))
+    for leaf in jax.tree.leaves(loaded.params):
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, leaf.astype(dtype).astype(np.float32))
+    (tmp_path / "out").mkdir()
+    conversion.write_weights(tmp_path / "out", source.family, encoder, loaded.params, np.dtype(dtype).name)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    for name in before:
+        assert after[name].dtype == dtype
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_shards_are_written_and_read_by_their_index(tmp_path):
+    source, encoder, loaded = load(write(tmp_path / "in", "modernbert"))
+    (tmp_path / "out").mkdir()
+    files = conversion.write_weights(tmp_path / "out", source.family, encoder, loaded.params, shard_bytes=9000)
+    assert len(files) > 2
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in jax.tree.leaves(loaded.params))
+    (tmp_path / "out" / "config.json").write_text((tmp_path / "in" / "config.json").read_text())
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "out")[2].params, loaded.params)
+    files[1].unlink()
+    assert re.search(r"lacks model-00002-of-\d+.safetensors, which model.safetensors.index.json names",
+                     error_of(load, tmp_path / "out"))  # fmt: skip
+
+
+def test_configs_of_modernbert_in_both_spellings(tmp_path):
+    old = {
+        "layer_types": None, "rope_parameters": None, "global_attn_every_n_layers": 2, "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+    }  # fmt: skip
+    encoder = load(write(tmp_path / "old", "modernbert", **old))[1]
+    assert (encoder.layer_pattern, encoder.rotary_base, encoder.local_rotary_base) == ("gl", 160_000.0, 10_000.0)
+    # Transformers takes the global base where the local one is null.
+    encoder = load(write(tmp_path / "null", "modernbert", **old | {"local_rope_theta": None}))[1]
+    assert encoder.local_rotary_base == 160_000.0
+    new = FAMILIES["modernbert"]
+    config = conversion.config_for(encoder, new, 64, {"pad": 0, "begin": 1, "end": 2})
+    assert config["global_attn_every_n_layers"] == 2
+    assert config["layer_types"] == ["full_attention", "sliding_attention"] * 2
+    assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 160_000.0
+
+
+@pytest.mark.parametrize(
+    ("released", "sizes"),
+    [
+        # Ettin's and mmBERT's released sizes (arXiv 2507.11412, 2509.06888), beside ModernBERT's own
+        ("ModernBERT-base", (22, 768, 12, 1152, 50368)), ("ModernBERT-large", (28, 1024, 16, 2624, 50368)),
+        ("ettin-17m", (7, 256, 4, 384, 50368)), ("ettin-32m", (10, 384, 6, 576, 50368)),
+        ("ettin-68m", (19, 512, 8, 768, 50368)), ("ettin-150m", (22, 768, 12, 1152, 50368)),
+        ("ettin-400m", (28, 1024, 16, 2624, 50368)), ("ettin-1b", (28, 1792, 28, 3840, 50368)),
+        ("mmBERT-small", (22, 384, 6, 1152, 256000)), ("mmBERT-base", (22, 768, 12, 1152, 256000)),
+    ],
+)  # fmt: skip
+def test_every_released_modernbert_has_a_place(released, sizes, tmp_path):
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    config = {"model_type": "modernbert", **dict(zip(names, sizes, strict=True))}
+    if not released.startswith("ModernBERT"):
+        config |= {"local_rope_theta": 160000.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = conversion.read_source(tmp_path)
+    settings = default_config()
+    settings.model.update(conversion.model_settings(source))
+    encoder = dataclasses.replace(encoder_config(settings.model), layers=4)
+    held = sum(int(np.prod(tensor.shape)) for tensor in conversion.tensors_of(source.family, encoder))
+    assert held == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(encoder)))
+    assert conversion.choose_family(encoder).name == "modernbert"
+    assert encoder.local_rotary_base == (10_000.0 if released.startswith("ModernBERT") else 160_000.0)
+
+
+def test_outputs_of_modernbert_do_not_depend_on_padding(tmp_path):
+    _, encoder, loaded = load(write(tmp_path, "modernbert"))
+    states = jax.jit(functools.partial(encode, MaskedLM(encoder)), compiler_options=FAST)
+    tokens = np.random.RandomState(0).randint(5, 41, (4, 40)).astype(np.int32)
+    alone = states(loaded.params, tokens[:1, :23], None)  # the local window is 8
+    padded = states(loaded.params, tokens, (np.arange(40) < np.array([[23], [40], [3], [30]])).astype(np.int32))
+    np.testing.assert_allclose(alone[0], padded[0, :23], atol=1e-5)
+
+
+# Which family
+
+
+@pytest.mark.parametrize(
+    ("preset", "family"),
+    [("bert_base", "bert"), ("bert_large", "bert"), ("roberta_base", "roberta"), ("modernbert_base", "modernbert"),
+     ("modernbert_large", "modernbert"), ("ettin_17m", "modernbert")],
+)  # fmt: skip
+def test_published_architectures_find_their_family(preset, family):
+    assert conversion.choose_family(preset_encoder(preset)).name == family
+
+
+def preset_encoder(preset: str, **changes) -> EncoderConfig:
+    config = default_config()
+    config.model.update(PRESETS[preset] | changes)
+    return encoder_config(config.model)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "named"),
+    [
+        ("mosaicbert_base", {}, "the nearest family bert cannot express model.activation=geglu, model.positions=alibi"),
+        ("bert_base", {"norm_bias": False}, "model.norm_bias=False"),
+        ("bert_base", {"output_bias": False}, "model.output_bias=False"),
+        ("bert_base", {"head_transform": False}, "model.head_transform=False"),
+        ("bert_base", {"norm": "rms_norm"}, "model.norm=rms_norm"),
+        ("bert_base", {"head_activation": "relu"}, "bert cannot express model.head_activation=relu"),
+        ("modernbert_base", {"first_norm": True}, "modernbert cannot express model.first_norm=True"),
+        ("modernbert_base", {"embedding_norm": False}, "model.embedding_norm=False"),
+        ("modernbert_base", {"activation": "gelu_tanh"}, "model.activation=gelu_tanh"),
+        ("modernbert_base", {"value_residual": 0.5}, "modernbert cannot express model.value_residual=0.5"),
+        ("bert_base", {"value_residual": 0.5}, "bert cannot express model.value_residual=0.5"),
+    ],
+)
+def test_what_no_family_expresses_is_refused_by_name(preset, changes, named):
+    assert named in error_of(conversion.choose_family, preset_encoder(preset, **changes))
+
+
+def test_what_does_not_change_the_function_is_no_obstacle():
+    for changes in ({"rotary_base": 5.0}, {"window": 7}, {"dropout": 0.3}, {"initialization": "zero_output"}):
+        assert conversion.choose_family(preset_encoder("bert_base", **changes)).name == "bert"
+    assert conversion.choose_family(preset_encoder("bert_base", embedding_width=128)).name == "electra"
+    assert conversion.choose_family(preset_encoder("bert_base", token_types=0)).name == "bert"
+    assert conversion.choose_family(preset_encoder("bert_base"), "electra").name == "electra"
+    assert "cannot express model.token_types=2" in error_of(
+        conversion.choose_family, preset_encoder("bert_base"), "distilbert"
+    )
+    assert "t5 is no family that jaxlm knows; it knows bert, camembert, distilbert" in error_of(
+        conversion.choose_family, preset_encoder("bert_base"), "t5"
+    )
+
+
+# What is wrong with a directory
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "config", "message"),
+    [
+        ("bert", lambda t: {k: v for k, v in t.items() if "layer.1.output.dense.weight" not in k}, {},
+         "encoder.layer.1.output.dense.weight is missing"),
+        ("bert", lambda t: t | {"bert.encoder.layer.2.output.dense.weight": np.zeros((24, 20), np.float32)}, {},
+         "bert.encoder.layer.2.output.dense.weight has no place"),
+        ("bert", lambda t: t, {"intermediate_size": 21},
+         "bert.encoder.layer.0.intermediate.dense.weight is [20, 24] where config.json means [21, 24]"),
+        ("modernbert", lambda t: t, {"attention_bias": True}, "layers.0.attn.Wqkv.bias is missing"),
+        ("bert", lambda t: t, {"hidden_act": "mish"}, "hidden_act='mish' is not supported; known are gelu,"),
+        ("modernbert", lambda t: t, {"hidden_activation": "gelu_new"}, "hidden_activation='gelu_new' is not"),
+        ("bert", lambda t: t, {"is_decoder": True}, "is_decoder=True is not supported for the family bert"),
+        ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
+        ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
+         "rope_parameters.full_attention.rope_type='yarn' is not supported"),
+        ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"]}, "is not supported"),
+        ("bert", lambda t: t, {"num_attention_heads": 5}, "has sizes that make no encoder"),
+        ("bert", lambda t: t, {"model_type": "t5"}, "is of the family 't5', which jaxlm does not know; it knows bert"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(case, change, config, message, tmp_path):
+    assert message in error_of(load, write(tmp_path, case, change, **config))
+
+
+def test_all_that_does_not_fit_is_named_at_once(tmp_path):
+    text = error_of(load, write(tmp_path, "bert", lambda t: {k: v for k, v in t.items() if "layer.1" not in k}))
+    assert text.count("is missing") == 6
+    assert "and 10 more" in text
+
+
+def test_damaged_files_are_named(tmp_path):
+    file = write(tmp_path / "cut", "bert") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "model.safetensors is cut short or damaged" in error_of(load, tmp_path / "cut")
+    file.write_bytes(b"")
+    assert "model.safetensors is cut short or damaged" in error_of(load, tmp_path / "cut")
+    file.unlink()
+    assert "holds no weights: no model.safetensors and no pytorch_model.bin" in error_of(load, tmp_path / "cut")
+    (tmp_path / "cut" / "tf_model.h5").touch()
+    assert "(tf_model.h5 are of other frameworks)" in error_of(load, tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text("{")
+    assert "config.json is no valid JSON" in error_of(load, tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text("[]")
+    assert "config.json holds no JSON object" in error_of(load, tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").unlink()
+    assert "holds no config.json" in error_of(load, tmp_path / "cut")
+
+
+def test_what_is_written_wrongly_is_noticed(tmp_path, monkeypatch):
+    source, encoder, loaded = load(write(tmp_path, "bert"))
+    import safetensors.numpy
+
+    save = safetensors.numpy.save_file
+    monkeypatch.setattr(
+        safetensors.numpy,
+        "save_file",
+        lambda tensors, *more: save({k: v[::-1].copy() for k, v in tensors.items()}, *more),
+    )
+    assert "was not read back as it was written" in error_of(
+        conversion.write_weights, tmp_path, source.family, encoder, loaded.params
+    )
+
+
+def test_pytorch_files_are_refused_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    (write(tmp_path, "bert") / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    text = error_of(load, tmp_path)
+    assert "pytorch_model.bin only, which needs torch" in text
+    assert "save_pretrained" in text
+
+
+# Finding one
+
+
+def test_a_name_is_looked_for_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--some--bert"
+    write(folder / "snapshots" / "aaa", "bert")
+    write(folder / "snapshots" / "bbb", "bert")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("aaa\n")
+    assert conversion.locate("some/bert") == folder / "snapshots" / "aaa"
+    text = error_of(conversion.locate, "other/bert")
+    assert "there is no directory other/bert, and no model of this name in" in text
+    assert "`hf download other/bert`" in text
+    assert "hf download" not in error_of(conversion.locate, "nowhere")
+
+
+def test_the_transformer_of_a_sentence_transformers_directory_is_found(tmp_path):
+    write(tmp_path / "0_Transformer", "bert")
+    modules = [{"idx": 0, "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert conversion.locate(tmp_path) == tmp_path / "0_Transformer"
+    write(tmp_path, "bert")
+    assert conversion.locate(tmp_path) == tmp_path
+
+
+def test_the_longest_text_is_that_of_table_and_tokenizer(tmp_path):
+    source, encoder, _ = load(write(tmp_path, "roberta"))
+    assert conversion.longest_text(source, encoder) == 30
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 16}')
+    assert conversion.longest_text(source, encoder) == 16
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
+    assert conversion.longest_text(source, encoder) == 30
+
+
+def test_the_tables_cover_every_parameter_once():
+    for preset in ("bert_base", "roberta_base", "modernbert_base"):
+        encoder = preset_encoder(preset, layers=2)
+        tensors = conversion.tensors_of(conversion.choose_family(encoder), encoder)
+        paths = [path for tensor in tensors for path in tensor.paths]
+        assert sorted(paths) == sorted(flat(init_shapes(encoder)))
+        assert len({tensor.name for tensor in tensors}) == len(tensors)
+
+
+def init_shapes(encoder: EncoderConfig):
+    return jax.eval_shape(lambda: init_params(encoder, 0))

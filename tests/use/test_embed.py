@@ -1,0 +1,222 @@
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.errors import UserError
+from jaxlm.huggingface.sentence_transformers import embed_settings
+from jaxlm.model.heads import encode
+from jaxlm.use import embed as module
+from jaxlm.use.embed import Embedder, EmbedSettings, groups_of
+from jaxlm.use.fill_mask import Model
+from jaxlm.use.loading import load_trained
+from tests.conftest import sentences
+from tests.untrained import LENGTH, make_workdir
+
+TEXTS = ["", "The cat.", *sentences(30, seed=5), "a", "Every student sees the house " * 9]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return load_trained(make_workdir(tmp_path_factory.mktemp("embed") / "run"))
+
+
+@pytest.fixture(scope="module")
+def rotary(tmp_path_factory):
+    """A model with a norm before each layer, local windows, and products in bfloat16."""
+    settings = {"positions": "rotary", "norm_position": "pre", "layer_pattern": "gl", "window": 8}
+    return load_trained(make_workdir(tmp_path_factory.mktemp("rotary") / "run", **settings), "bfloat16")
+
+
+@functools.cache
+def program(model):
+    def run(params, tokens):
+        return encode(model, params, tokens, capture_intermediates=True, mutable=["intermediates"])
+
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def states(trained, text):
+    """Every layer's states of one text alone, without packing or padding, [layers + 1, n, D]."""
+    tokens = Model(trained).tokenize(text)[None]
+    if tokens.shape[1] > LENGTH:
+        tokens = np.append(tokens[:, : LENGTH - 1], [[trained.tokenizer.end_id]], axis=1)
+    final, captured = program(trained.model)(trained.params, tokens)
+    layers = captured["intermediates"]["encoder"]
+    of_layers = [layers[f"layers_{n}"]["__call__"][0][0] for n in range(trained.encoder.layers - 1)]
+    return np.stack([x[0] for x in (layers["embeddings"]["__call__"][0], *of_layers, final)])
+
+
+POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0)}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "normalise", "layers"),
+    [("mean", False, (-1,)), ("mean", True, (1, -1)), ("cls", False, (0,)), ("max", True, (2, 1))],
+)
+def test_vectors_are_what_each_text_alone_gives(trained, pooling, normalise, layers):
+    found = Model(trained).embed(TEXTS, pooling, normalise, layers)
+    assert found.dtype == np.float32
+    assert found.shape == (len(TEXTS), 16)
+    for number in (0, 1, 2, len(TEXTS) - 1):
+        each, vector = states(trained, TEXTS[number]), found[number]
+        expected = POOL[pooling](each[list(layers)].mean(0))
+        expected = expected / np.linalg.norm(expected) if normalise else expected
+        assert vector == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_vector_is_the_same_alone_and_in_a_batch_of_any_order_and_size(trained):
+    whole = Model(trained).embed(TEXTS)
+    for number in (0, 1, 7, len(TEXTS) - 1):
+        assert Model(trained).embed([TEXTS[number]])[0] == pytest.approx(whole[number], abs=1e-5)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    shuffled = Model(trained).embed([TEXTS[n] for n in order], batch_tokens=100)
+    assert shuffled == pytest.approx(whole[order], abs=1e-5)
+    assert len({tuple(np.round(vector, 3)) for vector in whole}) == len(set(TEXTS))
+
+
+def test_the_same_in_bfloat16_with_rotary_positions_and_local_windows(rotary):
+    whole = Model(rotary).embed(TEXTS, normalise=True)
+    exact = load_trained(rotary.directory)
+    for number in (0, 5, len(TEXTS) - 1):
+        alone = Model(rotary).embed([TEXTS[number]], normalise=True)[0]
+        assert alone @ whole[number] > 0.9995
+        assert alone @ Model(exact).embed([TEXTS[number]], normalise=True)[0] > 0.999
+        mean = states(exact, TEXTS[number])[-1].mean(0)
+        assert Model(exact).embed([TEXTS[number]])[0] == pytest.approx(mean, abs=1e-5)
+
+
+def test_an_empty_text_gives_the_vector_of_begin_and_end(trained):
+    tokens = np.array([[trained.tokenizer.begin_id, trained.tokenizer.end_id]])
+    expected = encode(trained.model, trained.params, tokens)[0].mean(0)
+    assert Model(trained).embed(["", "x", ""])[[0, 2]] == pytest.approx(np.stack([expected] * 2), abs=1e-5)
+
+
+def test_few_programs_are_compiled(trained):
+    settings = embed_settings(trained.directory, trained.longest)
+    Embedder(trained, settings)(sentences(300))
+    before = module._pooled.program._cache_size()
+    for seed in range(5):
+        Embedder(trained, settings)(sentences(300 + 20 * seed, seed=seed))
+    assert module._pooled.program._cache_size() <= before + 2  # the rest of a batch has a few sizes
+
+
+def test_texts_longer_than_the_model_are_cut_and_counted_or_refused(trained):
+    texts = ["short", "The old captain sees the house. " * 20, "The old captain sees the house. " * 30]
+    embedder = Embedder(trained, embed_settings(trained.directory, trained.longest))
+    first, second, third = embedder(texts)
+    assert embedder.truncated == 2
+    assert second == pytest.approx(third, abs=1e-5)
+    assert not np.allclose(first, second, atol=0.1)
+    assert embedder.tokens <= 3 * LENGTH
+    with pytest.raises(UserError, match=r"text 2 is longer than the 40 tokens .*'The old captain"):
+        Embedder(trained, embed_settings(trained.directory, trained.longest), too_long="refuse")(texts)
+
+
+def test_groups_hold_every_text_and_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "GROUP_TEXTS", 4)
+    monkeypatch.setattr(module, "GROUP_CHARACTERS", 10)
+    texts = ["a", "bb", "", "cccc", "d" * 30, "e", "f" * 9]
+    groups = list(groups_of(texts))
+    assert [text for group in groups for text in group] == texts
+    assert [len(group) for group in groups] == [4, 1, 2]
+    assert list(groups_of([])) == []
+
+
+def test_a_special_token_in_a_text_is_text(trained):
+    plain, typed = Model(trained).embed(["the cat", "the cat[SEP]"])
+    ids = trained.tokenizer.encode("the cat[SEP]").ids
+    assert trained.tokenizer.end_id not in ids
+    assert not np.allclose(plain, typed)
+
+
+def test_parameters_that_are_not_finite_are_noticed(trained):
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), trained.params)
+    with pytest.raises(UserError, match="text 1 has no finite vector"):
+        Model(trained._replace(params=params)).embed(["x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"pooling": "sum"}, "pooling=sum is not one of mean, cls, max"),
+        ({"layers": (3,)}, "layers=3: this model has 0 .* to 2"),
+        ({"layers": ()}, "layers="),
+        ({"too_long": "cut"}, "too_long=cut"),
+        ({"batch_tokens": -1}, "batch_tokens=-1"),
+        ({"texts": "one text"}, "list of str"),
+        ({"texts": [1]}, "list of str"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(trained, arguments, error):
+    with pytest.raises(UserError, match=error):
+        Model(trained).embed(**({"texts": ["x"]} | arguments))
+
+
+# Directories of sentence-transformers
+
+OLD = {"word_embedding_dimension": 16, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+
+
+def write_settings(root, transformer="", pooling=OLD, kinds=("Transformer", "Pooling", "Normalize"), **files):
+    paths = {"Transformer": transformer, "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [{"path": paths.get(kind, kind), "type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    (root / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    (root / transformer).mkdir(exist_ok=True)
+    (root / "modules.json").write_text(json.dumps(modules))
+    (root / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    for name, content in files.items():
+        folder = root if name.startswith("config") else root / transformer
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return root / transformer
+
+
+@pytest.mark.parametrize("transformer", ["", "0_Transformer"])
+def test_settings_of_a_sentence_transformers_directory_are_read(trained, tmp_path, transformer):
+    directory = write_settings(tmp_path, transformer, sentence_bert_config={"max_seq_length": 24})
+    model = trained._replace(directory=directory)
+    assert embed_settings(model.directory, model.longest) == EmbedSettings("cls", True, (-1,), 24, "")
+    expected = EmbedSettings("max", False, (1, -1), 24, "")
+    assert embed_settings(model.directory, model.longest, "max", False, (1, -1)) == expected
+    write_settings(tmp_path, transformer, {"pooling_mode": "max"}, ("Transformer", "Pooling"))
+    assert embed_settings(model.directory, model.longest)[:2] == ("max", False)
+
+
+def test_without_such_settings_it_is_the_mean_of_all_tokens(trained, tmp_path):
+    assert embed_settings(trained.directory, trained.longest) == EmbedSettings("mean", False, (-1,), LENGTH, "")
+    write_settings(tmp_path)
+    other = trained._replace(directory=tmp_path / "sub")  # above is a directory that does not name it
+    (tmp_path / "sub").mkdir()
+    assert embed_settings(other).pooling == "mean"
+
+
+def test_a_default_prompt_stands_before_each_text(trained, tmp_path):
+    content = {"prompts": {"query": "The cat "}, "default_prompt_name": "query"}
+    directory = write_settings(tmp_path, pooling={"pooling_mode": "mean"}, config_sentence_transformers=content)
+    found = Model(trained._replace(directory=directory)).embed(["sees"], normalise=False)
+    assert found == pytest.approx(Model(trained).embed(["The cat sees"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"pooling": OLD | {"pooling_mode_mean_tokens": True}}, "pools by cls and mean, where"),
+        ({"pooling": {"pooling_mode": "lasttoken"}}, "pools by lasttoken"),
+        ({"pooling": {}}, "pools by nothing"),
+        ({"kinds": ("Transformer", "Pooling", "Dense")}, "a module Dense, which jaxlm does not apply"),
+        ({"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
+        (
+            {
+                "pooling": {"pooling_mode": "mean", "include_prompt": False},
+                "config_sentence_transformers": {"prompts": {"q": "q"}, "default_prompt_name": "q"},
+            },
+            "include_prompt",
+        ),
+    ],
+)
+def test_settings_that_are_not_supported_are_named(trained, tmp_path, changes, error):
+    with pytest.raises(UserError, match=error):
+        embed_settings(trained._replace(directory=write_settings(tmp_path, **changes)))

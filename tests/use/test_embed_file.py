@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from jaxlm.cli import main
+from jaxlm.use import embed, embed_file
+from jaxlm.use.fill_mask import load
+from tests.conftest import sentences
+from tests.untrained import make_workdir
+
+TEXTS = [*sentences(40, seed=3), "", "The cat sees the house " * 12]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("embed_file") / "run")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return path
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(embed, "GROUP_TEXTS", 8)
+
+
+def run(workdir, texts, output, *more):
+    return main(["embed", f"--model={workdir}", f"--input={texts}", f"--output={output}", *more])
+
+
+def test_all_formats_hold_the_same_vectors_in_order(workdir, texts, tmp_path, small_parts, capsys, caplog):
+    expected = load(workdir).embed(TEXTS, normalise=True)
+    for ending in (".npy", ".jsonl", ".parquet"):
+        assert run(workdir, texts, tmp_path / f"out{ending}", "--normalise") == 0
+    output = capsys.readouterr()
+    assert f"{len(TEXTS)} vectors of 16 in" in output.out
+    assert "mean pooling, normalised, float32" in output.out
+    assert f"1 of {len(TEXTS)} texts are longer than 40 tokens" in caplog.text
+    array = np.load(tmp_path / "out.npy", allow_pickle=False)
+    lines = [json.loads(line)["embedding"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    column = parquet.read_table(tmp_path / "out.parquet").column("embedding").to_pylist()
+    assert array.dtype == np.float32
+    assert (np.array(lines, np.float32) == array).all()
+    assert (np.array(column, np.float32) == array).all()
+    assert array == pytest.approx(expected, abs=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.npy", "out.parquet", "texts.txt"]
+
+
+@pytest.mark.parametrize("ending", [".npy", ".jsonl", ".parquet"])
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(workdir, texts, tmp_path, small_parts, monkeypatch, ending):
+    whole, killed = tmp_path / f"whole{ending}", tmp_path / f"killed{ending}"
+    assert run(workdir, texts, whole) == 0
+    calls, write = [], embed_file._write_part
+
+    def die(folder, number, vectors):
+        calls.append(number)
+        if len(calls) in (3, 5):
+            (folder / "unfinished").write_bytes(b"half a par")
+            raise KeyboardInterrupt
+        write(folder, number, vectors)
+
+    monkeypatch.setattr(embed_file, "_write_part", die)
+    assert run(workdir, texts, killed) == 1
+    assert not killed.exists()
+    assert run(workdir, texts, killed) == 1
+    assert run(workdir, texts, killed, "--json") == 0
+    assert calls == [0, 1, 2, 2, 3, 3, 4, 5]
+    assert killed.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / f"killed{ending}.parts").exists()
+
+
+def test_a_resumed_run_counts_all_and_mends_a_damaged_part(workdir, texts, tmp_path, small_parts, monkeypatch, capsys):
+    output = tmp_path / "out.npy"
+    assemble = embed_file._assemble
+    monkeypatch.setattr(embed_file, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(workdir, texts, output) == 1
+    parts = sorted((tmp_path / "out.npy.parts").glob("0*.npy"))
+    assert len(parts) == 6
+    parts[4].write_bytes(parts[4].read_bytes()[:-9])
+    monkeypatch.setattr(embed_file, "_assemble", assemble)
+    capsys.readouterr()
+    assert run(workdir, texts, output, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["vectors"] == len(TEXTS)
+    assert result["truncated"] == 1
+    assert np.load(output) == pytest.approx(load(workdir).embed(TEXTS), abs=1e-5)
+
+
+def test_parts_of_another_run_are_refused(workdir, texts, tmp_path, small_parts, monkeypatch, capsys):
+    output = tmp_path / "out.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_file, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(workdir, texts, output) == 1
+    assert run(workdir, texts, output, "--pooling=max") == 1
+    assert "out.npy.parts holds parts of a run that was stopped and had another pooling" in capsys.readouterr().err
+    texts.write_text("other\n")
+    assert run(workdir, texts, output) == 1
+    assert "had another input" in capsys.readouterr().err
+
+
+def test_a_file_that_stands_there_is_kept_until_the_new_one_is_whole(workdir, texts, tmp_path, monkeypatch):
+    output = tmp_path / "out.npy"
+    output.write_text("before")
+    with monkeypatch.context() as patch:
+        patch.setitem(embed_file.WRITERS, ".npy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(workdir, texts, output) == 1
+    assert output.read_text() == "before"
+    assert run(workdir, texts, output) == 0
+    assert len(np.load(output)) == len(TEXTS)
+
+
+def test_records_of_json_lines_by_field(workdir, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "the cat"}\n{"body": null}\n')
+    assert run(workdir, tmp_path / "a.jsonl", tmp_path / "out.npy", "--field=body", "--layers=0,-1") == 0
+    expected = load(workdir).embed(["the cat", ""], layers=(0, -1))
+    assert np.load(tmp_path / "out.npy") == pytest.approx(expected, abs=1e-5)
+
+
+def test_wrong_input_gets_one_sentence_and_leaves_the_output_alone(workdir, texts, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"text": \n')
+    (tmp_path / "empty.txt").write_text("")
+    output = tmp_path / "out.npy"
+    wrong = [
+        ((texts, tmp_path / "out.txt"), "the ending says the format, and must be one of .npy, .jsonl, .parquet"),
+        ((texts, tmp_path / "none" / "out.npy"), "there is no folder"),
+        ((tmp_path / "none.txt", output), "there is no file or folder"),
+        ((tmp_path / "bad.jsonl", output), "bad.jsonl, line 2: no valid JSON"),
+        ((tmp_path / "empty.txt", output), "holds no record"),
+        ((tmp_path / "bad.jsonl", tmp_path / "bad.jsonl"), "is the input"),
+        ((texts, output, "--layers=9"), "layers=9: this model has 0"),
+        ((texts, output, "--layers=x"), "--layers=x: numbers with commas"),
+        ((texts, output, "--batch-tokens=-3"), "batch_tokens=-3"),
+        ((texts, tmp_path / "long.npy", "--too-long=refuse"), f"text {len(TEXTS)} is longer than the 40 tokens"),
+        ((texts, output, "--pooling=sum"), "invalid choice: 'sum'"),
+    ]
+    for arguments, error in wrong:
+        assert run(workdir, *arguments) == 1, arguments
+        message = capsys.readouterr().err
+        assert error in message
+        assert "Traceback" not in message
+        assert not output.exists()
+    assert main(["embed", "--model=nowhere", f"--input={texts}", f"--output={output}"]) == 1
+    assert "there is no directory nowhere" in capsys.readouterr().err
+
+
+def test_help_says_what_happens_to_empty_texts_and_has_an_example(capsys):
+    assert main(["embed", "--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert "An empty text" in help_text
+    assert "example: jaxlm embed" in help_text

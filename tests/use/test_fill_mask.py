@@ -1,0 +1,193 @@
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.errors import UserError
+from jaxlm.tokenizer.tokenizer import load_tokenizer
+from jaxlm.use.fill_mask import Model
+from jaxlm.use.loading import load_trained
+from tests.untrained import LENGTH, make_workdir
+
+WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sees", "##s", "##ing", ".", "(", "un"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("predict") / "run")
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return jaxlm.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def word_piece(model, tmp_path_factory):
+    """The same model behind a lower-casing WordPiece vocabulary."""
+    folder = tmp_path_factory.mktemp("vocab")
+    (folder / "vocab.txt").write_text("\n".join(WORD_PIECES) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    return Model(model.trained._replace(tokenizer=load_tokenizer(folder)))
+
+
+def logits_of(model, text):
+    """The logits of one text, computed in a row of LENGTH."""
+    ids = model.tokenize(text)
+    tokens = np.pad(ids, (0, LENGTH - len(ids)))[None]
+    logits = model.apply(tokens, (np.arange(LENGTH) < len(ids))[None].astype(np.int32))[0]
+    return ids, np.asarray(logits)
+
+
+def test_probabilities_are_a_softmax_over_words(model):
+    text = "The cat [MASK] the house."
+    ids, logits = logits_of(model, text)
+    scores = logits[list(ids).index(model.tokenizer.mask_id)].astype(float)
+    scores[[i for i in range(len(scores)) if not model.tokenizer.text_of(i).strip()]] = -np.inf
+    expected = np.exp(scores) / np.exp(scores).sum()
+    candidates = model.fill_mask(text, top=1000)[0]
+    assert len(candidates) == (expected > 0).sum()
+    assert [c.probability for c in candidates] == pytest.approx(sorted(expected[expected > 0], reverse=True), rel=1e-3)
+    assert candidates[0].token == model.tokenizer.token(int(expected.argmax()))
+
+
+@pytest.mark.parametrize(
+    "text", ["x [MASK] y", "x[MASK] y", "[MASK] y", "x  [MASK]", "a [MASK] [MASK] b", "é [MASK]\ty"]
+)
+def test_the_filled_text_is_the_text_with_the_word_put_in(model, text):
+    for blank in model.fill_mask(text):
+        for candidate in blank:
+            assert candidate.text in [
+                text[:start] + candidate.word + text[start + 6 :]
+                for start in range(len(text))
+                if text[start : start + 6] == "[MASK]"
+            ]
+
+
+def test_targets_are_the_pieces_that_would_stand_there(model):
+    tokens = {c.word: c.token for c in model.fill_mask("The cat [MASK] it.", targets=["an", "a", "the"])[0]}
+    assert tokens == {"an": "▁an", "a": "▁a", "the": "the"}  # ▁the is no piece: the space before it is one
+    tokens = {c.word: c.token for c in model.fill_mask("The cat[MASK] it.", targets=["s"])[0]}
+    assert tokens == {"s": "s"}
+    (first, second) = model.fill_mask("[MASK] cat [MASK].", targets=["an", "a"])
+    assert {c.token for c in first} == {c.token for c in second} == {"▁an", "▁a"}
+    assert {c.text for c in second} == {"[MASK] cat an.", "[MASK] cat a."}
+
+
+def test_targets_have_the_probability_that_they_have_among_all_words(model):
+    every = {c.token: c.probability for c in model.fill_mask("The cat [MASK] it.", top=1000)[0]}
+    found = model.fill_mask("The cat [MASK] it.", top=1, targets=["an", "a"])[0]
+    assert [c.probability for c in found] == sorted((every["▁an"], every["▁a"]), reverse=True)
+    assert {c.text for c in found} == {"The cat an it.", "The cat a it."}
+
+
+def test_targets_of_a_word_piece_vocabulary(word_piece):
+    def tokens(text, *targets):
+        return {c.word: c.token for c in word_piece.fill_mask(text, targets=targets)[0]}
+
+    assert tokens("the [MASK].", "Cat", "sees") == {"Cat": "cat", "sees": "sees"}
+    assert tokens("([MASK].", "cat") == {"cat": "cat"}
+    assert tokens("the cat[MASK].", "s", "ing") == {"s": "##s", "ing": "##ing"}
+    assert word_piece.fill_mask("the [MASK].", targets=["Cat"])[0][0].text == "the Cat."
+    for target, error in [("cating", "not one token here but cat ##ing"), ("dog", r"is \[UNK\] to this"),
+                          (" ", "not one token here but nothing"), ("the cat", "not one token")]:  # fmt: skip
+        with pytest.raises(UserError, match=error):
+            tokens("the [MASK].", target)
+
+
+@settings(max_examples=25, deadline=None)
+@given(before=st.text("the cat(s.  é", max_size=12), target=st.sampled_from(["the", "a", "cat", "s", "."]))
+def test_a_target_of_one_token_spells_the_word(model, before, target):
+    try:
+        (candidate,) = model.fill_mask(f"{before}[MASK] x", targets=[target])[0]
+    except UserError as error:
+        assert "is not one token here" in str(error)  # noqa: PT017
+    else:
+        assert candidate.token.removeprefix("▁") == target
+        assert candidate.text == f"{before}{target} x"
+
+
+def test_apply_gives_the_logits_of_packed_texts(model):
+    one, two = model.tokenize("The cat sees."), model.tokenize("a letter")
+    row = np.concatenate([one, two])[None]
+    packed = model.apply(row, np.repeat([1, 2], [len(one), len(two)])[None])
+    assert packed.shape == (1, row.shape[1], model.config.vocab_size)
+    assert packed[0, : len(one)] == pytest.approx(np.asarray(model.apply(one[None])[0]), abs=1e-4)
+    assert packed[0, len(one) :] == pytest.approx(np.asarray(model.apply(two[None])[0]), abs=1e-4)
+
+
+def test_tokenize_finds_the_mask_and_params_and_config_fit(model):
+    ids = model.tokenize("The [MASK].")
+    assert ids.dtype == np.int32
+    assert ids[0] == model.tokenizer.begin_id
+    assert ids[-1] == model.tokenizer.end_id
+    assert (ids == model.tokenizer.mask_id).sum() == 1
+    assert model.params["encoder"]["embeddings"]["token"]["embedding"].shape[0] == model.config.vocab_size
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(model.params))
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda m: m.fill_mask("no blank"), r"no mask in 'no blank': write \[MASK\]"),
+        (lambda m: m.fill_mask("x [MASK]", targets="the"), "list of str"),
+        (lambda m: m.fill_mask("x [MASK]", targets=["seven stones"]), "is not one token here"),
+        (lambda m: m.apply([[1, 10**6]]), "ids 1 to 1000000, and the model knows 0 to 79"),
+        (lambda m: m.apply([[-1, 1]]), "ids -1 to 1"),
+        (lambda m: m.apply([1, 2]), r"integers \[B, L\]"),
+        (lambda m: m.apply(np.ones((1, LENGTH + 1), int)), "rows of 41 tokens are longer than the model's 40"),
+        (lambda m: m.apply(np.ones((1, 60), int), np.ones((1, 60), int)), "a text of 60 tokens"),
+        (lambda m: m.apply(np.ones((1, 6), int), np.ones((1, 5), int)), "segment_ids"),
+        (lambda m: Model(m.trained._replace(has_head=False)).fill_mask("x [MASK]"), "no masked-LM head"),
+        (lambda m: Model(m.trained._replace(has_head=False)).apply([[1]]), "no masked-LM head"),
+    ],
+)
+def test_wrong_calls_get_one_sentence(model, call, error):
+    with pytest.raises(UserError, match=error):
+        call(model)
+
+
+def test_a_model_without_a_head_embeds(model):
+    params = {"encoder": model.params["encoder"]}
+    bare = Model(model.trained._replace(has_head=False, params=params))
+    assert bare.embed(["the cat"]) == pytest.approx(model.embed(["the cat"]), abs=1e-6)
+
+
+def test_products_in_bfloat16_are_near(workdir, model):
+    other = jaxlm.load(workdir, compute_dtype="bfloat16")
+    ids = model.tokenize("The cat sees.")[None]
+    difference = np.abs(np.asarray(other.apply(ids)) - np.asarray(model.apply(ids)))
+    assert 1e-4 < difference.max() < 0.3
+
+
+def test_the_verb_prints_targets(workdir, capsys, monkeypatch):
+    assert main(["fill-mask", f"--model={workdir}", "--targets=the, a", "The cat [MASK] it."]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "The cat [MASK] it."
+    assert {tuple(line.split()[1:]) for line in lines[1:]} == {
+        ("the", "The", "cat", "the", "it."), ("a", "The", "cat", "a", "it."),
+    }  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.StringIO("The [MASK].\n"))
+    assert main(["fill-mask", f"--model={workdir}", "--json", "--targets=an"]) == 0
+    assert json.loads(capsys.readouterr().out)["blanks"][0][0]["token"] == "▁an"
+    for arguments, error in [
+        (("--targets=,", "x [MASK]"), "words with commas are meant"),
+        (("--targets=seven stones", "x [MASK]"), "'seven stones' is not one token here"),
+        (("--top=0", "x [MASK]"), "--top=0"),
+        (("x",), "no mask in 'x'"),
+    ]:
+        assert main(["fill-mask", f"--model={workdir}", *arguments]) == 1
+        assert error in capsys.readouterr().err
+
+
+def test_a_text_longer_than_the_model_is_read_in_a_window(model):
+    text = "the cat sees the house " * 20 + "[MASK] and a letter " + "the river " * 20
+    (blank,) = model.fill_mask(text)
+    assert len(blank) == 5
+    assert load_trained(model.trained.directory).longest == LENGTH

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxlm
+from jaxlm.errors import UserError
+from jaxlm.use import neighbours
+
+random = np.random.default_rng(0)
+
+
+def test_similarity_is_the_cosine():
+    a, b = random.standard_normal((4, 8)), random.standard_normal((3, 8))
+    expected = [[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a]
+    assert jaxlm.similarity(a, b) == pytest.approx(np.array(expected), abs=1e-6)
+    assert (jaxlm.similarity(np.zeros((1, 8)), b) == 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6))
+def test_nearest_is_exact_whatever_the_pieces(queries, rows, k, seed):
+    draw = np.random.default_rng(seed)
+    a, b = (draw.integers(-1, 2, (n, 3)).astype(np.float32) for n in (queries, rows))  # many are equal
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "QUERIES", 2)
+        patch.setattr(neighbours, "VECTORS", 7)
+        found, cosines = jaxlm.nearest(a, b, k)
+    k = min(k, rows)
+    assert found.shape == cosines.shape == (queries, k)
+    all_cosines = jaxlm.similarity(a, b)
+    assert cosines == pytest.approx(-np.sort(-all_cosines, axis=1)[:, :k], abs=1e-6)
+    assert np.take_along_axis(all_cosines, found, 1) == pytest.approx(cosines, abs=1e-6)
+    assert all(len(set(row)) == k for row in found.tolist())
+
+
+def test_of_equal_neighbours_the_earlier_is_first(monkeypatch):
+    monkeypatch.setattr(neighbours, "VECTORS", 4)
+    rows, _ = jaxlm.nearest(np.ones((1, 2)), np.ones((10, 2)), 6)
+    assert rows.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_the_corpus_may_be_a_mapped_file(tmp_path):
+    corpus = random.standard_normal((50, 4)).astype(np.float32)
+    np.save(tmp_path / "corpus.npy", corpus)
+    rows, cosines = jaxlm.nearest(corpus[7:9], np.load(tmp_path / "corpus.npy", mmap_mode="r"), 1)
+    assert rows.tolist() == [[7], [8]]
+    assert cosines == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((np.ones(3), np.ones((2, 3))), "numbers \\[n, D\\]"),
+        ((np.ones((2, 3)), np.ones((2, 4))), "vectors of 3 and of 4 numbers"),
+        ((np.ones((2, 3)), np.ones((0, 3))), "holds no vector"),
+        ((np.array([["a"]]), np.ones((2, 1))), "numbers"),
+        ((np.ones((2, 3)), np.ones((2, 3)), 0), "k=0"),
+    ],
+)
+def test_wrong_arrays_get_one_sentence(arguments, error):
+    with pytest.raises(UserError, match=error):
+        jaxlm.nearest(*arguments)
