@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.config import Phase
 from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
 
@@ -26,14 +27,6 @@ ROUNDS = 10  # with 6 and 8, pairs of rows of stores of a dozen rows were visibl
 MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 HALF_WORD = np.uint64(32)
-
-
-class Phase(NamedTuple):
-    """Steps of one row length and batch size (rows of the global batch); the last phase goes on without end."""
-
-    steps: int | None
-    sequence_length: int
-    batch_size: int
 
 
 def permute(index: np.ndarray, size: int, key: int | Sequence[int]) -> np.ndarray:
