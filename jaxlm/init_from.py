@@ -40,7 +40,7 @@ def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str
         tokenizer = {"path": str(directory.absolute())}
     elif (directory / "config.json").is_file():
         config = load_config(str(directory / "config.json"))
-        model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1]["rotary_base"]}
+        model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
     else:
         raise UserError(f"init_from={name} holds no config.json; a work directory or a Hugging Face directory is meant")

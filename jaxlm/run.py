@@ -18,11 +18,20 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxlm import config as settings
 from jaxlm import storage
+from jaxlm.config import (
+    Phase,
+    changed_settings,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    phase_number,
+    phases_of,
+    save_config,
+)
 from jaxlm.data.corpus import Prepared, open_prepared, prepare
 from jaxlm.data.prepared import record_crc32
-from jaxlm.data.rows import Phase, TrainRows, held_out_batches
+from jaxlm.data.rows import TrainRows, held_out_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
@@ -51,7 +60,7 @@ class Run:
     attention: str  # which kernel computes it, and why, for the log
     masking: Masking
     mesh: Mesh
-    phases: list[dict[str, Any]]
+    phases: tuple[Phase, ...]
     rows: TrainRows
     total_steps: int | None  # None: a time budget ends the run
     update: optax.GradientTransformation
@@ -80,7 +89,7 @@ class Run:
 
     def mask_rate(self, number: int, progress: float) -> float:
         """Returns the rate of phase `number`, or where masking.final_rate is set a point on the line to it."""
-        first, last = self.phases[number]["mask_rate"], self.config.masking.final_rate
+        first, last = self.phases[number].mask_rate, self.config.masking.final_rate
         return first if last is None else first + (last - first) * progress
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
@@ -97,7 +106,7 @@ class Run:
     def evaluate(self, params: dict, log: RunLog, step: int) -> dict[str, dict[str, float]]:
         """Judges the held-out sets, logs each, and returns their figures by name, in order."""
         config, results = self.config, {}
-        phase = self.phases[settings.phase_number(self.phases, max(step - 1, 0))]
+        phase = self.phases[phase_number(self.phases, max(step - 1, 0))]
         length = config.data.sequence_length
         size = config.evaluation.batch_size or config.train.batch_size
         for name, store in self.prepared.held_out.items():
@@ -105,7 +114,7 @@ class Run:
                 store, length, size, config.evaluation.rows, config.data.prepend_begin,
                 self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id, *sharding.local_parts(self.mesh),
             )  # fmt: skip
-            judge = self.evaluation_step(phase["rotary_base"])
+            judge = self.evaluation_step(phase.rotary_base)
             results[name] = evaluate_held_out(judge, params, batches, self.put)
             log.evaluation(step, name, results[name])
         return results
@@ -122,11 +131,6 @@ def _replaced(params: Any, given: Any) -> Any:
     if not isinstance(given, dict):
         return jax.make_array_from_callback(params.shape, params.sharding, lambda index: given[index])
     return params | {name: _replaced(params[name], branch) for name, branch in given.items()}
-
-
-def poisoned(params: dict) -> dict:
-    """Returns the parameters as NaN, where they are: what debug.nan_at_step asks for."""
-    return jax.tree.map(lambda leaf: leaf * np.array(np.nan, leaf.dtype), params)
 
 
 def run_seeds(config: Any) -> dict[str, int]:
@@ -159,10 +163,10 @@ def set_up(config: Any, workdir: Path) -> Run:
     """Prepares or finds the data, resolves what is "auto", writes config.json, and builds what the loop needs."""
     before = None
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*")):
-        before = settings.load_config(str(workdir / "config.json"))
-    config = settings.config_from_dict(settings.config_to_dict(config), "config")
-    theirs = settings.config_from_dict(distributed.from_first(lambda: settings.config_to_dict(config)), "config")
-    if changed := settings.changed_settings(theirs, config, resuming=False):
+        before = load_config(str(workdir / "config.json"))
+    config = config_from_dict(config_to_dict(config), "config")
+    theirs = config_from_dict(distributed.from_first(lambda: config_to_dict(config)), "config")
+    if changed := changed_settings(theirs, config, resuming=False):
         raise UserError(
             f"process {jax.process_index()} was started with other settings than the first ({'; '.join(changed)}); "
             "give all of them the same"
@@ -174,16 +178,16 @@ def set_up(config: Any, workdir: Path) -> Run:
         config.train.compute_dtype = before.train.compute_dtype if before else ("bfloat16" if fast else "float32")
     if before:
         config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
-        if changed := settings.changed_settings(before, config):
+        if changed := changed_settings(before, config):
             differences = "; ".join(changed)
             raise UserError(
                 f"{workdir} holds a run with other settings ({differences}); give them as they were, or a new --workdir"
             )
     # What the devices cannot do is refused before anything is read.
     mesh = sharding.make_mesh(config.mesh)
-    phases = settings.phases_of(config)
+    phases = phases_of(config)
     for phase in phases:
-        sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
+        sharding.check_batch(mesh, phase.batch_size, phase.accumulate)
     sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     optimizers.make_optimizer(config.optimizer, abstract_params(any_size))
@@ -198,9 +202,8 @@ def set_up(config: Any, workdir: Path) -> Run:
     encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
     config.model.vocab_size = encoder.vocab_size
 
-    shapes = [Phase(p["steps"], p["sequence_length"], p["batch_size"]) for p in phases]
     rows = TrainRows(
-        prepared.train, list(config.data.weights) or None, shapes, run_seeds(config)["data"],
+        prepared.train, list(config.data.weights) or None, phases, run_seeds(config)["data"],
         prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id, pad_id=prepared.tokenizer.pad_id,
     )  # fmt: skip
     seed = run_seeds(config)["init"]
@@ -216,10 +219,10 @@ def set_up(config: Any, workdir: Path) -> Run:
         config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
     )
     if jax.process_index() == 0:
-        settings.save_config(config, workdir / "config.json")
+        save_config(config, workdir / "config.json")
         if config.model.init_from and not before and (source := source_config(config.model.init_from)):
             storage.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
-    total = _total_steps(config, rows, shapes)
+    total = _total_steps(config, rows, phases)
     attention, votes = f"attention by {kernel} ({why})", distributed.Votes(mesh)
     return Run(
         config,
@@ -305,7 +308,7 @@ def _known_data(record: Path) -> dict[str, str] | None:
     return None
 
 
-def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | None:
+def _total_steps(config: Any, rows: TrainRows, phases: tuple[Phase, ...]) -> int | None:
     """How many updates train.steps, epochs or tokens mean; None for minutes."""
     train = config.train
     if train.minutes is not None:
@@ -314,8 +317,8 @@ def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | Non
         return train.steps
     if train.tokens is None and train.epochs is None:
         raise UserError("one of train.steps, train.epochs, train.tokens and train.minutes must say when the run ends")
-    length, batch = shapes[-1].sequence_length, shapes[-1].batch_size
+    length, batch = phases[-1].sequence_length, phases[-1].batch_size
     wanted = train.tokens if train.tokens is not None else train.epochs * rows.tokens_per_epoch
-    earlier = [(phase.steps or 0, phase.sequence_length * phase.batch_size) for phase in shapes[:-1]]
+    earlier = [(phase.steps or 0, phase.sequence_length * phase.batch_size) for phase in phases[:-1]]
     wanted -= sum(steps * tokens for steps, tokens in earlier)
     return max(sum(steps for steps, _ in earlier) + math.ceil(wanted / (length * batch)), 1)

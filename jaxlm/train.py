@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxlm import config as settings
+from jaxlm.config import Phase, config_to_dict, load_config, phase_number, predicted_share, split_overrides
 from jaxlm.data.rows import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.held_out import before_and_after, describe
@@ -27,7 +27,7 @@ from jaxlm.objectives import masked_lm
 from jaxlm.objectives.masking import Masking, mask_tokens, next_tokens, prediction_slots
 from jaxlm.optimizer import optimizers
 from jaxlm.optimizer.schedules import make_schedule
-from jaxlm.run import Run, locked, poisoned, run_seeds, set_up
+from jaxlm.run import Run, locked, run_seeds, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
 from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, params_sha256
 from jaxlm.runtime.compiling import compiler_options
@@ -37,15 +37,15 @@ MASKS, DROPOUT = 0, 1  # what randomness is for, folded into the root key first
 TIME_UNITS = 1000.0  # a time budget's schedule counts in thousandths of it
 
 
-def phase_slots(config: Any, phase: dict[str, Any]) -> int:
+def phase_slots(config: Any, phase: Phase) -> int:
     """Returns how many predictions a row of a phase has room for."""
-    rate = max(settings.predicted_share(phase), config.masking.final_rate or 0)
-    return prediction_slots(config.masking.scheme, rate, phase["sequence_length"])
+    rate = max(predicted_share(phase), config.masking.final_rate or 0)
+    return prediction_slots(config.masking.scheme, rate, phase.sequence_length)
 
 
 def make_train_step(
     config: Any,
-    phase: dict[str, Any],
+    phase: Phase,
     encoder: EncoderConfig,
     execution: Execution,
     masking: Masking,
@@ -58,10 +58,10 @@ def make_train_step(
     step the updates done so far (int32); done the same in the schedule's unit (float32). Masks and dropout of row b
     depend on (mask seed, step, b) only, whatever the mesh or the micro-batches. total is the schedule's length.
     """
-    model = MaskedLM(dataclasses.replace(encoder, rotary_base=phase["rotary_base"]), execution)
+    model = MaskedLM(dataclasses.replace(encoder, rotary_base=phase.rotary_base), execution)
     schedule = make_schedule(config.schedule, total)
-    accumulate, logits_bytes = phase["accumulate"], hardware.logits_bytes(config.train.logits_megabytes)
-    causal, slots = phase["objective"] == "causal", phase_slots(config, phase)
+    accumulate, logits_bytes = phase.accumulate, hardware.logits_bytes(config.train.logits_megabytes)
+    causal, slots = phase.objective == "causal", phase_slots(config, phase)
     mask_seed = run_seeds(config)["mask"]
     dropping = encoder.dropout > 0 or encoder.attention_dropout > 0
 
@@ -103,7 +103,7 @@ def make_train_step(
 
         with jax.named_scope("optimizer"):
             updates, opt_state = update.update(grads, state["opt_state"], state["params"])
-            rate = phase["learning_rate"] * schedule(done)
+            rate = phase.learning_rate * schedule(done)
             params = jax.tree.map(lambda p, u: p if u is None else p + rate * u, state["params"], updates)
             gradient_norm = optax.global_norm(grads)
         ordinary = jnp.isin(tokens, jnp.asarray(masking.special_ids), invert=True) & (segment_ids > 0)
@@ -171,11 +171,9 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         voted: Array | None = None
         over, stopping = clock.is_over(step), False
         while not over and not stopping:
-            number, (done, progress) = settings.phase_number(run.phases, step), clock.read(step)
+            number, (done, progress) = phase_number(run.phases, step), clock.read(step)
             rate = run.mask_rate(number, progress)
             begin = time.monotonic()
-            if step == config.debug.nan_at_step:
-                state["params"] = poisoned(state["params"])
             votes = run.votes.cast(clock.elapsed, bool(stopped))
             inputs = (state, run.put(next(batches)), np.int32(step), np.float32(done), np.float32(rate), *votes)
             if number not in compiled:
@@ -290,7 +288,7 @@ class _Clock:
 
 
 def _save(run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: _Clock, score: float | None) -> None:
-    config = settings.config_to_dict(run.config)
+    config = config_to_dict(run.config)
     about = {"elapsed_seconds": clock.elapsed, "data": run.prepared.fingerprint, "config": config}
     try:
         checkpoints.save(step, state, about, score=score)
@@ -322,9 +320,9 @@ class _Meter:
         self.metrics: list[dict[str, Array]] = []
         self.tokens, self.flops, self.last = 0, 0.0, time.monotonic()
 
-    def add(self, phase: dict[str, Any], mask_rate: float, metrics: dict[str, Array]) -> None:
-        batch, length = phase["batch_size"], phase["sequence_length"]
-        predictions = int(settings.predicted_share(phase, mask_rate) * batch * length)
+    def add(self, phase: Phase, mask_rate: float, metrics: dict[str, Array]) -> None:
+        batch, length = phase.batch_size, phase.sequence_length
+        predictions = int(predicted_share(phase, mask_rate) * batch * length)
         self.metrics.append(metrics)
         self.tokens += batch * length
         self.flops += training_flops(self.run.encoder, batch, length, predictions)
@@ -370,7 +368,7 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm train --config=FILE[:ARG] --workdir=DIR [--config.section.key=VALUE ...]`."""
-    overrides, rest = settings.split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm train", description="Train a masked language model, or go on where its work directory stopped.",
         epilog="example: jaxlm train --config=configs/mini.py --workdir=runs/mini --config.train.steps=50",
@@ -378,7 +376,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run is kept; the same one resumes it")
     args = parser.parse_args(rest)
-    config = settings.load_config(args.config, overrides, lambda name: start_settings(name, args.workdir))
+    config = load_config(args.config, overrides, lambda name: start_settings(name, args.workdir))
     with distributed.joined(config.mesh):
         _train_or_explain(config, args.workdir)
     return 0

@@ -14,7 +14,16 @@ import jax
 import numpy as np
 import optax
 
-from jaxlm import config as settings
+from jaxlm.config import (
+    Phase,
+    apply_override,
+    check_config,
+    default_config,
+    load_config,
+    phases_of,
+    predicted_share,
+    split_overrides,
+)
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
 from jaxlm.model.execution import choose_attention, choose_execution
@@ -46,11 +55,11 @@ def bench(
     `mfu_datasheet` by the maker's figure where it is known; `mfu` is the latter where there is one. `profiled` further
     steps are profiled: "profile" is their Profile.
     """
-    phase = settings.phases_of(config)[-1]
-    batch_size, length = phase["batch_size"], phase["sequence_length"]
+    phase = phases_of(config)[-1]
+    batch_size, length = phase.batch_size, phase.sequence_length
     encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, batch_size, phase["accumulate"])
+    sharding.check_batch(mesh, batch_size, phase.accumulate)
     device = mesh.devices.flat[0]
     dtype = config.train.compute_dtype
     if dtype == "auto":
@@ -71,7 +80,7 @@ def bench(
     state = jax.jit(initial, out_shardings=places, compiler_options=initial_options(device.platform))()
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
-    scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
+    scalars = (np.int32(0), np.float32(1), np.float32(phase.mask_rate))
     with _cache_hits() as hits, _scopes_in_key(profiled > 0):
         begin = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
@@ -106,7 +115,7 @@ def bench(
 
     median = statistics.median(seconds)
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
-    flops = training_flops(encoder, batch_size, length, int(settings.predicted_share(phase) * real))
+    flops = training_flops(encoder, batch_size, length, int(predicted_share(phase) * real))
     size, rate = max(rates, key=lambda entry: entry[1])
     # CPU devices share one processor.
     measured = rate * mesh.size / (jax.local_device_count() if device.platform == "cpu" else 1)
@@ -212,11 +221,11 @@ def initial_params(encoder: Any) -> dict:
 def measure_input(config: Any) -> float:
     """Returns the tokens per second that the config's data give from disk, without a model. Raises UserError."""
     from jaxlm.data.corpus import prepare
-    from jaxlm.data.rows import Phase, TrainRows, measure_input_rate
+    from jaxlm.data.rows import TrainRows, measure_input_rate
 
     prepared = prepare(config)
-    phase = settings.phases_of(config)[-1]
-    shape = Phase(2**40, phase["sequence_length"], phase["batch_size"])
+    phase = phases_of(config)[-1]
+    shape = Phase(2**40, phase.sequence_length, phase.batch_size)
     rows = TrainRows(
         prepared.train, list(config.data.weights) or None, [shape], 0,
         config.data.prepend_begin, prepared.tokenizer.begin_id, prepared.tokenizer.pad_id,
@@ -226,13 +235,13 @@ def measure_input(config: Any) -> float:
 
 def resized(config: Any, batch: int | None, length: int | None) -> Any:
     """Returns the config as one phase, its last, with other rows; --batch leaves accumulation out. Raises UserError."""
-    phase = settings.phases_of(config)[-1]
-    accumulate = 1 if batch else phase["accumulate"]
-    batch, length = batch or phase["batch_size"], length or phase["sequence_length"]
-    config.train.update(phases=({"objective": phase["objective"]},), batch_size=batch, accumulate=accumulate)
-    config.data.sequence_length, config.masking.rate = length, phase["mask_rate"]
-    config.model.rotary_base, config.optimizer.learning_rate = phase["rotary_base"], phase["learning_rate"]
-    settings.check_config(config)
+    phase = phases_of(config)[-1]
+    accumulate = 1 if batch else phase.accumulate
+    batch, length = batch or phase.batch_size, length or phase.sequence_length
+    config.train.update(phases=({"objective": phase.objective},), batch_size=batch, accumulate=accumulate)
+    config.data.sequence_length, config.masking.rate = length, phase.mask_rate
+    config.model.rotary_base, config.optimizer.learning_rate = phase.rotary_base, phase.learning_rate
+    check_config(config)
     return config
 
 
@@ -244,7 +253,7 @@ def shape_config(shape: str, vocab: int, batch: int, length: int) -> Any:
         raise UserError(f"--shape={shape}: LAYERSxWIDTH is meant, such as 4x256") from error
     from jaxlm.model.presets import PRESETS
 
-    config = settings.default_config()
+    config = default_config()
     config.model.update(PRESETS["bert_base"])
     config.model.update(layers=layers, width=width, heads=max(1, width // 64), feed_forward_width=4 * width)
     config.model.update(vocab_size=vocab, max_positions=max(512, length))
@@ -255,7 +264,7 @@ def shape_config(shape: str, vocab: int, batch: int, length: int) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm bench --config=FILE | --shape=4x256 [--device-only] [--profile[=FIGURE.png]] [--json]`."""
-    overrides, rest = settings.split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm bench", description="Time the training step.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
@@ -293,13 +302,13 @@ def main(argv: Sequence[str]) -> int:
     if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--profile={args.profile}: a figure is a .png, .svg or .pdf file")
     if args.config:
-        config = settings.load_config(args.config, overrides)
+        config = load_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
     else:
         config = shape_config(args.shape, args.vocab, args.batch or 32, args.length or 128)
         for override in overrides:
-            settings.apply_override(config, override)
-        settings.check_config(config)
+            apply_override(config, override)
+        check_config(config)
     if args.no_cache:
         jax.config.update("jax_enable_compilation_cache", False)
     profiled = 0 if args.profile is None else min(args.steps, PROFILED_STEPS)

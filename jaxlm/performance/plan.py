@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from jaxlm import config as settings
+from jaxlm.config import Phase, load_config, phases_of, predicted_share, split_overrides
 from jaxlm.errors import UserError
 from jaxlm.init_from import start_settings
 from jaxlm.model.config import EncoderConfig, encoder_config
@@ -78,10 +78,10 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
         raise UserError(f"--mfu={mfu:g}: a share of the peak above 0 and up to 1 is meant, such as 0.4")
     about, devices = CHIPS[chip], math.prod(mesh.values())
     shape = slice_shape(chip, devices)
-    phases = settings.phases_of(config)
+    phases = phases_of(config)
     abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
     for phase in phases:
-        sharding.check_batch(cast(Mesh, abstract), phase["batch_size"], phase["accumulate"])
+        sharding.check_batch(cast(Mesh, abstract), phase.batch_size, phase.accumulate)
     if number is not None and not 1 <= number <= len(phases):
         raise UserError(f"--phase={number}: the config's phases are 1 to {len(phases)}")
     dtype: Any = "bfloat16" if config.train.compute_dtype == "auto" else config.train.compute_dtype
@@ -126,9 +126,9 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(encoder))),
         "phase": number,
         "phases": len(phases),
-        "batch_size": phase["batch_size"],
-        "sequence_length": phase["sequence_length"],
-        "accumulate": phase["accumulate"],
+        "batch_size": phase.batch_size,
+        "sequence_length": phase.sequence_length,
+        "accumulate": phase.accumulate,
         "rematerialise": config.train.rematerialise,
         "compute_dtype": dtype,
         "analysis": how,
@@ -177,7 +177,7 @@ def slice_shape(chip: str, devices: int) -> str:
                     + " and ".join(f"{n} ({shapes[n]})" for n in near))  # fmt: skip
 
 
-def make_step(config: Any, encoder: EncoderConfig, phase: dict[str, Any], mesh: Any, platform: str, dtype: str) -> Step:
+def make_step(config: Any, encoder: EncoderConfig, phase: Phase, mesh: Any, platform: str, dtype: str) -> Step:
     """Returns the step that `jaxlm train` would run on the mesh, whose devices may be only described."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     kernel, _ = choose_attention(config.train.attention, encoder, dtype, platform, mesh)
@@ -191,11 +191,11 @@ def make_step(config: Any, encoder: EncoderConfig, phase: dict[str, Any], mesh: 
         return jax.ShapeDtypeStruct(shape, kind, sharding=place)
 
     state = jax.tree.map(lambda leaf, place: placed(leaf.shape, leaf.dtype, place), state, places)
-    size = (phase["batch_size"], phase["sequence_length"])
+    size = (phase.batch_size, phase.sequence_length)
     batch = {"tokens": placed(size, np.int32, rows), "segment_ids": placed(size, np.int32, rows),
              "word_starts": placed(size, np.bool_, rows)}  # fmt: skip
     scalars = (placed((), np.int32, whole), placed((), np.float32, whole), placed((), np.float32, whole))
-    steps = steps_of(config, settings.phases_of(config))
+    steps = steps_of(config, phases_of(config))
     total = TIME_UNITS if steps is None else sum(steps)
     function = make_train_step(config, phase, encoder, execution, masking, update, total)
     return Step(function, (state, batch, *scalars), places, execution, phase_slots(config, phase))
@@ -258,7 +258,7 @@ def device_bytes(compiled: Any) -> dict[str, int]:
     }
 
 
-def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step, mesh: dict) -> dict[str, int]:
+def formula_memory(config: Any, encoder: EncoderConfig, phase: Phase, step: Step, mesh: dict) -> dict[str, int]:
     """Returns bytes a device: parameters, optimizer, gradients and batch exactly by their shapes; activations near.
 
     Activations are what differentiation keeps from the forward pass to the backward one, counted from the shapes of the
@@ -272,8 +272,8 @@ def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step,
 
     frozen = optimizers.frozen_mask(config.optimizer, state["params"])
     gradients = held(optimizers.without(frozen, state["params"]))
-    rows = phase["batch_size"] // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase["accumulate"])
-    size = (rows, phase["sequence_length"], step.slots)
+    rows = phase.batch_size // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase.accumulate)
+    size = (rows, phase.sequence_length, step.slots)
     most, tensor = config.train.logits_megabytes * 2**20, mesh["tensor"]
     flash = step.execution.attention == "flash"  # of the others' residuals those of XLA tell enough
     one = dataclasses.replace(step.execution, rows=None, attention="flash" if flash else "xla")
@@ -285,7 +285,7 @@ def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step,
     return {
         "parameters": held(state["params"]),
         "optimizer": held(state["opt_state"]),
-        "gradients": gradients * (2 if phase["accumulate"] > 1 else 1),
+        "gradients": gradients * (2 if phase.accumulate > 1 else 1),
         "batch": held(batch),
         "activations": kept + layers // encoder.layers + 2 * logits,
     }
@@ -332,17 +332,17 @@ def kept_bytes(
     return total
 
 
-def formula_collectives(encoder: EncoderConfig, phase: dict, mesh: dict, held: int, dtype: str) -> list[Collective]:
+def formula_collectives(encoder: EncoderConfig, phase: Phase, mesh: dict, held: int, dtype: str) -> list[Collective]:
     """Returns what the axes must send a step at least: `held` are the bytes of a device's parameters in float32.
 
     Gradients are summed over data; over fsdp parameters are gathered for both passes of each micro-batch, and gradients
     scattered; over tensor each layer sums its two outputs forward and its two inputs' gradients backward.
     """
     data, fsdp = mesh["data"], mesh["fsdp"]
-    micro = phase["accumulate"]
-    rows = phase["batch_size"] // (data * fsdp * micro)
+    micro = phase.accumulate
+    rows = phase.batch_size // (data * fsdp * micro)
     width = np.dtype(np.float32).itemsize if dtype == "float32" else 2
-    stream = rows * phase["sequence_length"] * encoder.width * width
+    stream = rows * phase.sequence_length * encoder.width * width
     needs = [
         ("all-gather", "fsdp", 2 * micro, held * fsdp * width // 4),
         ("reduce-scatter", "fsdp", micro, held * fsdp),
@@ -353,9 +353,9 @@ def formula_collectives(encoder: EncoderConfig, phase: dict, mesh: dict, held: i
             for kind, axis, count, size in needs if mesh[axis] > 1]  # fmt: skip
 
 
-def steps_of(config: Any, phases: Sequence[dict[str, Any]]) -> list[int] | None:
+def steps_of(config: Any, phases: Sequence[Phase]) -> list[int] | None:
     """Returns the updates of each phase; None where the data or a clock decide, which are not there."""
-    train, earlier = config.train, [phase["steps"] for phase in phases[:-1]]
+    train, earlier = config.train, [phase.steps or 0 for phase in phases[:-1]]
     if train.steps is not None:
         bounds = np.minimum(np.cumsum([0, *earlier]), train.steps).tolist()
         return [end - begin for begin, end in zip(bounds, [*bounds[1:], train.steps], strict=True)]
@@ -365,13 +365,13 @@ def steps_of(config: Any, phases: Sequence[dict[str, Any]]) -> list[int] | None:
     return [*earlier, max(math.ceil((train.tokens - spent) / _tokens(phases[-1])), 0)]
 
 
-def _tokens(phase: dict[str, Any]) -> int:
-    return phase["batch_size"] * phase["sequence_length"]
+def _tokens(phase: Phase) -> int:
+    return phase.batch_size * phase.sequence_length
 
 
-def _flops(encoder: EncoderConfig, phase: dict[str, Any]) -> float:
-    predictions = int(settings.predicted_share(phase) * _tokens(phase))
-    return training_flops(encoder, phase["batch_size"], phase["sequence_length"], predictions)
+def _flops(encoder: EncoderConfig, phase: Phase) -> float:
+    predictions = int(predicted_share(phase) * _tokens(phase))
+    return training_flops(encoder, phase.batch_size, phase.sequence_length, predictions)
 
 
 def _first_line(error: Exception) -> str:
@@ -440,7 +440,7 @@ def _why_formula(chip: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm plan --config=FILE[:ARG] --mesh=data=8,fsdp=4,tensor=2 [--chip=v5e] [--mfu=0.4] [--json]`."""
-    overrides, rest = settings.split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm plan", description="What a config needs on devices that need not be here.",
         epilog="example: jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e --mfu=0.4",
@@ -456,7 +456,7 @@ def main(argv: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # whatever accelerator is here stays free
     jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent chip is never read again
     mesh = read_mesh(args.mesh)
-    config = settings.load_config(args.config, overrides, start_settings)
+    config = load_config(args.config, overrides, start_settings)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
     print(json.dumps(result) if args.json else describe(result, args.config))
     return 0

@@ -70,9 +70,9 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract_params(encoder))
     saved = restore_params(directory / "checkpoints", shapes)
     phases = phases_of(config)
-    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
+    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)].rotary_base)
     counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
-    longest = max(phase["sequence_length"] for phase in phases)
+    longest = max(phase.sequence_length for phase in phases)
     if (directory / conversion.SOURCE_CONFIG).is_file():  # it was trained on longer rows before this run
         longest = max(longest, encoder.max_positions - encoder.position_offset)
     return Trained(
