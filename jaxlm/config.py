@@ -306,15 +306,6 @@ def phases_of(config: ConfigDict) -> tuple[Phase, ...]:
     return (*phases[:-1], dataclasses.replace(phases[-1], steps=None))
 
 
-def predicted_share(phase: Phase, mask_rate: float | None = None) -> float:
-    """Returns the share of a phase's tokens that are predicted, at `mask_rate` or else at the phase's first rate."""
-    if phase.objective == "causal":
-        return 1.0
-    if phase.objective == "classify":
-        return 0.0
-    return phase.mask_rate if mask_rate is None else mask_rate
-
-
 def phase_number(phases: Sequence[Phase], step: int) -> int:
     """Returns the index of the phase that computes update number `step`, counted from 0."""
     for number, phase in enumerate(phases[:-1]):

@@ -215,12 +215,14 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
     },
     "task": {
-        "train": S("", "file of training examples: .tsv, .csv, .jsonl, .parquet"),
+        "train": S("", "file of training examples: .tsv, .csv or .jsonl"),
         "evaluation": S((), "NAME=FILE, several with commas; a bare FILE is named evaluation"),
         "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
         "label": S("label", "column with the label"),
+        "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
         "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),
-        "metric": S("accuracy", "metric that selects the best checkpoint", ("accuracy",)),
+        "pooling": S("mean", "how the states of an example become one vector", ("mean", "cls", "max")),
+        "metric": S("accuracy", "metric that selects the best checkpoint", ("accuracy", "loss")),
     },
     "optimizer": {
         "name": S("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "lamb", "muon")),

@@ -21,7 +21,8 @@ from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution, choose_attention, choose_execution
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.table import make_objective
-from jaxlm.optimizer.optimizers import frozen_mask, make_optimizer, stop_frozen_gradients
+from jaxlm.optimizer.optimizers import frozen_mask, make_optimizer
+from jaxlm.optimizer.optimizers import hold as stop_frozen_gradients
 from jaxlm.optimizer.schedules import make_schedule
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import compiler_options, initial_options
@@ -109,7 +110,7 @@ def initial_state(objective: Objective, update: optax.GradientTransformation, se
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Assembly:
-    """What the steps of a run are made of: the model on its mesh, each phase's objective, the update; no data, no clock.
+    """What the steps of a run are made of: the model on its mesh, each phase's objective, and the update.
 
     The mesh may consist of described devices, and the platform may differ from this machine's: `plan` compiles for
     chips that are not attached.
@@ -189,7 +190,18 @@ def assemble(config: Any, encoder: EncoderConfig, facts: DataFacts, mesh: Mesh |
     update = make_optimizer(config.optimizer, params, dtype)
     abstract = jax.eval_shape(lambda: initial_state(objectives[0], update, 0))
     shardings = sharding.state_shardings(mesh, abstract)
-    abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, shardings)
+    abstract = jax.tree.map(
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, shardings
+    )
     return Assembly(
-        config, encoder, execution, f"attention by {kernel} ({why})", mesh, platform, phases, objectives, update, abstract
+        config,
+        encoder,
+        execution,
+        f"attention by {kernel} ({why})",
+        mesh,
+        platform,
+        phases,
+        objectives,
+        update,
+        abstract,
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.config import Phase, phases_of
+from jaxlm.config import Phase, evaluation_files, phases_of
 from jaxlm.data.facts import DataFacts, facts_of
 from jaxlm.data.permutation import permute
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
@@ -76,7 +76,7 @@ def read_examples(config: Any) -> ExampleData:
             "Hugging Face directory, or tokenizer.path to a tokenizer"
         )
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.words)
-    sets = {"train": Path(task.train)} | {name: Path(path) for name, path in evaluation_files(task).items()}
+    sets = {"train": Path(task.train)} | {name: Path(path) for name, path in evaluation_files(config).items()}
     tables = {name: list(_read_table(path, task)) for name, path in sets.items()}
     labels = tuple(task.labels) or tuple(sorted({label for _, label in tables["train"] if label is not None}))
     if len(labels) < 2:
@@ -95,18 +95,6 @@ def read_examples(config: Any) -> ExampleData:
             digest.update(np.ascontiguousarray(array).tobytes())
     train = found.pop("train")
     return ExampleData(Path(task.train).absolute(), digest.hexdigest()[:32], tokenizer, train, found, labels)
-
-
-def evaluation_files(task: Any) -> dict[str, str]:
-    """Returns the file of each evaluation set by its name. Raises UserError for a name that is given twice."""
-    entries = [entry.rpartition("=") for entry in task.evaluation]
-    names = [name or "evaluation" for name, _, _ in entries]
-    if len(set(names)) < len(names) or "train" in names:
-        raise UserError(
-            f"task.evaluation={','.join(task.evaluation)}: each set needs a name of its own, as in matched=FILE,"
-            "mismatched=FILE"
-        )
-    return {name: path for name, (_, _, path) in zip(names, entries, strict=True)}
 
 
 def _read_table(path: Path, task: Any) -> Iterator[tuple[list[str], str | None]]:
@@ -248,7 +236,7 @@ def _row_count(rows: int) -> int:
 class ExampleRows(RowSource):
     """The rows of training: `batch_size` examples per step, in an order that is new in each epoch, packed."""
 
-    columns: Mapping[str, Any] = {name: np.int32 for name in ("tokens", "segment_ids", "token_types", "labels")}
+    columns: Mapping[str, Any] = dict.fromkeys(("tokens", "segment_ids", "token_types", "labels"), np.int32)
 
     def __init__(self, examples: Examples, phases: Sequence[Phase], seed: int, pad_id: int, multiple: int) -> None:
         self.examples, self.phases, self.seed = examples, tuple(phases), seed

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
 ROUNDS = 10  # with 6 and 8, pairs of rows of stores of a dozen rows were visibly uneven
 
 

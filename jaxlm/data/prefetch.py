@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
-from jaxlm.errors import UserError
 
 
 def train_batches(

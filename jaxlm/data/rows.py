@@ -17,7 +17,6 @@ from jaxlm.data.permutation import permute
 from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
 
-
 MAX_SLOTS = 1024
 
 

@@ -21,10 +21,21 @@ from jaxlm.tokenizer.tokenizer import Tokenizer
 class Data(Protocol):
     """What a run trains on and is evaluated on."""
 
-    directory: Path  # where it lies
-    fingerprint: str  # of its content: two runs with one fingerprint train on the same
-    tokenizer: Tokenizer
-    facts: DataFacts
+    @property
+    def directory(self) -> Path:
+        """Where the data are stored."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the content: runs with the same one train on the same data."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def facts(self) -> DataFacts: ...
 
     def rows(self, config: Any, phases: Sequence[Phase], seed: int, multiple: int) -> RowSource:
         """Returns the rows of training; `multiple` must divide the rows of every batch."""

@@ -17,7 +17,7 @@ from jaxlm.step import Assembly
 def predict_examples(
     logits_of: Callable, params: dict, examples: Examples, assembly: Assembly, length: int, pad_id: int
 ) -> np.ndarray:
-    """Returns the logits of each example, float32 [n, C], in order. `logits_of` is jitted, (params, batch) -> logits."""
+    """Returns the logits of each example in order, float32 [n, C]; `logits_of` is jitted, (params, batch) -> logits."""
     parts_here, parts = sharding.local_parts(assembly.mesh)
     size = assembly.config.evaluation.batch_size or assembly.config.train.batch_size
     rows = parts * math.ceil(size / (4 * parts))  # a row usually holds four examples or more
@@ -68,8 +68,12 @@ def classification_evaluators(assembly: Assembly, data: ExampleData) -> list[Eva
 
     return [
         Evaluator(
-            name, config.evaluation.every, functools.partial(run, examples), describe,
-            selects="" if number else config.task.metric, higher_is_better=config.task.metric != "loss",
-        )  # fmt: skip
+            name,
+            config.evaluation.every,
+            functools.partial(run, examples),
+            describe,
+            selects="" if number else config.task.metric,
+            higher_is_better=config.task.metric != "loss",
+        )
         for number, (name, examples) in enumerate(data.evaluation.items())
     ]

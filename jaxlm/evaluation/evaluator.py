@@ -1,4 +1,4 @@
-"""The interface of an evaluator: one evaluation set, how often it is run, and whether it chooses the best checkpoint."""
+"""The interface of an evaluator: one evaluation set, how often it runs, and whether it chooses the best checkpoint."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -28,7 +28,7 @@ def pool_segments(states: Array, segment_ids: Array, slots: int, pooling: str) -
 
 
 class ClassificationHead(nn.Module):
-    """Pooled states [B, S, D] -> logits float32 [B, S, C]: a dense layer with tanh, dropout, and the output, as BERT's."""
+    """Pooled states [B, S, D] -> logits float32 [B, S, C]: dense layer, tanh, dropout and output, as in BERT."""
 
     config: EncoderConfig
     execution: Execution

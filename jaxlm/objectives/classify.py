@@ -12,10 +12,10 @@ from jax import Array
 from jaxlm.config import Phase
 from jaxlm.data.examples import SHORTEST_EXAMPLE
 from jaxlm.data.facts import DataFacts
+from jaxlm.model.classifier import Classifier
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
-from jaxlm.model.heads import Classifier
 from jaxlm.objectives.objective import Column, Params, Prepared, Sums
 from jaxlm.objectives.predictions import weighted_sums
 
@@ -82,4 +82,3 @@ class Classify:
 
     def flops(self, batch_size: int, length: int, tokens: int, knobs: Mapping[str, float]) -> float:
         return training_flops(self.model.config, batch_size, length, 0)
-

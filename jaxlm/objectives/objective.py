@@ -1,8 +1,8 @@
 """The interface of an objective: what one training step minimises, as a value.
 
-`step.py` knows no task. Everything that differs between pretraining and fine-tuning (which arrays a batch holds, what is
-masked or shifted, which loss is summed, which metrics are reported) is a method of an `Objective`. An objective is one
-file in this folder, a frozen dataclass of pure functions, and a row in `objectives/table.py`.
+`step.py` knows no task. Everything that differs between pretraining and fine-tuning (which arrays a batch holds, what
+is masked or shifted, which loss is summed, which metrics are reported) is a method of an `Objective`. An objective is
+one file in this folder, a frozen dataclass of pure functions, and a row in `objectives/table.py`.
 """
 
 from collections.abc import Mapping
@@ -37,12 +37,23 @@ class Prepared(NamedTuple):
 class Objective(Protocol):
     """What one training step minimises."""
 
-    additive: bool  # whether losses add over rows, so that a batch may be computed in micro-batches
-    dropout: bool  # whether the model draws dropout bits
-    counted: frozenset[str]  # metrics that are summed over the steps of a log line; the others are averaged
+    @property
+    def additive(self) -> bool:
+        """Whether losses add over rows, so that a batch may be computed in micro-batches."""
+        ...
+
+    @property
+    def dropout(self) -> bool:
+        """Whether the model draws dropout bits."""
+        ...
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """The metrics that are summed over the steps of a log line; the others are averaged."""
+        ...
 
     def columns(self, length: int) -> Mapping[str, Column]:
-        """Returns the arrays of a batch of rows of `length` tokens; "tokens" and "segment_ids" are always among them."""
+        """Returns the arrays of a batch of rows of `length` tokens; two of them are "tokens" and "segment_ids"."""
         ...
 
     def init(self, seed: int) -> Params:

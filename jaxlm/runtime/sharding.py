@@ -101,7 +101,7 @@ def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     return tuple(sorted({index[0].start or 0 for index in held if index})), parts
 
 
-def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, Array]:
+def shard_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, Array]:
     """Returns the global batch, arrays [B, ...] on the mesh, of which this process gives the rows of its parts."""
     held, parts = local_parts(mesh)
     place, offset = batch_sharding(mesh), {part: number for number, part in enumerate(held)}
