@@ -59,10 +59,11 @@ class CorpusData:
     tokenizer: Tokenizer
     train: list[TokenStore]
     held_out: dict[str, TokenStore]
+    counts: np.ndarray  # int64 [V]: how often each token occurs in the training text
 
     @property
     def facts(self) -> DataFacts:
-        return facts_of(self.tokenizer, np.sum([store.counts for store in self.train], axis=0))
+        return facts_of(self.tokenizer, self.counts)
 
     def rows(self, config: Any, phases: Sequence[Phase], seed: int, multiple: int) -> RowSource:
         return TrainRows(
@@ -73,8 +74,9 @@ class CorpusData:
 
 def corpus_data(prepared: Prepared) -> CorpusData:
     """Returns a prepared directory as the data of a run."""
+    counts = np.sum([store.counts for store in prepared.train], axis=0)
     return CorpusData(
-        prepared.directory, prepared.fingerprint, prepared.tokenizer, list(prepared.train), dict(prepared.held_out)
+        prepared.directory, prepared.fingerprint, prepared.tokenizer, prepared.train, prepared.held_out, counts
     )
 
 

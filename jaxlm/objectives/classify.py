@@ -80,5 +80,8 @@ class Classify:
         examples = jnp.maximum(totals["predictions"], 1)
         return {"loss": totals["loss"] / examples, "accuracy": totals["correct"] / examples}
 
+    def logits_memory(self, rows: int, length: int) -> int:
+        return rows * (length // SHORTEST_EXAMPLE) * self.model.classes * 4
+
     def flops(self, batch_size: int, length: int, tokens: int, knobs: Mapping[str, float]) -> float:
         return training_flops(self.model.config, batch_size, length, 0)

@@ -105,5 +105,8 @@ class MaskedLanguageModel:
             "dropped_words": totals["dropped_words"],
         }
 
+    def logits_memory(self, rows: int, length: int) -> int:
+        return min(rows * self.slots(length) * self.model.config.vocab_size * 4, self.logits_bytes)
+
     def flops(self, batch_size: int, length: int, tokens: int, knobs: Mapping[str, float]) -> float:
         return training_flops(self.model.config, batch_size, length, int(knobs["mask_rate"] * tokens))

@@ -80,6 +80,10 @@ class Objective(Protocol):
         """Returns the metrics of a step from its sums and counts."""
         ...
 
+    def logits_memory(self, rows: int, length: int) -> int:
+        """Returns the bytes of the logits that exist at once for a batch of rows [rows, length] on one device."""
+        ...
+
     def flops(self, batch_size: int, length: int, tokens: int, knobs: Mapping[str, float]) -> float:
         """Returns the FLOPs of one step's matrix products, forward and backward; `tokens` are those without padding."""
         ...
