@@ -7,6 +7,7 @@ target, flushes it to disk, and renames it.
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,13 @@ def read_text(file: Path) -> str:
 def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> Any:
     """Returns the JSON object (kind=dict) or array (kind=list) in a file.
 
-    Raises UserError, which ends with `remedy`, if the file cannot be read, is not JSON, or holds another kind of value.
+    Raises UserError if the file cannot be read, is not JSON in UTF-8, or holds another kind of value; the sentence ends
+    with `remedy`.
     """
-    text = read_text(file)
     try:
-        content = json.loads(text)
+        content = json.loads(read_bytes(file).decode("utf-8-sig"))
     except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): {remedy}") from error
+        raise UserError(f"{file} is not valid JSON ({reason(error)}): {remedy}") from error
     if not isinstance(content, kind):
         raise UserError(f"{file} does not hold a JSON {'object' if kind is dict else 'array'}: {remedy}")
     return content
@@ -96,20 +97,28 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, busy: str = "") -> Iterator[None]:
+def lock(path: Path, busy: str = "", waiting: str = "", remove: bool = False) -> Iterator[None]:
     """Holds the lock file `path` against other processes of this machine; the system frees it when this one ends.
 
-    If another process holds it, raises UserError with the sentence `busy`, or waits for it if `busy` is empty.
-    Raises OSError if the file cannot be opened.
+    If another process holds it, raises UserError with the sentence `busy`; if `busy` is empty, prints the line
+    `waiting`, if any, to standard error and waits. With `remove`, the lock file is removed at the end. Raises OSError
+    if the file cannot be opened.
     """
     from filelock import FileLock, Timeout
 
     held = FileLock(path)
     try:
-        held.acquire(timeout=0 if busy else -1)
+        held.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(busy) from error
+        if busy:
+            raise UserError(busy) from error
+        if waiting:
+            print(waiting, file=sys.stderr, flush=True)
+        held.acquire()
     try:
         yield
     finally:
+        if remove:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: filelock does not accept a lock on a removed file, and tries again
         held.release()

@@ -8,6 +8,7 @@ number of workers. It is written under another name and renamed, so that one whi
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -19,7 +20,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict
-from jaxlm.data.locks import locked, remove_leftovers
 from jaxlm.data.origin import held_out_paths, is_prepared, origin_of
 from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, write_record
 from jaxlm.data.progress import Progress
@@ -28,6 +28,7 @@ from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.token_store import StoreWriter, TokenStore
 from jaxlm.errors import UserError
 from jaxlm.runtime.processes import map_in_processes, worker_count
+from jaxlm.storage import lock, reason
 from jaxlm.text.files import Folder, is_remote
 from jaxlm.text.sources import Tally, read_documents
 from jaxlm.tokenizer.added_tokens import read_added
@@ -102,11 +103,12 @@ def _make(
         return _say_reused(target, named)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target):
+        waiting = f"waiting for another process that prepares {target}"
+        with lock(target.with_name(f".{target.name}.lock"), waiting=waiting, remove=True):
             if is_prepared(target, config, origin):  # by another process, in the meantime
                 return _say_reused(target, named)
             if not named:
-                remove_leftovers(target.parent)
+                _remove_leftovers(target.parent)
             partial = target.with_name(f".{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
             try:
@@ -117,8 +119,17 @@ def _make(
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     except OSError as error:
-        raise UserError(f"cannot write the token store {target}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the token store {target}: {reason(error)}") from error
     print(f"{table}\ntoken store: {target}")
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Removes the partial directories of processes that were killed."""
+    for partial in cache.glob(".*.partial"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.partial", partial.name):
+            held = lock(partial.with_suffix(".lock"), busy="another process writes it", remove=True)
+            with contextlib.suppress(UserError), held:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _say_reused(target: Folder, named: bool) -> None:

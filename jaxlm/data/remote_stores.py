@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxlm.data.locks import locked
 from jaxlm.data.origin import UPLOADING
 from jaxlm.data.prepared import PREPARED, read_record
 from jaxlm.errors import UserError
+from jaxlm.storage import lock, reason
 from jaxlm.text.files import File, file_in, file_system, list_files, open_file, remote_errors, write_file
 
 BLOCK_BYTES = 2**22
@@ -64,7 +64,9 @@ def local_copy(url: str, cache: Path, made_here: Path, check: Callable[[Path], o
             return known
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(copy):
+        with lock(
+            copy.with_name(f".{copy.name}.lock"), waiting=f"waiting for another process that copies {url}", remove=True
+        ):
             if copy.exists():  # fetched by another process in the meantime
                 return copy
             partial = copy.with_name(f".{copy.name}.partial")
@@ -79,7 +81,7 @@ def local_copy(url: str, cache: Path, made_here: Path, check: Callable[[Path], o
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write the copy of {url} to {copy}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the copy of {url} to {copy}: {reason(error)}") from error
     print(f"token store: copied {url} to {copy}")
     return copy
 

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from jaxlm.errors import UserError
+from jaxlm.storage import read_json, reason, sync_directory, write_text
 
 FORMAT_VERSION = 1
 TOKENS_PER_WRITE = 2**18
@@ -87,7 +88,7 @@ class StoreWriter:
         try:
             self._partial.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot make the directory {self._partial}: {error.strerror}") from error
+            raise UserError(f"cannot make the directory {self._partial}: {reason(error)}") from error
         self._store: TokenStore | None = None
         self._counts = np.zeros(vocab_size, np.int64)
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -164,16 +165,13 @@ class StoreWriter:
             self.vocab_size, self.tokenizer_fingerprint, self.tokens, self.documents, self.text_bytes,
             self._shard_bytes, {name: array.finish() for name, array in self._arrays.items()},
         )  # fmt: skip
+        write_text(self._partial / "index.json", json.dumps(index, indent=1))
         try:
-            with open(self._partial / "index.json", "w", encoding="utf-8") as file:
-                json.dump(index, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync_directory(self._partial)
+            sync_directory(self._partial)
             self._partial.rename(self.directory)
-            _sync_directory(self.directory.parent)
+            sync_directory(self.directory.parent)
         except OSError as error:
-            raise UserError(f"cannot write {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
 
     def _remove(self) -> None:
         for array in self._arrays.values():
@@ -204,7 +202,7 @@ class _ArrayWriter:
                 entry["crc32"] = zlib.crc32(piece, entry["crc32"])
                 data = data[len(piece) :]
         except OSError as error:
-            raise UserError(f"cannot write {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
 
     def _next_file(self) -> None:
         self._sync()
@@ -224,7 +222,7 @@ class _ArrayWriter:
         try:
             self._sync()
         except OSError as error:
-            raise UserError(f"cannot write {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
         return self.files
 
     def abandon(self) -> None:
@@ -440,18 +438,16 @@ def _read_index(directory: Path) -> dict[str, Any]:
     path = directory / "index.json"
     if not path.is_file():
         raise UserError(f"{directory} holds no token store: there is no {path}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version, fingerprint = index["format_version"], index["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: remove {directory} and prepare the data again") from error
+    remedy = f"remove {directory} and prepare the data again"
+    index = read_json(path, remedy=remedy)
+    version = index.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise UserError(
             f"{directory} is a token store of format {version}, and this is jaxlm for format {FORMAT_VERSION}:"
             " prepare the data again"
         )
-    if fingerprint != _fingerprint(index):
-        raise UserError(f"{path} is damaged (its checksum differs): remove {directory} and prepare the data again")
+    if index.get("fingerprint") != _fingerprint(index):
+        raise UserError(f"{path} is damaged (its checksum differs): {remedy}")
     return index
 
 
@@ -468,11 +464,3 @@ def _checksum(path: Path) -> int:
         while size := file.readinto(buffer):
             crc = zlib.crc32(view[:size], crc)
     return crc
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

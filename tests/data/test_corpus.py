@@ -474,6 +474,21 @@ def test_a_live_preparation_is_not_disturbed_by_another(tmp_path, config):
     assert not list(Path(config.data.cache).glob(".*"))
 
 
+def test_a_run_says_that_it_waits_for_another_and_takes_over_when_that_one_is_killed(tmp_path, config):
+    first = start(tmp_path, config, "slow")
+    assert first.stdout is not None
+    assert first.stdout.readline() == "encoding\n"
+    second = start(tmp_path, config, "fast")
+    assert second.stderr is not None
+    assert second.stderr.readline().startswith(f"waiting for another process that prepares {config.data.cache}/")
+    first.kill()
+    first.communicate()
+    out, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    assert "reused" not in out
+    assert len(list(Path(config.data.cache).iterdir())) == 1
+
+
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     program = """
         import os, time
