@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 
 from jaxlm import config as settings
 from jaxlm import storage
-from jaxlm.data.corpus import Prepared, open_prepared, prepare
-from jaxlm.data.prepared import record_crc32
+from jaxlm.data.prepare import prepare
+from jaxlm.data.prepared import Prepared, open_prepared, record_crc32
 from jaxlm.data.rows import Phase, TrainRows, held_out_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step

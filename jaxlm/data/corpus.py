@@ -1,18 +1,14 @@
-"""From documents to token stores: duplicates dropped, held-out text set aside, the vocabulary trained, all tokenized.
+"""From documents to token stores: duplicates are dropped, held-out text is set aside, and the rest is tokenized.
 
-A prepared directory holds `prepared.json` (what it was made of, and how), `tokenizer/`, `train/<n>/` (a token store for
-each path of data.path) and `held_out/<name>/`. Its content depends on the text and the settings alone, never on the
-number of workers. It is written under another name and renamed, so that one which is there is whole.
+If there is no tokenizer yet, the documents are read once, written to a compressed file while a sample of the training
+text is collected, and tokenized from that file after the tokenizer was trained on the sample.
 """
 
 import contextlib
 import json
-import os
-import re
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,140 +16,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict
-from jaxlm.data.origin import held_out_paths, is_prepared, origin_of
-from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, write_record
+from jaxlm.data.origin import held_out_paths
+from jaxlm.data.prepared import write_record
 from jaxlm.data.progress import Progress
-from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
 from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.token_store import StoreWriter, TokenStore
 from jaxlm.errors import UserError
 from jaxlm.runtime.processes import map_in_processes, worker_count
-from jaxlm.storage import lock, reason
-from jaxlm.text.files import Folder, is_remote
 from jaxlm.text.sources import Tally, read_documents
-from jaxlm.tokenizer.added_tokens import read_added
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from jaxlm.version import __version__
 
 CHUNK_CHARACTERS = 2**20
 
 
-Build = Callable[[ConfigDict, Tokenizer | None, dict[str, Any], Any], str]  # writes a folder, returns the closing table
-
-
-def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> Prepared:
-    """Returns the token stores of the config's data, made now or found: in `directory`, else in the cache.
-
-    Either may be a URL; the stores are then opened from a copy in the cache of this machine. Says on standard output
-    what was made or reused; progress goes to standard error. Raises UserError where the text, the settings or the disk
-    do not allow it, and where `directory` was prepared with other settings.
-    """
-    given, origin, target, here = _what_and_where(config, directory)
-    if isinstance(target, Path):
-        _make(config, given, origin, target, directory is not None)
-        return open_prepared(target)
-    if is_prepared(target, config, origin):
-        _say_reused(target, directory is not None)
-    else:
-        _make(config, given, origin, here, False)
-        open_prepared(here)
-        upload(here, target)
-        print(f"token store: {target}")
-    return open_prepared(local_copy(target, here.parent, here, open_prepared))
-
-
-def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike | None = None) -> None:
-    """Prepares as `prepare` does, in `directory` or the cache, by another `build`, which writes to a URL by itself."""
-    given, origin, target, _ = _what_and_where(config, directory)
-    if isinstance(target, Path):
-        _make(config, given, origin, target, directory is not None, build)
-        open_prepared(target)
-    elif is_prepared(target, config, origin):
-        _say_reused(target, directory is not None)
-    else:
-        begin_upload(target)
-        table = build(config, given, origin, target)
-        end_upload(target)
-        print(f"{table}\ntoken store: {target}")
-
-
-def _what_and_where(
-    config: ConfigDict, directory: str | os.PathLike | None
-) -> tuple[Tokenizer | None, dict[str, Any], Folder, Path]:
-    """Returns the tokenizer that is given, the origin, the folder to prepare, and its like in this machine's cache."""
-    if not config.data.path:
-        raise UserError("data.path is empty: name the text, as in --config.data.path='notes/*.txt', or pydocs")
-    given = given_tokenizer(config.tokenizer)
-    origin = origin_of(config, given)
-    name = digest([FORMAT_VERSION, __version__, origin])
-    here = cache_directory(config) / name
-    if directory and is_remote(directory):
-        return given, origin, str(directory).rstrip("/"), here
-    if directory:
-        return given, origin, Path(directory).expanduser().absolute(), here
-    return given, origin, f"{config.data.cache.rstrip('/')}/{name}" if is_remote(config.data.cache) else here, here
-
-
-def _make(
-    config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], target: Path, named: bool,
-    build: Build | None = None,
-) -> None:  # fmt: skip
-    """Makes the prepared directory `target`, unless it is there."""
-    if is_prepared(target, config, origin):
-        return _say_reused(target, named)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        waiting = f"waiting for another process that prepares {target}"
-        with lock(target.with_name(f".{target.name}.lock"), waiting=waiting, remove=True):
-            if is_prepared(target, config, origin):  # by another process, in the meantime
-                return _say_reused(target, named)
-            if not named:
-                _remove_leftovers(target.parent)
-            partial = target.with_name(f".{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
-            try:
-                partial.mkdir()
-                table = (build or _build)(config, given, origin, partial)
-                partial.rename(target)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-    except OSError as error:
-        raise UserError(f"cannot write the token store {target}: {reason(error)}") from error
-    print(f"{table}\ntoken store: {target}")
-
-
-def _remove_leftovers(cache: Path) -> None:
-    """Removes the partial directories of processes that were killed."""
-    for partial in cache.glob(".*.partial"):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.partial", partial.name):
-            held = lock(partial.with_suffix(".lock"), busy="another process writes it", remove=True)
-            with contextlib.suppress(UserError), held:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def _say_reused(target: Folder, named: bool) -> None:
-    print(f"token store: {target} is complete already" if named else f"token store: reused {target}")
-
-
-def given_tokenizer(settings: ConfigDict) -> Tokenizer | None:
-    """Returns the tokenizer that section `tokenizer` names, with the tokens to add; None where one is to be trained."""
-    if not settings.path:
-        if settings.add:
-            raise UserError("tokenizer.add adds to a vocabulary that is there: name it by tokenizer.path or init_from")
-        return None
-    tokenizer = load_tokenizer(settings.path, settings.words)
-    return tokenizer.with_added(read_added(settings.add)) if settings.add else tokenizer
-
-
-def cache_directory(config: ConfigDict) -> Path:
-    """Returns the folder of token stores that runs on this machine share."""
-    if config.data.cache and not is_remote(config.data.cache):
-        return Path(config.data.cache).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "jaxlm" / "stores"
-
-
-def _build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], folder: Path) -> str:
+def build(config: ConfigDict, given: Tokenizer | None, origin: dict[str, Any], folder: Path) -> str:
     """Writes the prepared directory `folder`, and returns the closing table."""
     tallies: dict[str, Tally] = {}
     seconds: dict[str, float] = {}

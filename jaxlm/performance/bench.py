@@ -211,7 +211,7 @@ def initial_params(encoder: Any) -> dict:
 
 def measure_input(config: Any) -> float:
     """Returns the tokens per second that the config's data give from disk, without a model. Raises UserError."""
-    from jaxlm.data.corpus import prepare
+    from jaxlm.data.prepare import prepare
     from jaxlm.data.rows import Phase, TrainRows, measure_input_rate
 
     prepared = prepare(config)

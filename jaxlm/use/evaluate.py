@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlm.config import apply_override, config_from_dict, config_to_dict, find_setting, split_overrides
-from jaxlm.data.corpus import open_prepared, prepare
+from jaxlm.data.prepare import prepare
+from jaxlm.data.prepared import open_prepared
 from jaxlm.data.rows import held_out_batches
 from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError

@@ -8,8 +8,7 @@ import pytest
 
 import jaxlm.data
 from jaxlm.config import default_config
-from jaxlm.data.corpus import prepare, prepare_with
-from jaxlm.data.prepare import main
+from jaxlm.data.prepare import main, prepare, prepare_with
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import train_tokenizer
@@ -180,11 +179,11 @@ def test_the_command_passes_options_on_to_beam(tmp_path, config, capsys):
 
 def test_beam_that_is_not_installed_and_options_without_it_are_said(tmp_path, monkeypatch):
     arguments = [f"--config={write_config(tmp_path)}"]
-    with pytest.raises(UserError, match=r"--project=x is an option of Beam: add --runner=beam"):
+    with pytest.raises(UserError, match=r"--project=x is an option for Beam: add --runner=beam"):
         main([*arguments, "--", "--project=x"])
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "jaxlm.data.beam", raising=False)
     monkeypatch.delitem(sys.modules, "jaxlm.data.beam_stores", raising=False)
     monkeypatch.delattr(jaxlm.data, "beam", raising=False)
-    with pytest.raises(UserError, match=r"needs Apache Beam, which is not here: pip install 'jaxlm\[beam\]'"):
+    with pytest.raises(UserError, match=r"needs Apache Beam, which is not installed: pip install 'jaxlm\[beam\]'"):
         main([*arguments, "--runner=beam"])

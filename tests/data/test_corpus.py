@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config
-from jaxlm.data import corpus as prepare_module
-from jaxlm.data.corpus import prepare
-from jaxlm.data.prepare import main
+from jaxlm.data import corpus
+from jaxlm.data.prepare import cache_directory, main, prepare
 from jaxlm.data.prepared import open_prepared
 from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.errors import UserError
@@ -88,7 +87,7 @@ def test_each_path_and_each_held_out_set_becomes_a_store_of_its_documents_in_ord
 
 def test_the_result_does_not_depend_on_workers_or_chunks(tmp_path, config, monkeypatch):
     first = prepare(config, tmp_path / "one")
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 5000)
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 5000)
     again = prepare(config, tmp_path / "two")
     config.data.workers = 2
     parallel = prepare(config, tmp_path / "three")
@@ -99,9 +98,9 @@ def test_the_result_does_not_depend_on_workers_or_chunks(tmp_path, config, monke
 
 
 def test_chunks_hold_about_as_much_and_keep_the_order_of_each_store(monkeypatch):
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 10)
     routed = [("ab"[number % 3 == 0], f"{number:04}", 0) for number in range(20)]
-    chunks = list(prepare_module._chunks(routed))
+    chunks = list(corpus._chunks(routed))
     for store in "ab":
         assert [text for name, texts in chunks if name == store for text in texts] == [
             text for name, text, _ in routed if name == store
@@ -205,13 +204,13 @@ def test_held_out_text_is_not_in_the_tokenizers_sample(tmp_path, config, monkeyp
     config.tokenizer.path, config.tokenizer.vocab_size = "", 90
     config.data.held_out = (f"valid={write_lines(tmp_path / 'v.jsonl', ['zebra ' * 50])}",)
     seen = []
-    original = prepare_module.train_tokenizer
+    original = corpus.train_tokenizer
 
     def watched(texts, *rest):
         seen.extend(texts)
         return original(iter(seen), *rest)
 
-    monkeypatch.setattr(prepare_module, "train_tokenizer", watched)
+    monkeypatch.setattr(corpus, "train_tokenizer", watched)
     prepare(config, tmp_path / "out")
     assert seen == sentences(300, 2)
 
@@ -307,17 +306,17 @@ def test_the_cache_is_reused_and_said_so(config, capsys):
 def test_the_cache_is_where_the_settings_say(config, monkeypatch, tmp_path):
     config.data.cache = ""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert prepare_module.cache_directory(config) == tmp_path / "xdg" / "jaxlm" / "stores"
+    assert cache_directory(config) == tmp_path / "xdg" / "jaxlm" / "stores"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert prepare_module.cache_directory(config) == tmp_path / "home" / ".cache" / "jaxlm" / "stores"
+    assert cache_directory(config) == tmp_path / "home" / ".cache" / "jaxlm" / "stores"
 
 
 def test_a_finished_directory_is_complete_or_refused_by_the_settings_that_differ(tmp_path, config, capsys):
     (tmp_path / "out").mkdir()
     first = prepare(config, tmp_path / "out")
     assert prepare(config, tmp_path / "out").fingerprint == first.fingerprint
-    assert f"{tmp_path / 'out'} is complete already" in capsys.readouterr().out
+    assert f"{tmp_path / 'out'} is already complete" in capsys.readouterr().out
     config.data.held_out_fraction = 0.2
     config.tokenizer.words = "spaces"
     with pytest.raises(UserError, match=r'fraction: 0.01 -> 0.2; tokenizer.words: "unicode" -> "spaces"\)'):
@@ -409,17 +408,18 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, config):
 RUN = """
     import sys, time
     from jaxlm.config import config_from_dict
-    from jaxlm.data import corpus as prepare_module
+    from jaxlm.data import corpus
+    from jaxlm.data.prepare import prepare
     import json
     if __name__ == "__main__":
         config = config_from_dict(json.load(open(sys.argv[1])), "test")
         if sys.argv[2] == "slow":
-            original = prepare_module._encode
+            original = corpus._encode
             def slow(chunk):
                 print("encoding", flush=True)
                 time.sleep(60)
-            prepare_module._encode = slow
-        prepared = prepare_module.prepare(config)
+            corpus._encode = slow
+        prepared = prepare(config)
         heavy = sorted({"jax", "tensorflow", "flax", "orbax"} & set(sys.modules))
         print("heavy", heavy, "fingerprint", prepared.fingerprint)
 """
@@ -480,7 +480,7 @@ def test_a_run_says_that_it_waits_for_another_and_takes_over_when_that_one_is_ki
     assert first.stdout.readline() == "encoding\n"
     second = start(tmp_path, config, "fast")
     assert second.stderr is not None
-    assert second.stderr.readline().startswith(f"waiting for another process that prepares {config.data.cache}/")
+    assert second.stderr.readline().startswith(f"waiting for another process that is preparing {config.data.cache}/")
     first.kill()
     first.communicate()
     out, errors = second.communicate(timeout=60)
@@ -536,4 +536,4 @@ def test_the_command_writes_a_directory_with_the_table_on_stdout_and_progress_on
     assert row[4] == f"{store.text_bytes / store.tokens:.2f}"
     assert said.err.splitlines() == ["read and tokenize"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == f"token store: {tmp_path / 'out'} is complete already\n"
+    assert capsys.readouterr().out == f"token store: {tmp_path / 'out'} is already complete\n"

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.config import default_config
 from jaxlm.data import remote_stores as remote
-from jaxlm.data.corpus import prepare
+from jaxlm.data.prepare import prepare
 from jaxlm.errors import UserError
 from jaxlm.text.files import RemoteFile, is_remote, list_files, read_file, write_file
 from jaxlm.text.sources import Tally, read_documents, source_fingerprint
