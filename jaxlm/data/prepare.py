@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--runner", choices=("local", "beam"), default="local",
-        help="local: the cores of this machine (the default); beam: Apache Beam, with Beam's own options after --, as in"
+        help="local: the cores of this machine (the default); beam: Apache Beam, with its own options after --, as in"
         " -- --runner=DataflowRunner --project=NAME; both write the same stores",
     )  # fmt: skip
     args = parser.parse_args(rest)
