@@ -47,7 +47,7 @@ def test_the_result_does_not_depend_on_workers_or_chunks(tmp_path, config, monke
     assert stores[0].documents > 200
 
 
-def test_chunks_hold_about_as_much_and_keep_the_order_of_each_store(monkeypatch):
+def test_chunks_have_similar_sizes_and_keep_the_order_of_each_store(monkeypatch):
     monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 10)
     routed = [("ab"[number % 3 == 0], f"{number:04}", 0) for number in range(20)]
     chunks = list(corpus._chunks(routed))
@@ -58,7 +58,7 @@ def test_chunks_hold_about_as_much_and_keep_the_order_of_each_store(monkeypatch)
     assert sorted(len(texts) for _, texts in chunks) == [1, 1, 3, 3, 3, 3, 3, 3]
 
 
-def test_a_tokenizer_is_trained_on_the_way_and_the_same_each_time(tmp_path, config):
+def test_a_trained_tokenizer_is_the_same_each_time_and_its_sample_is_recorded(tmp_path, config):
     config.tokenizer.path, config.tokenizer.vocab_size = "", 90
     first = prepare(config, tmp_path / "one")
     assert first.tokenizer.vocab_size == 90
@@ -77,7 +77,7 @@ def test_the_stores_are_the_same_whether_the_tokenizer_is_trained_or_given(tmp_p
     assert prepare(config, tmp_path / "two").fingerprint == trained.fingerprint
 
 
-def test_prepared_json_says_what_was_made_of_what(tmp_path, config):
+def test_prepared_json_records_settings_sources_and_stores(tmp_path, config):
     text = sentences(5, 5)
     config.data.path = (str(write_lines(tmp_path / "c.jsonl", [*text, "", text[0], "a\0b"])),)
     config.data.held_out_fraction = 0.0
@@ -110,9 +110,9 @@ def test_duplicates_are_dropped_within_and_across_paths(tmp_path, config, capsys
     )
     config.data.held_out_fraction = 0.0
     assert [store.documents for store in prepare(config, tmp_path / "out").train] == [6, 4]
-    said = capsys.readouterr().out
-    assert "train/0: dropped 2 duplicates" in said
-    assert "train/1: dropped 3 duplicates" in said
+    output = capsys.readouterr().out
+    assert "train/0: dropped 2 duplicates" in output
+    assert "train/1: dropped 3 duplicates" in output
     config.data.deduplicate = False
     assert [store.documents for store in prepare(config, tmp_path / "all").train] == [8, 7]
 
@@ -128,7 +128,7 @@ def test_training_text_that_is_held_out_is_dropped(tmp_path, config, capsys):
     assert "train/0: dropped 3 documents of a held-out set" in capsys.readouterr().out
 
 
-def test_a_share_is_held_out_by_the_text_alone(tmp_path, config):
+def test_a_fraction_is_held_out_by_the_text_alone(tmp_path, config):
     texts = sentences(2000, 8)
     config.data.held_out_fraction = 0.1
     sets = []
@@ -141,7 +141,7 @@ def test_a_share_is_held_out_by_the_text_alone(tmp_path, config):
     assert 140 < len(sets[0]) < 260
 
 
-def test_copies_stay_on_one_side_without_deduplication(tmp_path, config):
+def test_all_copies_of_a_text_are_on_the_same_side_without_deduplication(tmp_path, config):
     config.data.deduplicate, config.data.held_out_fraction = False, 0.3
     config.data.path = (str(write_lines(tmp_path / "a.jsonl", sentences(50, 9) * 2)),)
     prepared = prepare(config, tmp_path / "out")
@@ -156,16 +156,18 @@ def test_held_out_text_is_not_in_the_tokenizers_sample(tmp_path, config, monkeyp
     seen = []
     original = corpus.train_tokenizer
 
-    def watched(texts, *rest):
+    def recording(texts, *rest):
         seen.extend(texts)
         return original(iter(seen), *rest)
 
-    monkeypatch.setattr(corpus, "train_tokenizer", watched)
+    monkeypatch.setattr(corpus, "train_tokenizer", recording)
     prepare(config, tmp_path / "out")
     assert seen == sentences(300, 2)
 
 
-def test_no_held_out_document_is_said(tmp_path, config, capsys):
+def test_a_missing_held_out_set_is_reported(tmp_path, config, capsys):
     config.data.path = (str(write_lines(tmp_path / "a.jsonl", sentences(2, 0))),)
     assert prepare(config, tmp_path / "out").held_out == {}
-    assert "no held-out set" in capsys.readouterr().out
+    assert "no held-out set: data.held_out is empty, and data.held_out_fraction selected no document" in (
+        capsys.readouterr().out
+    )

@@ -20,7 +20,7 @@ from tests.data.conftest import sentences, write_lines
 # Reuse
 
 
-def test_the_cache_is_reused_and_said_so(config, capsys):
+def test_the_cache_is_reused_and_the_reuse_is_printed(config, capsys):
     first = prepare(config)
     assert first.directory.parent == Path(config.data.cache)
     assert "token store: reused" not in capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_the_cache_is_reused_and_said_so(config, capsys):
     config.data.held_out = (f"valid={config.data.path[0]}.valid.jsonl",)
     write_lines(Path(f"{config.data.path[0]}.valid.jsonl"), sentences(3, 11))
     with_set = prepare(config).directory
-    config.data.held_out_fraction = 0.2  # of no matter where sets are named
+    config.data.held_out_fraction = 0.2  # ignored, since sets are named
     assert prepare(config).directory == with_set != first.directory
     config.data.held_out, config.data.held_out_fraction = (), 0.01
     os.utime(config.data.path[0], (1, 1))
@@ -42,7 +42,7 @@ def test_the_cache_is_reused_and_said_so(config, capsys):
     assert not [path for path in first.directory.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_the_cache_is_where_the_settings_say(config, monkeypatch, tmp_path):
+def test_the_cache_is_chosen_by_the_setting_or_the_environment(config, monkeypatch, tmp_path):
     config.data.cache = ""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_directory(config) == tmp_path / "xdg" / "jaxlm" / "stores"
@@ -51,7 +51,7 @@ def test_the_cache_is_where_the_settings_say(config, monkeypatch, tmp_path):
     assert cache_directory(config) == tmp_path / "home" / ".cache" / "jaxlm" / "stores"
 
 
-def test_a_finished_directory_is_complete_or_refused_by_the_settings_that_differ(tmp_path, config, capsys):
+def test_an_existing_directory_is_reused_or_rejected_with_the_settings_that_differ(tmp_path, config, capsys):
     (tmp_path / "out").mkdir()
     first = prepare(config, tmp_path / "out")
     assert prepare(config, tmp_path / "out").fingerprint == first.fingerprint
@@ -69,7 +69,7 @@ def test_a_finished_directory_is_complete_or_refused_by_the_settings_that_differ
         prepare(config, tmp_path / "out")
 
 
-def test_another_tokenizer_is_refused_for_a_finished_directory(tmp_path, config):
+def test_an_existing_directory_is_rejected_with_another_tokenizer(tmp_path, config):
     prepare(config, tmp_path / "out")
     other = default_config()
     other.tokenizer.vocab_size = 80
@@ -85,13 +85,13 @@ def test_another_tokenizer_is_refused_for_a_finished_directory(tmp_path, config)
 def test_a_folder_with_other_files_is_left_alone(tmp_path, config):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="out is there and holds other files"):
+    with pytest.raises(UserError, match="out already exists and contains other files: choose a new directory"):
         prepare(config, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
 def test_opening_checks_tokenizer_and_stores(tmp_path, config):
-    with pytest.raises(UserError, match="was not made by `jaxlm prepare`"):
+    with pytest.raises(UserError, match="was not written by `jaxlm prepare` or is damaged"):
         open_prepared(tmp_path)
     first = prepare(config, tmp_path / "out")
     assert open_prepared(tmp_path / "out").fingerprint == first.fingerprint
@@ -99,22 +99,22 @@ def test_opening_checks_tokenizer_and_stores(tmp_path, config):
     prepare(config, tmp_path / "other")
     (tmp_path / "out" / "train" / "0").rename(tmp_path / "aside")
     (tmp_path / "other" / "train" / "0").rename(tmp_path / "out" / "train" / "0")
-    with pytest.raises(UserError, match="0 is not the store that was prepared here"):
+    with pytest.raises(UserError, match="0 is not the token store that was prepared here"):
         open_prepared(tmp_path / "out")
-    with pytest.raises(UserError, match="0 holds no token store"):
+    with pytest.raises(UserError, match="0 is not a token store"):
         open_prepared(tmp_path / "other")
     (tmp_path / "out" / "prepared.json").write_text('{"format_version": 99}')
-    with pytest.raises(UserError, match="has format 99"):
+    with pytest.raises(UserError, match="has format version 99"):
         open_prepared(tmp_path / "out")
     (tmp_path / "out" / "prepared.json").write_text('{"format')
     with pytest.raises(UserError, match="is damaged"):
         open_prepared(tmp_path / "out")
 
 
-# Errors, kills, and others at work
+# Errors, killed processes and concurrent processes
 
 
-def test_no_text_and_no_document_are_said_in_a_sentence(tmp_path, config):
+def test_missing_text_and_missing_documents_are_reported(tmp_path, config):
     config.data.path = ()
     with pytest.raises(UserError, match=r"data.path is empty"):
         prepare(config)
@@ -122,20 +122,20 @@ def test_no_text_and_no_document_are_said_in_a_sentence(tmp_path, config):
     config.data.path = (str(file),)
     for path in (config.tokenizer.path, ""):
         config.tokenizer.path = path
-        with pytest.raises(UserError, match=rf"no document for training in {file} \(2 empty documents\)"):
+        with pytest.raises(UserError, match=rf"no documents for training in {file} \(dropped: 2 empty documents\)"):
             prepare(config)
     config.data.path = (str(write_lines(tmp_path / "b.jsonl", ["text"])),)
     config.data.held_out = (f"valid={file}",)
-    with pytest.raises(UserError, match=rf"no document for the held-out set valid in {file}"):
+    with pytest.raises(UserError, match=rf"no documents for the held-out set valid in {file}"):
         prepare(config)
 
 
-def test_a_failed_preparation_leaves_nothing(tmp_path, config):
+def test_a_failed_preparation_leaves_no_files(tmp_path, config):
     file = Path(config.data.path[0])
     file.write_bytes(file.read_bytes() + b'{"text": "\xff"}\n')
     for path in (config.tokenizer.path, ""):
         config.tokenizer.path = path
-        with pytest.raises(UserError, match=r"line 301, byte .*: 0xff is no utf-8"):
+        with pytest.raises(UserError, match=r"line 301, byte .*: 0xff"):
             prepare(config)
         assert list(Path(config.data.cache).iterdir()) == []
     config.data.path = (str(write_lines(tmp_path / "few.jsonl", ["one", "two", "three"])),)
@@ -187,7 +187,7 @@ def test_two_runs_at_once_prepare_once_and_import_neither_jax_nor_tensorflow(tmp
     assert len(list(Path(config.data.cache).iterdir())) == 1
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_whole_and_the_next_removes_it(tmp_path, config):
+def test_a_killed_preparation_leaves_no_complete_directory_and_the_next_one_cleans_up(tmp_path, config):
     run = start(tmp_path, config, "slow")
     assert run.stdout is not None
     assert run.stdout.readline() == "encoding\n"
@@ -201,7 +201,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_whole_and_the_next_remov
     assert [path for path in Path(config.data.cache).iterdir() if path.suffix != ".lock"] == [prepared.directory]
 
 
-def test_a_live_preparation_is_not_disturbed_by_another(tmp_path, config):
+def test_a_running_preparation_is_not_disturbed_by_another(tmp_path, config):
     run = start(tmp_path, config, "slow")
     assert run.stdout is not None
     assert run.stdout.readline() == "encoding\n"
@@ -213,7 +213,7 @@ def test_a_live_preparation_is_not_disturbed_by_another(tmp_path, config):
     assert not list(Path(config.data.cache).glob(".*"))
 
 
-def test_a_run_says_that_it_waits_for_another_and_takes_over_when_that_one_is_killed(tmp_path, config):
+def test_a_run_prints_that_it_waits_for_another_and_takes_over_when_that_one_is_killed(tmp_path, config):
     first = start(tmp_path, config, "slow")
     assert first.stdout is not None
     assert first.stdout.readline() == "encoding\n"
@@ -266,13 +266,13 @@ def test_the_command_writes_a_directory_with_the_table_on_stdout_and_progress_on
         f"--config.tokenizer.path={config.tokenizer.path}", "--config.data.workers=1",
     ]  # fmt: skip
     assert main(arguments) == 0
-    said = capsys.readouterr()
-    header, *rows = said.out.splitlines()
-    assert header.split() == ["store", "documents", "bytes", "tokens", "bytes/token", "from"]
+    output = capsys.readouterr()
+    header, *rows = output.out.splitlines()
+    assert header.split() == ["store", "documents", "bytes", "tokens", "bytes/token", "source"]
     row = next(row.split() for row in rows if row.startswith("train/0"))
     store = open_prepared(tmp_path / "out").train[0]
     assert row[1:4] == [f"{store.documents:,}", f"{store.text_bytes:,}", f"{store.tokens:,}"]
     assert row[4] == f"{store.text_bytes / store.tokens:.2f}"
-    assert said.err.splitlines() == ["read and tokenize"]
+    assert output.err.splitlines() == ["read and tokenize"]
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"token store: {tmp_path / 'out'} is already complete\n"

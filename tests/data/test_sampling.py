@@ -28,7 +28,7 @@ def test_the_sample_fits_and_does_not_depend_on_the_order(texts, size, shuffle):
     assert sorted(sample_of(shuffled)[0]) == sorted(chosen)
 
 
-def test_the_sample_takes_pieces_of_long_documents_from_all_over():
+def test_the_sample_takes_pieces_from_all_of_the_long_documents():
     sample = Sample(200_000)
     for number in range(10):
         sample.offer(f"{number} " * 100_000, number * 2**60)
@@ -44,7 +44,7 @@ def test_hashes_are_a_set(keys):
     hashes, plain = Hashes(), {0}
     assert hashes.add(0)
     for key in keys:
-        key = 0 if key == 1 else key  # zero is kept as one
+        key = 0 if key == 1 else key  # 0 is stored as 1
         assert (key in hashes) == (key in plain)
         assert hashes.add(key) == (key not in plain)
         plain.add(key)
