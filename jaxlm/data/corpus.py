@@ -117,7 +117,10 @@ def _route_documents(config: ConfigDict, tallies: dict[str, Tally]) -> Iterator[
 def _spill_documents(
     routed: Iterable[tuple[str, str, int]], file: Path, sample: Sample, progress: Progress
 ) -> Counter[str]:
-    """Writes all documents to a compressed file, offers the training documents to the sample, and counts each store."""
+    """Writes the documents to a compressed file and offers those for training to the sample.
+
+    Returns the number of documents of each store.
+    """
     import zstandard
 
     documents: Counter[str] = Counter()

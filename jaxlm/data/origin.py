@@ -56,7 +56,7 @@ def is_prepared(target: Folder, config: ConfigDict, origin: dict[str, Any]) -> b
     record = read_record(target)
     settings, differences = config_to_dict(config), []
     files = {"data.path", "data.held_out"}
-    # tokenizer.words is part of the tokenizer's fingerprint, so only without it does a new fingerprint mean new files.
+    # The tokenizer's fingerprint also covers tokenizer.words: only if that is unchanged have its files changed.
     if origin.get("tokenizer.words") == record["origin"].get("tokenizer.words"):
         files.add("tokenizer.path")
     for key in sorted(origin.keys() | record["origin"].keys()):

@@ -1,4 +1,4 @@
-"""A prepared directory: its record is written here, and the directory is opened and checked.
+"""Prepared directories: what they contain, the record that completes one, and opening and checking one.
 
 prepared.json      the origin, the settings, and counts and fingerprints of what was written; it is written last
 tokenizer/

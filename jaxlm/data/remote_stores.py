@@ -56,7 +56,8 @@ def local_copy(url: str, cache: Path, local: Path, check: Callable[[Path], objec
     """Returns a directory on this machine with the content of the prepared directory at `url`.
 
     It is `local`, which was prepared on this machine, if that has the same content; otherwise a copy in `cache`, named
-    by its fingerprint and downloaded by one process. `check` raises UserError if the copy is damaged. Raises UserError.
+    by its fingerprint and downloaded by one process. `check` raises UserError if a copy is damaged. Raises UserError if
+    the directory cannot be downloaded or is damaged.
     """
     fingerprint = read_record(url)["fingerprint"]
     copy = cache / fingerprint

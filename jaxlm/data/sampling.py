@@ -57,7 +57,7 @@ class Sample:
 
     def __init__(self, size: int) -> None:
         self.size, self.bytes, self.limit, self.number = size, 0, 2**64, 0
-        self.heap: list[tuple[int, int, bytes]] = []  # (minus the hash, order of arrival, piece)
+        self.heap: list[tuple[int, int, bytes]] = []  # (negative hash, order of arrival, piece)
 
     def offer(self, text: str, key: int) -> None:
         """Adds those pieces of a document that belong in the sample; `key` is the document's hash."""
