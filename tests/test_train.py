@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlm import train as training
-from jaxlm.data.corpus import open_prepared
+from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxlm.config import Phase
-from jaxlm.data.corpus import prepare
 from jaxlm.data.examples import read_examples
 from jaxlm.data.facts import DataFacts, facts_of
+from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import Prepared, open_prepared
 from jaxlm.data.rows import RowSource, TrainRows
 from jaxlm.data.token_store import TokenStore

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxlm.config import apply_override, config_from_dict, config_to_dict, find_setting, split_overrides
-from jaxlm.data.corpus import prepare
+from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import open_prepared
 from jaxlm.data.table import CorpusData
 from jaxlm.data.token_store import TokenStore
