@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxlm.errors import UserError
+from jaxlm.storage import reason
 
 _PACKAGES = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # scheme -> extra of jaxlm
 # What changes with the content, by what the file systems call it, the surest first.
@@ -59,7 +60,7 @@ def file_version(file: File) -> list[Any]:
         try:
             status = file.stat()
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+            raise UserError(f"cannot read {file}: {reason(error)}") from error
         return [status.st_size, status.st_mtime_ns]
     system, path = file_system(file.url)
     with remote_errors(file.url, "read"):
@@ -128,7 +129,7 @@ def file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UserError(f"{url}: fsspec knows no {scheme}://; gs://, s3:// and file:// are usual") from error
     except Exception as error:  # of a file system's own kind, such as credentials that are not there
-        raise UserError(f"{url} cannot be reached: {_reason(error)}") from error
+        raise UserError(f"{url} cannot be reached: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -139,13 +140,7 @@ def remote_errors(url: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{url}: cannot {what} it: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "it is not there"
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:300]
+        raise UserError(f"{url}: cannot {what} it: {reason(error)}") from error
 
 
 # Writing
@@ -170,7 +165,7 @@ def read_file(file: File) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
 
 
 def write_file(file: File, pieces: Iterable[bytes | memoryview]) -> tuple[int, int]:

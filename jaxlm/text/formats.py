@@ -14,11 +14,12 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxlm.errors import UserError
+from jaxlm.storage import reason
 from jaxlm.text.files import File, open_file
 
 ENDINGS = {
@@ -45,7 +46,7 @@ def byte_blocks(file: File) -> Iterator[bytes]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} is cut short or damaged ({error}); fetch or compress it again") from error
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
 
 
 def _zstandard_blocks(stream: BinaryIO) -> Iterator[bytes]:
@@ -136,7 +137,22 @@ def format_of(file: File, settings: Any) -> str:
     return ENDINGS[ending(file)]
 
 
-def jsonl(file: File, settings: Any) -> Iterator[str]:
+RowProblem = Callable[[str, int, int], None]  # (place of the row, its fields, fields of the header)
+
+
+def record_texts(file: File, kind: str, settings: Any, on_bad_row: RowProblem) -> Iterator[str]:
+    """Yields the text of each record of a JSON Lines, CSV, TSV or Parquet file.
+
+    `on_bad_row` is called for each row of CSV and TSV whose number of fields is not the header's.
+    """
+    if kind == "jsonl":
+        return _jsonl(file, settings)
+    if kind == "parquet":
+        return _parquet(file, settings)
+    return _table(file, kind, settings, on_bad_row)
+
+
+def _jsonl(file: File, settings: Any) -> Iterator[str]:
     """Yields the text of each object of a JSON Lines file. Raises UserError that names the line."""
     for number, line in enumerate(lines(text_blocks(file, settings.encoding)), 1):
         if not line.strip():
@@ -171,7 +187,7 @@ def no_field(name: str, names: Iterable[str], place: str) -> UserError:
     )
 
 
-def rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
     """Yields (number of its first line, fields) for each row that is not empty."""
     found = lines(text_blocks(file, encoding))
     if kind == "tsv":
@@ -191,7 +207,20 @@ def rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list[str]]
         ) from error
 
 
-def parquet(file: File, settings: Any) -> Iterator[str]:
+def _table(file: File, kind: str, settings: Any, on_bad_row: RowProblem) -> Iterator[str]:
+    table = _rows(file, kind, settings.encoding)
+    _, header = next(table, (1, []))
+    if settings.field not in header:
+        raise no_field(settings.field, header, f"{file}, line 1")
+    column = header.index(settings.field)
+    for line, row in table:
+        if len(row) != len(header):
+            on_bad_row(f"{file}, line {line}", len(row), len(header))
+        else:
+            yield row[column]
+
+
+def _parquet(file: File, settings: Any) -> Iterator[str]:
     """Yields the text of each row of a Parquet file. Raises UserError that names the row."""
     import pyarrow
     from pyarrow.parquet import ParquetFile

@@ -6,12 +6,11 @@ empty, so that what is computed of the texts can be put beside the records.
 
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from jaxlm.errors import UserError
 from jaxlm.text.files import File
-from jaxlm.text.formats import format_of, jsonl, lines, no_field, parquet, rows, text_blocks
+from jaxlm.text.formats import format_of, lines, record_texts, text_blocks
 from jaxlm.text.sources import Tally, drop_control_characters, find_files
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
@@ -31,37 +30,23 @@ def read_records(path: str, settings: RecordSettings, tally: Tally) -> Iterator[
     A line of a text file is a record, an empty line too. Control characters are dropped and counted in `tally`. Raises
     UserError, naming the line, where a file is not what its format says.
     """
-    data = SimpleNamespace(**settings._asdict())
     try:
-        for file in find_files(path, data):
-            for text in _texts(file, data, tally):
+        for file in find_files(path, settings):
+            for text in _texts(file, settings):
                 tally.documents += 1
                 yield drop_control_characters(text, tally)
     except UserError as error:  # which speaks of the settings of a run
         raise UserError(re.sub(r"(--config\.)?\bdata\.(format|field|encoding)\b", r"--\2", str(error))) from error
 
 
-def _texts(file: File, data: SimpleNamespace, tally: Tally) -> Iterator[str]:
-    kind = format_of(file, data)
+def _texts(file: File, settings: RecordSettings) -> Iterator[str]:
+    kind = format_of(file, settings)
     if kind == "text":
-        return lines(text_blocks(file, data.encoding))
-    if kind == "jsonl":
-        return jsonl(file, data)
-    if kind == "parquet":
-        return parquet(file, data)
-    return _cells(file, kind, data)
+        return lines(text_blocks(file, settings.encoding))
+    return record_texts(file, kind, settings, _refuse_row)
 
 
-def _cells(file: File, kind: str, data: SimpleNamespace) -> Iterator[str]:
-    table = rows(file, kind, data.encoding)
-    _, header = next(table, (1, []))
-    if data.field not in header:
-        raise no_field(data.field, header, f"{file}, line 1")
-    column = header.index(data.field)
-    for line, row in table:
-        if len(row) != len(header):
-            raise UserError(
-                f"{file}, line {line}: {len(row)} fields, where the header has {len(header)}; mend the line, as every"
-                " record must give a text"
-            )
-        yield row[column]
+def _refuse_row(place: str, found: int, expected: int) -> None:
+    raise UserError(
+        f"{place}: {found} fields, where the header has {expected}; mend the line, as every record must give a text"
+    )

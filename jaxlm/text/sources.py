@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.text.files import File, file_version, list_files
-from jaxlm.text.formats import ENDINGS, ending, format_of, jsonl, no_field, parquet, rows, text_blocks, text_of
+from jaxlm.text.formats import ENDINGS, ending, format_of, no_field, record_texts, text_blocks, text_of
 from jaxlm.text.pydocs import find_python_files, read_pydocs
 
 BLANK_CHARACTERS = 2**20  # white space before a line of a paragraph, at most
@@ -105,6 +105,10 @@ def find_files(path: str, settings: Any) -> list[File]:
 
 def _parts(path: str, settings: Any, tally: Tally, files: Sequence[File] | None) -> Iterator[str | None]:
     """Yields pieces of documents, and None where a document ends."""
+
+    def drop_row(place: str, found: int, expected: int) -> None:
+        tally.drop("rows with another number of fields", place=place)
+
     if path == "pydocs":
         yield from _whole(read_pydocs(settings, tally), tally)
     elif path.startswith("tfds:"):
@@ -114,12 +118,8 @@ def _parts(path: str, settings: Any, tally: Tally, files: Sequence[File] | None)
             kind = format_of(file, settings)
             if kind == "text":
                 yield from _text(file, settings, tally)
-            elif kind == "jsonl":
-                yield from _whole(jsonl(file, settings), tally)
-            elif kind == "parquet":
-                yield from _whole(parquet(file, settings), tally)
             else:
-                yield from _whole(_table(file, kind, settings, tally), tally)
+                yield from _whole(record_texts(file, kind, settings, drop_row), tally)
 
 
 def _whole(texts: Iterable[str], tally: Tally) -> Iterator[str | None]:
@@ -220,19 +220,6 @@ def _by_paragraph(blocks: Iterable[str]) -> Iterator[str | None]:
                 held, inside, blank = "", True, False
     if inside:
         yield None
-
-
-def _table(file: File, kind: str, settings: Any, tally: Tally) -> Iterator[str]:
-    table = rows(file, kind, settings.encoding)
-    _, header = next(table, (1, []))
-    if settings.field not in header:
-        raise no_field(settings.field, header, f"{file}, line 1")
-    column = header.index(settings.field)
-    for line, row in table:
-        if len(row) != len(header):
-            tally.drop("rows with another number of fields", place=f"{file}, line {line}")
-        else:
-            yield row[column]
 
 
 def _tfds_builder(path: str) -> tuple[Any, str]:

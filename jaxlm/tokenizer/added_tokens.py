@@ -7,7 +7,7 @@ from typing import Any
 import regex
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.special_tokens import read_text
+from jaxlm.storage import read_text
 
 # The letters that the `tokenizers` library takes for parts of words.
 _IN_WORD = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]"

@@ -1,16 +1,13 @@
 """Which token of a vocabulary plays which role, and the small files that say so."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
+from jaxlm.storage import read_json
 
 ROLES = ("pad", "unk", "begin", "end", "mask")
-SPECIAL_PIECES = dict(
-    zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True)
-)  # of what is trained here
 USUAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -53,38 +50,3 @@ def find_specials(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
 
 def config_beside(file: Path, name: str) -> dict[str, Any]:
     return read_json(file.with_name(name)) if file.with_name(name).exists() else {}
-
-
-# Files
-
-
-def read_bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def read_text(file: Path) -> str:
-    content = read_bytes(file)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}, line {line}, byte {error.start}: not UTF-8; convert the file") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(file))
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON ({error}): it is damaged, or no tokenizer") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object: it is damaged, or no tokenizer")
-    return content
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.storage import write_text
+from jaxlm.storage import read_bytes, read_json, write_bytes, write_text
 from jaxlm.tokenizer.sentencepiece_model import SentencePieceModel, first_visible, load_sentencepiece
 from jaxlm.tokenizer.sentencepiece_training import train_sentencepiece
-from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, find_specials, read_bytes, read_json, write_bytes
+from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, find_specials
 from jaxlm.tokenizer.tokenizer_json import TokenizerJson, vocabulary_of
 from jaxlm.tokenizer.transformers_files import transformers_files
 from jaxlm.tokenizer.vocabularies import byte_level_pairs, word_piece
@@ -80,10 +80,6 @@ class Tokenizer:
                 before._check_addable(word)
                 added[word] = None
         return Tokenizer(before._library.with_added(tuple(added)), self.words, before) if added else self
-
-    def pieces_of_added(self) -> list[np.ndarray]:
-        """Returns for each of `added` the ids that the word had before, int32 [n], of the vocabulary without it."""
-        return [self._before.encode(word).ids for word in self.added] if self._before else []
 
     def _check_addable(self, word: str) -> None:
         held = [self.token(id) for id in self.special_ids if self.token(id) and self.token(id) in word]
@@ -228,7 +224,7 @@ def load_tokenizer(path: str | Path, words: str | None = None) -> Tokenizer:
         raise UserError(f"there is no tokenizer {path}: a .model, tokenizer.json or vocab.txt, or a folder with one")
     if not (path / RECORD).is_file():
         return _load_file(_find_file(path), None, words or "unicode")
-    record = read_json(path / RECORD)
+    record = read_json(path / RECORD, remedy="copy the tokenizer again from where it was saved")
     try:
         version, file, specials = record["format_version"], path / record["file"], record["special_ids"]
         specials = {role: int(specials[role]) for role in ROLES}

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.special_tokens import config_beside, find_specials, read_json, read_text
+from jaxlm.storage import read_json, read_text
+from jaxlm.tokenizer.special_tokens import config_beside, find_specials
 
 
 def word_piece(file: Path) -> dict[str, Any]:

@@ -714,8 +714,8 @@ def test_a_fixed_length_and_a_post_processor_change_nothing(tmp_path):
         ("a.bin", b"x", "is no tokenizer that is known"),
         ("a.model", b"garbage", "is no SentencePiece model, or it is damaged"),
         ("a.model", b"", "is no SentencePiece model, or it is damaged"),
-        ("tokenizer.json", b"{", "is no valid JSON"),
-        ("tokenizer.json", b"[]", "holds no JSON object"),
+        ("tokenizer.json", b"{", "is not valid JSON"),
+        ("tokenizer.json", b"[]", "does not hold a JSON object"),
         ("tokenizer.json", b"{}", "holds no tokenizer"),
         ("tokenizer.json", b'{"model": {"vocab": 3}}', "holds no vocabulary that can be read"),
         ("vocab.txt", b"[PAD]\ncaf\xe9\n", "line 2, byte 9: not UTF-8"),
@@ -759,7 +759,7 @@ def test_a_damaged_record_is_refused(tmp_path, tokenizers):
     with pytest.raises(UserError, match="is damaged"):
         load_tokenizer(tmp_path)
     (tmp_path / "jaxlm_tokenizer.json").write_text('{"format_version": 1')
-    with pytest.raises(UserError, match="is no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         load_tokenizer(tmp_path)
 
 
