@@ -28,8 +28,10 @@ from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.token_store import StoreWriter, TokenStore
 from jaxlm.errors import UserError
 from jaxlm.runtime.processes import map_in_processes, worker_count
-from jaxlm.text.files import Folder, is_remote
-from jaxlm.text.sources import Tally, read_documents
+from jaxlm.text.files import Folder
+from jaxlm.text.filters import Tally
+from jaxlm.text.remote import is_remote
+from jaxlm.text.sources import read_documents
 from jaxlm.tokenizer.added_tokens import read_added
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.version import __version__

@@ -1,7 +1,7 @@
-"""Files of records to texts, one for each record and in order: text, JSON Lines, CSV, TSV, Parquet.
+"""Reads one text per record of a file, in order: text files (a line is a record), JSON Lines, CSV, TSV, Parquet.
 
-Training drops what is empty and joins what belongs together (`sources.py`); here record i gives text i, "" where it is
-empty, so that what is computed of the texts can be put beside the records.
+`sources.py`, which reads for training, drops empty documents and rows with the wrong number of fields. Here nothing is
+dropped, and the text of an empty record is "", so that results can be matched with their records.
 """
 
 import re
@@ -10,32 +10,33 @@ from typing import NamedTuple
 
 from jaxlm.errors import UserError
 from jaxlm.text.files import File
+from jaxlm.text.filters import Tally, drop_control_characters
 from jaxlm.text.formats import format_of, lines, record_texts, text_blocks
-from jaxlm.text.sources import Tally, drop_control_characters, find_files
+from jaxlm.text.sources import find_files
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
 
 
 class RecordSettings(NamedTuple):
-    """How files are read."""
+    """How to read files of records: the settings of a config's `data` section that apply to them."""
 
-    format: str = "auto"  # by the ending of the name, or one of FORMATS
-    field: str = "text"  # of JSON Lines, Parquet, and the header line of CSV and TSV
+    format: str = "auto"  # one of FORMATS, or "auto" for the format that the file name implies
+    field: str = "text"  # the field or column that holds the text; not used for text files
     encoding: str = "utf-8"
 
 
 def read_records(path: str, settings: RecordSettings, tally: Tally) -> Iterator[str]:
-    """Yields the text of each record of a file, folder or glob.
+    """Yields the text of each record of a file, folder or glob, without control characters.
 
-    A line of a text file is a record, an empty line too. Control characters are dropped and counted in `tally`. Raises
-    UserError, naming the line, where a file is not what its format says.
+    Counts records and dropped control characters in `tally`. Raises UserError, with the line, if a file is not in its
+    format.
     """
     try:
         for file in find_files(path, settings):
             for text in _texts(file, settings):
                 tally.documents += 1
                 yield drop_control_characters(text, tally)
-    except UserError as error:  # which speaks of the settings of a run
+    except UserError as error:  # commands that read records have options in place of the settings
         raise UserError(re.sub(r"(--config\.)?\bdata\.(format|field|encoding)\b", r"--\2", str(error))) from error
 
 
@@ -43,10 +44,8 @@ def _texts(file: File, settings: RecordSettings) -> Iterator[str]:
     kind = format_of(file, settings)
     if kind == "text":
         return lines(text_blocks(file, settings.encoding))
-    return record_texts(file, kind, settings, _refuse_row)
+    return record_texts(file, kind, settings, _reject_row)
 
 
-def _refuse_row(place: str, found: int, expected: int) -> None:
-    raise UserError(
-        f"{place}: {found} fields, where the header has {expected}; mend the line, as every record must give a text"
-    )
+def _reject_row(place: str, fields: int, expected: int) -> None:
+    raise UserError(f"{place}: the row has {fields} fields, but the header has {expected}; fix the row")

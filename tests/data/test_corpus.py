@@ -397,7 +397,7 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, config):
     file.write_bytes(file.read_bytes() + b'{"text": "\xff"}\n')
     for path in (config.tokenizer.path, ""):
         config.tokenizer.path = path
-        with pytest.raises(UserError, match=r"line 301, byte .*: 0xff is no utf-8"):
+        with pytest.raises(UserError, match=r"line 301, byte .*: 0xff is not valid utf-8"):
             prepare(config)
         assert list(Path(config.data.cache).iterdir()) == []
     config.data.path = (str(write_lines(tmp_path / "few.jsonl", ["one", "two", "three"])),)
