@@ -75,7 +75,7 @@ class WordFinder:
         self._pattern = regex.compile("|".join(regex.escape(word) for word in sorted(words, key=len, reverse=True)))
         self._before, self._after = regex.compile(rf"(?<={_IN_WORD})"), regex.compile(_IN_WORD)
 
-    def replaced(self, text: str, names: Sequence[str]) -> str:
+    def replace(self, text: str, names: Sequence[str]) -> str:
         """Returns the text with word number i as `names[i]`."""
 
         def name(match: "regex.Match[str]") -> str:

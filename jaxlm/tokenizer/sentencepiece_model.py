@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import WordFinder
+from jaxlm.tokenizer.characters import code_points, decode_bytes, first_visible
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
-from jaxlm.tokenizer.special_tokens import HIDDEN, config_beside, find_specials
-from jaxlm.tokenizer.words import code_points
+from jaxlm.tokenizer.special_tokens import HIDDEN, config_beside, find_role_ids
 
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -28,13 +28,13 @@ class SentencePieceModel:
 
     kind, file_name = "sentencepiece", "tokenizer.model"
 
-    def __init__(self, content: bytes, specials: dict[str, int], added: Sequence[str] = ()) -> None:
+    def __init__(self, content: bytes, role_ids: dict[str, int], added: Sequence[str] = ()) -> None:
         import sentencepiece
 
-        self.content, self.specials, self.unk_id, self.added = content, specials, specials["unk"], tuple(added)
+        self.content, self.role_ids, self.unk_id, self.added = content, role_ids, role_ids["unk"], tuple(added)
         model = parse_model(content)
         pieces = model.pieces
-        special = set(specials.values())
+        special = set(role_ids.values())
         special |= {id for id, piece in enumerate(pieces) if piece.type in (UNKNOWN, CONTROL, UNUSED)}
         self.special_ids = tuple(sorted(special))
         self.identity = _identity(model)
@@ -45,14 +45,14 @@ class SentencePieceModel:
             pieces.add(piece=name, type=USER_DEFINED)
         self._describe(pieces, special)
         self.pieces[self.first_added :] = self.added
-        _rename(model, specials, special)
+        _rename(model, role_ids, special)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def with_added(self, words: Sequence[str]) -> "SentencePieceModel":
         """Returns the model with entries at the end of the vocabulary."""
         if len(words) > _MOST_ADDED:
             raise UserError(f"{len(words):,} tokens to add are more than the {_MOST_ADDED:,} that there is room for")
-        return SentencePieceModel(self.content, self.specials, words)
+        return SentencePieceModel(self.content, self.role_ids, words)
 
     def _describe(self, pieces: Any, special: set[int]) -> None:
         """Makes the tables of what each piece stands for."""
@@ -169,7 +169,7 @@ class SentencePieceModel:
             return text
         if not text.isascii():
             text = re.sub(f"[{chr(_FIRST_HIDDEN)}-{chr(_FIRST_HIDDEN + len(self.added) - 1)}]", "\U0010fffe", text)
-        return self._finder.replaced(text, self._hidden)
+        return self._finder.replace(text, self._hidden)
 
     def _normalised(self, codes: np.ndarray) -> np.ndarray:
         """Returns what the model's normalisation makes of each character alone, int32 [n]: a character, or
@@ -210,7 +210,7 @@ class SentencePieceModel:
         if id >= self.first_added:
             return self.pieces[id]
         if self._bytes[id]:
-            return byte_text([int(BYTE.fullmatch(self.pieces[id])[1], 16)])  # type: ignore[index]
+            return decode_bytes([int(BYTE.fullmatch(self.pieces[id])[1], 16)])  # type: ignore[index]
         return self.pieces[id].removeprefix(SPACE).replace(SPACE, " ")
 
     def starts_word(self, id: int) -> bool:
@@ -233,9 +233,9 @@ def _identity(model: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def _rename(model: Any, specials: dict[str, int], special: set[int]) -> None:
+def _rename(model: Any, role_ids: dict[str, int], special: set[int]) -> None:
     """Gives the special tokens names that no text can hold; the mask is kept whole, whatever the normalisation."""
-    pieces, unknown, mask = model.pieces, specials["unk"], model.pieces[specials["mask"]]
+    pieces, unknown, mask = model.pieces, role_ids["unk"], model.pieces[role_ids["mask"]]
     hidden_mask = HIDDEN * len(mask.piece)
     for id in special - {unknown}:
         pieces[id].piece, pieces[id].type = f"{HIDDEN}{id}", CONTROL
@@ -256,17 +256,7 @@ def _sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return sums
 
 
-def first_visible(begins: np.ndarray, invisible: np.ndarray) -> np.ndarray:
-    """Returns for each begin the first visible character at or after it, int64 [n]."""
-    visible = np.append(np.flatnonzero(~invisible), len(invisible))
-    return visible[np.searchsorted(visible, begins)]
-
-
-def byte_text(values: Sequence[int]) -> str:
-    return bytes(values).decode("utf-8", "replace")
-
-
-def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | None) -> SentencePieceModel:
+def load_sentencepiece(content: bytes, file: Path, role_ids: dict[str, int] | None) -> SentencePieceModel:
     """Returns the model that a .model file holds; `file` names it in errors. Raises UserError."""
     try:
         model = parse_model(content)
@@ -275,7 +265,7 @@ def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | No
     if not model.pieces or not model.HasField("normalizer_spec"):
         raise UserError(f"{file} is no SentencePiece model, or it is damaged: it holds no pieces")
     name = str(config_beside(file, "tokenizer_config.json").get("tokenizer_class", ""))
-    if specials is None and name.startswith(_RENUMBERED):
+    if role_ids is None and name.startswith(_RENUMBERED):
         raise UserError(
             f"{file} is the model of a {name}, whose ids are not those of the file; give the tokenizer.json, which"
             " Transformers writes with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
@@ -283,6 +273,6 @@ def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | No
     vocabulary = {piece.piece: id for id, piece in enumerate(model.pieces)}
     unknown = [piece.piece for piece in model.pieces if piece.type == UNKNOWN]
     try:
-        return SentencePieceModel(content, specials or find_specials(file, vocabulary, unknown))
+        return SentencePieceModel(content, role_ids or find_role_ids(file, vocabulary, unknown))
     except RuntimeError as error:
         raise UserError(f"{file} is no SentencePiece model that its library loads: {error}") from error

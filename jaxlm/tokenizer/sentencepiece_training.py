@@ -32,8 +32,8 @@ def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
             f"tokenizer.character_coverage={settings.character_coverage}: SentencePiece takes {LEAST_COVERAGE} to 1"
         )
     names = {"pad": "pad", "unk": "unk", "begin": "bos", "end": "eos"}
-    specials: dict[str, Any] = {f"{name}_id": ROLES.index(role) for role, name in names.items()}
-    specials |= {f"{name}_piece": SPECIAL_PIECES[role] for role, name in names.items()}
+    special_tokens: dict[str, Any] = {f"{name}_id": ROLES.index(role) for role, name in names.items()}
+    special_tokens |= {f"{name}_piece": SPECIAL_PIECES[role] for role, name in names.items()}
     content, sentences = io.BytesIO(), sentences_of(texts)
     if settings.split_han:
         sentences = (_HAN.sub(f"{_CUT}\\g<0>{_CUT}", sentence) for sentence in sentences)
@@ -45,7 +45,7 @@ def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
             normalization_rule_name="nmt_nfkc_cf" if settings.lower_case else "nmt_nfkc",
             control_symbols=[SPECIAL_PIECES["mask"]], max_sentence_length=3 * SENTENCE_BYTES,
             pretokenization_delimiter=_CUT if settings.split_han else "",
-            num_threads=TRAINING_THREADS, minloglevel=2, **specials,
+            num_threads=TRAINING_THREADS, minloglevel=2, **special_tokens,
         )  # fmt: skip
     except RuntimeError as error:
         raise UserError(_training_error(str(error), settings)) from error

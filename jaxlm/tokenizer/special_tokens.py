@@ -25,27 +25,27 @@ CONFIG_KEYS = {  # of tokenizer_config.json and special_tokens_map.json
 HIDDEN = "\U0010ffff"  # a noncharacter: no text of any use holds it
 
 
-def find_specials(file: Path, vocabulary: dict[str, int], unknown: Sequence[str] = ()) -> dict[str, int]:
+def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str] = ()) -> dict[str, int]:
     """Returns the id of each role, by the config beside the file or by the usual names. Raises UserError.
 
     `unknown` is what the model itself calls its unknown token.
     """
     configs = [config_beside(file, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    specials, missing = {}, []
+    role_ids, missing = {}, []
     for role in ROLES:
         said = [config.get(key) for key in CONFIG_KEYS[role] for config in configs]
         names = [value["content"] if isinstance(value, dict) else value for value in said if value]
         names = [*unknown, *names] if role == "unk" else names
         known = [name for name in (*names, *USUAL_NAMES[role]) if name in vocabulary]
         if known:
-            specials[role] = vocabulary[known[0]]
+            role_ids[role] = vocabulary[known[0]]
         else:
             missing.append(f"{role} ({', '.join(dict.fromkeys((*names, *USUAL_NAMES[role])))})")
     if missing:
         raise UserError(f"{file} has no special token for {', '.join(missing)}; masked language models need all five")
-    if len(set(specials.values())) < len(ROLES):
-        raise UserError(f"{file} has one special token for several of {specials}; they must differ")
-    return specials
+    if len(set(role_ids.values())) < len(ROLES):
+        raise UserError(f"{file} has one special token for several of {role_ids}; they must differ")
+    return role_ids
 
 
 def config_beside(file: Path, name: str) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_bytes, read_json, write_bytes, write_text
-from jaxlm.tokenizer.sentencepiece_model import SentencePieceModel, first_visible, load_sentencepiece
+from jaxlm.tokenizer.characters import code_points, end_of_visible, first_visible
+from jaxlm.tokenizer.sentencepiece_model import SentencePieceModel, load_sentencepiece
 from jaxlm.tokenizer.sentencepiece_training import train_sentencepiece
-from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, find_specials
+from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, find_role_ids
 from jaxlm.tokenizer.tokenizer_json import TokenizerJson, vocabulary_of
 from jaxlm.tokenizer.transformers_files import transformers_files
-from jaxlm.tokenizer.vocabularies import byte_level_pairs, word_piece
-from jaxlm.tokenizer.words import check_rule, code_points, unicode_boundaries, word_boundaries
+from jaxlm.tokenizer.vocabularies import byte_level_definition, word_piece_definition
+from jaxlm.tokenizer.words import check_rule, unicode_boundaries, word_boundaries
 
 RECORD = "jaxlm_tokenizer.json"
 FORMAT_VERSION = 1
@@ -44,23 +45,23 @@ class Tokenizer:
     """
 
     def __init__(
-        self, library: SentencePieceModel | TokenizerJson, words: str, before: "Tokenizer | None" = None
+        self, backend: SentencePieceModel | TokenizerJson, words: str, before: "Tokenizer | None" = None
     ) -> None:
         check_rule(words)
-        self._library, self.words, self._before = library, words, before
-        specials = library.specials
-        self.vocab_size: int = len(library.pieces)
-        self.pad_id, self.unk_id, self.begin_id, self.end_id, self.mask_id = (specials[role] for role in ROLES)
-        self.special_ids: tuple[int, ...] = library.special_ids
-        self.mask_token: str = library.pieces[self.mask_id]
-        self.added: tuple[str, ...] = library.added
-        self._specials = {role: specials[role] for role in ROLES}
-        content = [library.identity, self._specials, self.special_ids, words, *([self.added] if self.added else [])]
+        self._backend, self.words, self._before = backend, words, before
+        role_ids = backend.role_ids
+        self.vocab_size: int = len(backend.pieces)
+        self.pad_id, self.unk_id, self.begin_id, self.end_id, self.mask_id = (role_ids[role] for role in ROLES)
+        self.special_ids: tuple[int, ...] = backend.special_ids
+        self.mask_token: str = backend.pieces[self.mask_id]
+        self.added: tuple[str, ...] = backend.added
+        self._role_ids = {role: role_ids[role] for role in ROLES}
+        content = [backend.identity, self._role_ids, self.special_ids, words, *([self.added] if self.added else [])]
         self.fingerprint: str = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def with_words(self, words: str) -> "Tokenizer":
         """Returns the same tokenizer with another word rule."""
-        return Tokenizer(self._library, words, self._before and self._before.with_words(words))
+        return Tokenizer(self._backend, words, self._before and self._before.with_words(words))
 
     def with_added(self, words: Sequence[str]) -> "Tokenizer":
         """Returns the tokenizer with more entries, at the end of the vocabulary; `added` is which.
@@ -71,7 +72,7 @@ class Tokenizer:
         Raises UserError for one that holds a special token or a character that no text can hold.
         """
         before = self._before or self
-        spelled = set(before._library.pieces)
+        spelled = set(before._backend.pieces)
         added = dict.fromkeys(self.added)
         for word in (word.strip() for word in words):
             ids = before.encode(word).ids
@@ -79,7 +80,7 @@ class Tokenizer:
             if word and not known:
                 before._check_addable(word)
                 added[word] = None
-        return Tokenizer(before._library.with_added(tuple(added)), self.words, before) if added else self
+        return Tokenizer(before._backend.with_added(tuple(added)), self.words, before) if added else self
 
     def _check_addable(self, word: str) -> None:
         held = [self.token(id) for id in self.special_ids if self.token(id) and self.token(id) in word]
@@ -102,7 +103,7 @@ class Tokenizer:
         texts, joined, codes = _without_hidden(texts)
         lengths = np.array([len(text) for text in texts])
         text_starts = np.cumsum(lengths + 1) - (lengths + 1)
-        ids, firsts = self._library.encode(texts, codes, text_starts)
+        ids, firsts = self._backend.encode(texts, codes, text_starts)
         if self.words == "unicode":
             boundaries = unicode_boundaries(joined, codes)
         elif self.words == "spaces":
@@ -126,23 +127,23 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of the tokens; special tokens are left out."""
         special = set(self.special_ids)
-        return self._library.decode([int(i) for i in ids if int(i) not in special])
+        return self._backend.decode([int(i) for i in ids if int(i) not in special])
 
     def token(self, id: int) -> str:
         """Returns the token as the vocabulary spells it."""
-        return self._library.pieces[id]
+        return self._backend.pieces[id]
 
     def text_of(self, id: int) -> str:
         """Returns what the token alone adds to a text, without the space or joint in front; "" for special tokens."""
-        return "" if id in self.special_ids else self._library.text_of(id)
+        return "" if id in self.special_ids else self._backend.text_of(id)
 
     def starts_word(self, id: int) -> bool:
         """Returns whether the token is spelled as the beginning of a word: with a space in front, or without ##."""
-        return self._library.starts_word(id)
+        return self._backend.starts_word(id)
 
     def piece_bytes(self) -> np.ndarray:
         """Returns int32 [V], the bytes of UTF-8 that a token stands for, its space counted; 0 for special tokens."""
-        sizes = np.array([self._library.bytes_of(id) for id in range(self.vocab_size)], np.int32)
+        sizes = np.array([self._backend.bytes_of(id) for id in range(self.vocab_size)], np.int32)
         sizes[list(self.special_ids)] = 0
         return sizes
 
@@ -154,16 +155,16 @@ class Tokenizer:
         tokens in a text too, a typed [SEP], unless called with `split_special_tokens=True`, which finds none, as
         `encode` does. Raises UserError that names what cannot be expressed.
         """
-        return transformers_files(self._library, lambda text: self.encode(text, True).ids, longest, token_types)
+        return transformers_files(self._backend, lambda text: self.encode(text, True).ids, longest, token_types)
 
     def save(self, directory: str | Path) -> None:
         """Writes files from which `load_tokenizer(directory)` makes this tokenizer again, each under its final name
         only when it is whole."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_bytes(directory / self._library.file_name, self._library.content)
-        record = {"format_version": FORMAT_VERSION, "kind": self._library.kind, "file": self._library.file_name}
-        record |= {"words": self.words, "special_ids": self._specials, "fingerprint": self.fingerprint}
+        write_bytes(directory / self._backend.file_name, self._backend.content)
+        record = {"format_version": FORMAT_VERSION, "kind": self._backend.kind, "file": self._backend.file_name}
+        record |= {"words": self.words, "special_ids": self._role_ids, "fingerprint": self.fingerprint}
         record |= {"added": self.added} if self.added else {}
         write_text(directory / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -171,15 +172,15 @@ class Tokenizer:
         """Returns ids, each token's first visible character, its end, and the text's word boundaries."""
         (text,), _, codes = _without_hidden([text])
         hidden = text.replace(self.mask_token, HIDDEN * len(self.mask_token)) if find_mask else text
-        ids, begins, ends = self._library.encode_spans(hidden, self.mask_id)
-        invisible = self._library.is_invisible(codes)
+        ids, begins, ends = self._backend.encode_spans(hidden, self.mask_id)
+        invisible = self._backend.is_invisible(codes)
         firsts = first_visible(begins, invisible)
-        ends = np.maximum(_after_visible(ends, invisible), firsts)
+        ends = np.maximum(end_of_visible(ends, invisible), firsts)
         # Tokens of one character end where it ends.
         groups = np.flatnonzero(np.diff(firsts, prepend=-1))
         if len(ids):
             latest = np.maximum.reduceat(ends, groups)
-            ends = np.where(self._library.is_marker(ids), firsts, np.repeat(latest, np.diff([*groups, len(ids)])))
+            ends = np.where(self._backend.is_marker(ids), firsts, np.repeat(latest, np.diff([*groups, len(ids)])))
         return ids, firsts, ends, word_boundaries(text, self.words)
 
 
@@ -193,12 +194,6 @@ def _without_hidden(texts: Sequence[str]) -> tuple[Sequence[str], str, np.ndarra
         joined = "\n".join(texts)
         codes = code_points(joined)
     return texts, joined, codes
-
-
-def _after_visible(ends: np.ndarray, invisible: np.ndarray) -> np.ndarray:
-    """Returns for each end the place behind the last visible character before it, int64 [n]."""
-    behind = np.append(0, np.flatnonzero(~invisible) + 1)
-    return behind[np.searchsorted(behind, ends, "right") - 1]
 
 
 def _word_starts(boundaries: np.ndarray, firsts: np.ndarray) -> np.ndarray:
@@ -226,8 +221,8 @@ def load_tokenizer(path: str | Path, words: str | None = None) -> Tokenizer:
         return _load_file(_find_file(path), None, words or "unicode")
     record = read_json(path / RECORD, remedy="copy the tokenizer again from where it was saved")
     try:
-        version, file, specials = record["format_version"], path / record["file"], record["special_ids"]
-        specials = {role: int(specials[role]) for role in ROLES}
+        version, file, role_ids = record["format_version"], path / record["file"], record["special_ids"]
+        role_ids = {role: int(role_ids[role]) for role in ROLES}
         saved_words, fingerprint = str(record["words"]), record["fingerprint"]
         added = [str(word) for word in record.get("added", [])]
     except (KeyError, TypeError, ValueError) as error:
@@ -236,19 +231,19 @@ def load_tokenizer(path: str | Path, words: str | None = None) -> Tokenizer:
         raise UserError(f"{path / RECORD} has format {version}, this jaxlm reads {FORMAT_VERSION}")
     if not file.is_file():
         raise UserError(f"{path} lacks {file.name}, which {RECORD} names: take the tokenizer from where it was made")
-    tokenizer = _load_file(file, specials, saved_words).with_added(added)
+    tokenizer = _load_file(file, role_ids, saved_words).with_added(added)
     if tokenizer.fingerprint != fingerprint:
         raise UserError(f"{file} is not the tokenizer that was saved with {path / RECORD}: it is damaged or replaced")
     return tokenizer if words in (None, saved_words) else tokenizer.with_words(words)
 
 
-def _load_file(file: Path, specials: dict[str, int] | None, rule: str) -> Tokenizer:
+def _load_file(file: Path, role_ids: dict[str, int] | None, rule: str) -> Tokenizer:
     if file.suffix == ".model":
-        return Tokenizer(load_sentencepiece(read_bytes(file), file, specials), rule)
+        return Tokenizer(load_sentencepiece(read_bytes(file), file, role_ids), rule)
     if file.suffix == ".txt":
-        definition = word_piece(file)
+        definition = word_piece_definition(file)
     elif file.name == "vocab.json":
-        definition = byte_level_pairs(file)
+        definition = byte_level_definition(file)
     else:
         definition = read_json(file)
         model = definition.get("model")
@@ -258,8 +253,8 @@ def _load_file(file: Path, specials: dict[str, int] | None, rule: str) -> Tokeni
         vocabulary = vocabulary_of(definition)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no vocabulary that can be read ({error!r})") from error
-    specials = specials or find_specials(file, vocabulary)
-    return Tokenizer(TokenizerJson(definition, specials, file), rule)
+    role_ids = role_ids or find_role_ids(file, vocabulary)
+    return Tokenizer(TokenizerJson(definition, role_ids, file), rule)
 
 
 def _find_file(path: Path) -> Path:
@@ -288,8 +283,8 @@ def train_tokenizer(texts: Iterable[str], settings: Any, directory: str | Path) 
     check_rule(settings.words)
     content = train_sentencepiece(texts, settings)
     file = Path(directory) / SentencePieceModel.file_name
-    specials = {role: id for id, role in enumerate(ROLES)}
-    tokenizer = Tokenizer(load_sentencepiece(content, file, specials), settings.words)
+    role_ids = {role: id for id, role in enumerate(ROLES)}
+    tokenizer = Tokenizer(load_sentencepiece(content, file, role_ids), settings.words)
     tokenizer.save(directory)
     return tokenizer
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import added_entry, decoder_with_spaces
-from jaxlm.tokenizer.sentencepiece_model import BYTE, SPACE, byte_text, first_visible
+from jaxlm.tokenizer.characters import decode_bytes, first_visible, is_space
+from jaxlm.tokenizer.sentencepiece_model import BYTE, SPACE
 from jaxlm.tokenizer.special_tokens import HIDDEN
-from jaxlm.tokenizer.words import is_space
 
 
 class TokenizerJson:
@@ -23,11 +23,11 @@ class TokenizerJson:
     kind, file_name = "huggingface", "tokenizer.json"
 
     def __init__(
-        self, definition: dict[str, Any], specials: dict[str, int], where: Path, added: Sequence[str] = ()
+        self, definition: dict[str, Any], role_ids: dict[str, int], where: Path, added: Sequence[str] = ()
     ) -> None:
         import tokenizers
 
-        self.definition, self.specials, self.where, self.added = definition, specials, where, tuple(added)
+        self.definition, self.role_ids, self.where, self.added = definition, role_ids, where, tuple(added)
         self.content = json.dumps(definition, ensure_ascii=False).encode()
         model, entries = definition["model"], definition.get("added_tokens") or []
         parts = {
@@ -40,7 +40,7 @@ class TokenizerJson:
         for piece, id in vocabulary.items():
             self.pieces[id] = piece
         self.pieces += self.added
-        special = {entry["id"] for entry in entries if entry.get("special")} | set(specials.values())
+        special = {entry["id"] for entry in entries if entry.get("special")} | set(role_ids.values())
         self.special_ids = tuple(sorted(special))
 
         text = json.dumps([definition.get("pre_tokenizer"), definition.get("decoder"), definition.get("normalizer")])
@@ -50,15 +50,15 @@ class TokenizerJson:
         self._space = "Ġ" if self._byte_level else SPACE
         self._markers = np.array([set(piece) == {self._space} for piece in self.pieces])
 
-        hidden = _renamed(self.grown_definition(), specials, special, self.pieces)
+        hidden = _renamed(self.grown_definition(), role_ids, special, self.pieces)
         try:
-            self._library = tokenizers.Tokenizer.from_str(json.dumps(hidden, ensure_ascii=False))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(hidden, ensure_ascii=False))
         except Exception as error:  # the library raises nothing more particular
             raise UserError(f"{where} is no tokenizer that the `tokenizers` library reads: {error}") from error
 
     def with_added(self, words: Sequence[str]) -> "TokenizerJson":
         """Returns the tokenizer with entries at the end of the vocabulary."""
-        return TokenizerJson(self.definition, self.specials, self.where, words)
+        return TokenizerJson(self.definition, self.role_ids, self.where, words)
 
     def grown_definition(self) -> dict[str, Any]:
         """Returns the definition with the added tokens; decoding puts a space in front of each."""
@@ -78,7 +78,7 @@ class TokenizerJson:
 
     def encode(self, texts: Sequence[str], codes: np.ndarray, text_starts: np.ndarray):
         """Returns each text's ids, and for all tokens together the first visible character in the joined texts."""
-        found = self._library.encode_batch(list(texts), add_special_tokens=False)
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [np.array(encoding.ids, np.int32) for encoding in found]
         begins = np.fromiter(
             (start + begin for start, e in zip(text_starts.tolist(), found, strict=True) for begin, _ in e.offsets),
@@ -90,7 +90,7 @@ class TokenizerJson:
 
     def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns ids, and the begin and end of each token's span; hidden masks are `mask_id`."""
-        found = self._library.encode(text, add_special_tokens=False)
+        found = self._tokenizer.encode(text, add_special_tokens=False)
         offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
         begins, ends = offsets[:, 0], offsets[:, 1]
         if not text.isascii():
@@ -110,7 +110,7 @@ class TokenizerJson:
         return self._markers[ids]
 
     def decode(self, ids: list[int]) -> str:
-        text = self._library.decode(ids)
+        text = self._tokenizer.decode(ids)
         return text.removeprefix(" ") if ids and ids[0] >= self.first_added else text
 
     def text_of(self, id: int) -> str:
@@ -118,9 +118,9 @@ class TokenizerJson:
         if id >= self.first_added:
             return piece
         if self._byte_level and (values := _byte_values(piece)) is not None:
-            return byte_text(values).removeprefix(" ")
+            return decode_bytes(values).removeprefix(" ")
         if self._in_bytes and (match := BYTE.fullmatch(piece)):
-            return byte_text([int(match[1], 16)])
+            return decode_bytes([int(match[1], 16)])
         return piece.removeprefix(self._joint) if self._joint else piece.removeprefix(SPACE).replace(SPACE, " ")
 
     def starts_word(self, id: int) -> bool:
@@ -171,11 +171,11 @@ def vocabulary_of(definition: dict[str, Any]) -> dict[str, int]:
     return dict(own) | {entry["content"]: entry["id"] for entry in definition.get("added_tokens") or []}
 
 
-def _renamed(definition: dict, specials: dict[str, int], special: set[int], pieces: list[str]) -> dict:
+def _renamed(definition: dict, role_ids: dict[str, int], special: set[int], pieces: list[str]) -> dict:
     """Returns the definition with special tokens that no text can hold; the mask's is found in any text as it is."""
     # What these three add (begin and end, a fixed length) is added elsewhere.
     definition = copy.deepcopy(definition) | {"truncation": None, "padding": None, "post_processor": None}
-    mask = specials["mask"]
+    mask = role_ids["mask"]
     names = {pieces[id]: f"{HIDDEN}{id}" for id in special} | {pieces[mask]: HIDDEN * len(pieces[mask])}
     model = definition["model"]
     if isinstance(model["vocab"], dict):

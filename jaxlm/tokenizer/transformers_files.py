@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import decoder_with_spaces
-from jaxlm.tokenizer.sentencepiece_definition import sentencepiece_definition
 from jaxlm.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
+from jaxlm.tokenizer.sentencepiece_to_json import sentencepiece_definition
 from jaxlm.tokenizer.tokenizer_json import TokenizerJson
 
 # {} is the mask. Encoded both ways before the files are given away.
@@ -23,7 +23,7 @@ ODD_TEXTS = (
 
 
 def transformers_files(
-    library: SentencePieceModel | TokenizerJson,
+    backend: SentencePieceModel | TokenizerJson,
     encode: Callable[[str], np.ndarray],
     longest: int,
     token_types: bool,
@@ -33,18 +33,18 @@ def transformers_files(
     `encode` gives the ids, typed masks found, that the files must give. Raises UserError that names the text which
     they would encode otherwise.
     """
-    if isinstance(library, SentencePieceModel):
-        definition = sentencepiece_definition(library)
-        if library.added:
-            definition["decoder"] = decoder_with_spaces(definition["decoder"], library.added, SPACE)
+    if isinstance(backend, SentencePieceModel):
+        definition = sentencepiece_definition(backend)
+        if backend.added:
+            definition["decoder"] = decoder_with_spaces(definition["decoder"], backend.added, SPACE)
     else:
-        definition = _with_mask(library)
+        definition = _with_mask(backend)
     if not definition.get("post_processor"):
-        definition["post_processor"] = _begin_and_end(library, token_types)
-    _check(definition, library, encode)
+        definition["post_processor"] = _begin_and_end(backend, token_types)
+    _check(definition, backend, encode)
     roles = {"pad": "pad", "unk": "unk", "begin": "cls", "end": "sep", "mask": "mask"}
     config: dict[str, Any] = {
-        f"{name}_token": library.pieces[library.specials[role]] for role, name in roles.items()
+        f"{name}_token": backend.pieces[backend.role_ids[role]] for role, name in roles.items()
     } | {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
@@ -56,14 +56,14 @@ def transformers_files(
     }
 
 
-def _with_mask(library: TokenizerJson) -> dict[str, Any]:
+def _with_mask(backend: TokenizerJson) -> dict[str, Any]:
     """Returns the definition that was loaded, its mask found in text as it is, and no fixed length."""
-    definition = library.grown_definition() | {"truncation": None, "padding": None}
+    definition = backend.grown_definition() | {"truncation": None, "padding": None}
     definition.setdefault("version", "1.0")
-    mask = library.specials["mask"]
+    mask = backend.role_ids["mask"]
     entries = definition.get("added_tokens") or []
     if mask not in [entry["id"] for entry in entries]:
-        entries.append({"id": mask, "content": library.pieces[mask], "single_word": False, "lstrip": False,
+        entries.append({"id": mask, "content": backend.pieces[mask], "single_word": False, "lstrip": False,
                         "rstrip": False})  # fmt: skip
     for entry in entries:
         if entry["id"] == mask:
@@ -72,9 +72,9 @@ def _with_mask(library: TokenizerJson) -> dict[str, Any]:
     return definition
 
 
-def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: bool) -> dict[str, Any]:
+def _begin_and_end(backend: SentencePieceModel | TokenizerJson, token_types: bool) -> dict[str, Any]:
     """Returns the post-processor of [CLS] A [SEP] and [CLS] A [SEP] B [SEP]."""
-    begin, end = (library.pieces[library.specials[role]] for role in ("begin", "end"))
+    begin, end = (backend.pieces[backend.role_ids[role]] for role in ("begin", "end"))
     second = int(token_types)
 
     def special(name: str, type_id: int = 0) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: boo
         return {"Sequence": {"id": name, "type_id": type_id}}
 
     single = [special(begin), text("A", 0), special(end)]
-    ids = {name: library.specials[role] for name, role in ((begin, "begin"), (end, "end"))}
+    ids = {name: backend.role_ids[role] for name, role in ((begin, "begin"), (end, "end"))}
     return {
         "type": "TemplateProcessing", "single": single,
         "pair": [*single, text("B", second), special(end, second)],
@@ -93,16 +93,16 @@ def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: boo
 
 
 def _check(
-    definition: dict[str, Any], library: SentencePieceModel | TokenizerJson, encode: Callable[[str], np.ndarray]
+    definition: dict[str, Any], backend: SentencePieceModel | TokenizerJson, encode: Callable[[str], np.ndarray]
 ) -> None:
     import tokenizers
 
     theirs = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
-    for id, piece in enumerate(library.pieces):
+    for id, piece in enumerate(backend.pieces):
         if piece and theirs.token_to_id(piece) != id:
             raise UserError(f"a tokenizer.json cannot express this tokenizer: its token {piece!r} would not be {id}")
-    mask = library.pieces[library.specials["mask"]]
-    words = [f"the {word} of ({word}), {word}s" for word in library.added[:100]]
+    mask = backend.pieces[backend.role_ids["mask"]]
+    words = [f"the {word} of ({word}), {word}s" for word in backend.added[:100]]
     for text in [odd.replace("{}", mask) for odd in ODD_TEXTS] + words:
         if theirs.encode(text, add_special_tokens=False).ids != encode(text).tolist():
             raise UserError(f"a tokenizer.json cannot express this tokenizer: it would encode {text!r} otherwise")

@@ -7,10 +7,10 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_json, read_text
-from jaxlm.tokenizer.special_tokens import config_beside, find_specials
+from jaxlm.tokenizer.special_tokens import config_beside, find_role_ids
 
 
-def word_piece(file: Path) -> dict[str, Any]:
+def word_piece_definition(file: Path) -> dict[str, Any]:
     """Returns the tokenizer.json of a BERT vocab.txt, with the settings of the tokenizer_config.json beside it."""
     lines = re.split(r"\r?\n", read_text(file).rstrip("\r\n"))
     vocabulary = {line: id for id, line in enumerate(lines)}
@@ -27,11 +27,11 @@ def word_piece(file: Path) -> dict[str, Any]:
             file, "upper case" if cased else "no upper case",
             "taken as it is" if cased else "lower-cased, and accents are stripped",
         )  # fmt: skip
-    specials = find_specials(file, vocabulary)
+    role_ids = find_role_ids(file, vocabulary)
     return {
         "version": "1.0",
         "added_tokens": [
-            _special_entry(lines[id], id) for id in sorted(specials.values())
+            _special_entry(lines[id], id) for id in sorted(role_ids.values())
         ],
         "normalizer": {
             "type": "BertNormalizer", "clean_text": True, "lowercase": bool(lower_case),
@@ -40,18 +40,18 @@ def word_piece(file: Path) -> dict[str, Any]:
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {
-            "type": "BertProcessing", "sep": [lines[specials["end"]], specials["end"]],
-            "cls": [lines[specials["begin"]], specials["begin"]],
+            "type": "BertProcessing", "sep": [lines[role_ids["end"]], role_ids["end"]],
+            "cls": [lines[role_ids["begin"]], role_ids["begin"]],
         },
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
-            "type": "WordPiece", "unk_token": lines[specials["unk"]], "continuing_subword_prefix": "##",
+            "type": "WordPiece", "unk_token": lines[role_ids["unk"]], "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100, "vocab": vocabulary,
         },
     }  # fmt: skip
 
 
-def byte_level_pairs(file: Path) -> dict[str, Any]:
+def byte_level_definition(file: Path) -> dict[str, Any]:
     """Returns the tokenizer.json of RoBERTa's vocab.json and the merges.txt beside it (byte-level BPE, Radford et al.
     2019), with the settings of the tokenizer_config.json beside them."""
     vocabulary = read_json(file)
@@ -72,18 +72,18 @@ def byte_level_pairs(file: Path) -> dict[str, Any]:
         if len(pair) != 2 or not all(part in vocabulary for part in (*pair, "".join(pair))):
             raise UserError(f"{merges}, line {number}: {line!r} is no pair of tokens of {file.name} that makes a third")
         pairs.append(pair)
-    specials = find_specials(file, vocabulary)
+    role_ids = find_role_ids(file, vocabulary)
     names = {id: piece for piece, id in vocabulary.items()}
     prefix = bool(config.get("add_prefix_space", False))
-    added = [_special_entry(names[id], id) for id in sorted(specials.values())]
+    added = [_special_entry(names[id], id) for id in sorted(role_ids.values())]
     for entry in added:
-        entry["lstrip"] = entry["id"] == specials["mask"]  # as Transformers has it: "a <mask>" is "a word"
+        entry["lstrip"] = entry["id"] == role_ids["mask"]  # as Transformers has it: "a <mask>" is "a word"
     byte_level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": byte_level,
         "post_processor": {
-            "type": "RobertaProcessing", "sep": [names[specials["end"]], specials["end"]],
-            "cls": [names[specials["begin"]], specials["begin"]], "trim_offsets": True, "add_prefix_space": prefix,
+            "type": "RobertaProcessing", "sep": [names[role_ids["end"]], role_ids["end"]],
+            "cls": [names[role_ids["begin"]], role_ids["begin"]], "trim_offsets": True, "add_prefix_space": prefix,
         },
         "decoder": byte_level,
         "model": {

@@ -9,6 +9,7 @@ import numpy as np
 import regex
 
 from jaxlm.errors import UserError
+from jaxlm.tokenizer.characters import code_points, is_space
 
 RULES = ("unicode", "jieba", "icu", "spaces")
 
@@ -51,23 +52,6 @@ def word_boundaries(text: str, rule: str) -> np.ndarray:
         found[_icu_boundaries(text)] = True
     found[[0, -1]] = True
     return found
-
-
-def code_points(text: str) -> np.ndarray:
-    """Returns the characters as uint32 [n]."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def is_space(codes: np.ndarray) -> np.ndarray:
-    """Returns bool [n]: whether each character is white space to `str.isspace`."""
-    return _space_table()[codes]
-
-
-@functools.cache
-def _space_table() -> np.ndarray:
-    table = np.zeros(0x110000, bool)
-    table[[code for code in range(0x3001) if chr(code).isspace()]] = True
-    return table
 
 
 # Unicode

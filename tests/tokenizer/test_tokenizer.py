@@ -210,7 +210,7 @@ def test_word_starts_from_lengths_are_those_from_the_librarys_offsets(tokenizers
 def test_ordinary_text_needs_none_of_the_librarys_slow_offsets(tokenizers, name, monkeypatch):
     text = "the Paris\tof\n\n  Zoë 🦙🦙 is 日本語 ＡＢ\xa0walked, THE 3.14."
     _, firsts, _, boundaries = tokenizers[name]._spans(text, False)
-    monkeypatch.setattr(tokenizers[name]._library, "encode_spans", None)
+    monkeypatch.setattr(tokenizers[name]._backend, "encode_spans", None)
     starts = tokenizers[name].encode_batch(["a.", text, "the end"])[1].word_starts
     assert starts.tolist() == (boundaries[firsts] & (np.diff(firsts, prepend=-1) != 0)).tolist()
 
@@ -784,7 +784,7 @@ def test_split_han_gives_pieces_of_one_chinese_character(tmp_path):
 
 
 def test_trained_scores_add_without_error(tokenizers):
-    model = parse_model(tokenizers["unigram"]._library.content)
+    model = parse_model(tokenizers["unigram"]._backend.content)
     scores = np.array([piece.score for piece in model.pieces], np.float32)
     assert (scores * 64 == np.round(scores * 64)).all()
     assert len(np.unique(scores)) > 50

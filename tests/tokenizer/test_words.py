@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.words import check_rule, code_points, is_space, word_boundaries
+from jaxlm.tokenizer.characters import code_points, is_space
+from jaxlm.tokenizer.words import check_rule, word_boundaries
 
 TRICKY = "aZé19_:,;.'\"’·\n\r\v\x85  \t\u3000\xa0\u202f字語アーのאב\u0301\u0308\u200d\u200c\u200b\xad🇩🇪🦙😀❤️กคप्र\0@/-カ"
 

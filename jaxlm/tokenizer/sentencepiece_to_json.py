@@ -30,33 +30,33 @@ _EXTENDS = (
 )
 
 
-def sentencepiece_definition(library: SentencePieceModel) -> dict[str, Any]:
+def sentencepiece_definition(backend: SentencePieceModel) -> dict[str, Any]:
     """Returns the tokenizer.json, without a post-processor. Raises UserError for what it cannot express."""
-    model = parse_model(library.content)
-    _check(model, library)
+    model = parse_model(backend.content)
+    _check(model, backend)
     added = [
-        {"id": id, "content": library.pieces[id], "single_word": False, "lstrip": False, "rstrip": False,
+        {"id": id, "content": backend.pieces[id], "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False, "special": True}
-        for id in library.special_ids
+        for id in backend.special_ids
     ]  # fmt: skip
-    added += [added_entry(word, id) for id, word in enumerate(library.added, library.first_added)]
+    added += [added_entry(word, id) for id, word in enumerate(backend.added, backend.first_added)]
     steps = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1000, "stop": 0},
     ]  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model, library)},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _pre_tokenizers(model, library)},
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model, backend)},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _pre_tokenizers(model, backend)},
         "post_processor": None, "decoder": {"type": "Sequence", "decoders": steps},
-        "model": _unigram(model, library) if model.trainer_spec.model_type == _UNIGRAM else _bpe(model, library),
+        "model": _unigram(model, backend) if model.trainer_spec.model_type == _UNIGRAM else _bpe(model, backend),
     }  # fmt: skip
 
 
-def _check(model: Any, library: SentencePieceModel) -> None:
+def _check(model: Any, backend: SentencePieceModel) -> None:
     """Raises UserError that names what a tokenizer.json cannot say."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    own = [p.piece for id, p in enumerate(model.pieces) if p.type == USER_DEFINED and id not in library.special_ids]
+    own = [p.piece for id, p in enumerate(model.pieces) if p.type == USER_DEFINED and id not in backend.special_ids]
     scores = [p.score for p in model.pieces if p.type == NORMAL]
     problems = {
         f"model type {trainer.model_type} (unigram and BPE can)": trainer.model_type not in (_UNIGRAM, _BPE),
@@ -78,12 +78,12 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
-def _normalizers(model: Any, library: SentencePieceModel) -> list[dict[str, Any]]:
+def _normalizers(model: Any, backend: SentencePieceModel) -> list[dict[str, Any]]:
     charsmap = model.normalizer_spec.precompiled_charsmap
     steps = [_replace(HIDDEN, _STRANGER)]
     if charsmap:
         steps.append(_replace(_lone_marks(), HIDDEN))
-        removed = _removed(library)
+        removed = _removed(backend)
         part = removed[0] if removed else _NEVER
         if removed:  # no letter joins a mark across a character that is removed
             steps.append(_replace(rf"(?<=[{''.join(map(_escaped, removed))}])(?={_EXTENDS})", HIDDEN))
@@ -126,17 +126,17 @@ def _class(characters: set[str]) -> str:
     return "".join(map(_escaped, sorted(characters)))
 
 
-def _removed(library: SentencePieceModel) -> list[str]:
+def _removed(backend: SentencePieceModel) -> list[str]:
     """Returns the control and format characters that normalisation drops."""
     candidates = [chr(code) for code in range(1, 0x10000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
-    return [c for c in candidates if library.normalize(f"x{c}x") == f"{SPACE}xx"]
+    return [c for c in candidates if backend.normalize(f"x{c}x") == f"{SPACE}xx"]
 
 
 def _escaped(character: str) -> str:
     return f"\\x{{{ord(character):x}}}"
 
 
-def _pre_tokenizers(model: Any, library: SentencePieceModel) -> list[dict[str, Any]]:
+def _pre_tokenizers(model: Any, backend: SentencePieceModel) -> list[dict[str, Any]]:
     normal = [piece.piece for piece in model.pieces if piece.type == NORMAL]
     words = SPACE in normal and not any(SPACE in piece[1:] for piece in normal)
     steps = [
@@ -145,25 +145,25 @@ def _pre_tokenizers(model: Any, library: SentencePieceModel) -> list[dict[str, A
     ]
     if model.trainer_spec.model_type == _UNIGRAM:
         pairs = {piece[at : at + 2] for piece in normal for at in range(len(piece) - 1)}
-        cuts = _cuts(library, [piece.type for piece in model.pieces], pairs)
+        cuts = _cuts(backend, [piece.type for piece in model.pieces], pairs)
         if cuts:
             pattern = {"Regex": "|".join(cuts)}
             steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
     return steps
 
 
-def _cuts(library: SentencePieceModel, types: list[int], pairs: set[str]) -> list[str]:
+def _cuts(backend: SentencePieceModel, types: list[int], pairs: set[str]) -> list[str]:
     """Returns patterns of places inside a typed name that is no piece of text, such as <0x41>, which no piece spans.
 
     The library's unigram model finds any entry of its vocabulary in text; cut there, it does not, and the best
     pieces stay the same. Raises UserError where a byte's name has no such place.
     """
     cuts = []
-    byte_names = {piece for piece, type in zip(library.pieces, types, strict=False) if type == BYTE_TYPE}
-    names = [library.pieces[id] for id in library.special_ids]
-    single = {piece for piece in library.pieces if len(piece) == 1}
+    byte_names = {piece for piece, type in zip(backend.pieces, types, strict=False) if type == BYTE_TYPE}
+    names = [backend.pieces[id] for id in backend.special_ids]
+    single = {piece for piece in backend.pieces if len(piece) == 1}
     for name in [*names, *sorted(byte_names)[:1]]:
-        if library.normalize(name) != SPACE + name:
+        if backend.normalize(name) != SPACE + name:
             continue  # no normalised text holds it
         limit = 3 if name in byte_names else len(name)  # <0x is common to all bytes
         # Two unknown characters side by side are one unknown token, which a cut would make two.
@@ -186,14 +186,14 @@ def _cuts(library: SentencePieceModel, types: list[int], pairs: set[str]) -> lis
     return cuts
 
 
-def _unigram(model: Any, library: SentencePieceModel) -> dict[str, Any]:
+def _unigram(model: Any, backend: SentencePieceModel) -> dict[str, Any]:
     # The unknown score is counted from the lowest of all, which in SentencePiece is that of ordinary pieces.
     entries = [[piece.piece, float(piece.score) if piece.type == NORMAL else 0.0] for piece in model.pieces]
     in_bytes = any(BYTE.fullmatch(piece.piece) and piece.type == BYTE_TYPE for piece in model.pieces)
-    return {"type": "Unigram", "unk_id": library.unk_id, "vocab": entries, "byte_fallback": in_bytes}
+    return {"type": "Unigram", "unk_id": backend.unk_id, "vocab": entries, "byte_fallback": in_bytes}
 
 
-def _bpe(model: Any, library: SentencePieceModel) -> dict[str, Any]:
+def _bpe(model: Any, backend: SentencePieceModel) -> dict[str, Any]:
     """SentencePiece joins the best-scored of all pairs that make a piece, so every way to make one is a merge."""
     ranked = sorted((-piece.score, piece.piece) for piece in model.pieces if piece.type == NORMAL)
     known = {piece for _, piece in ranked}
@@ -204,7 +204,7 @@ def _bpe(model: Any, library: SentencePieceModel) -> dict[str, Any]:
         if piece[:at] in known and piece[at:] in known
     ]
     return {
-        "type": "BPE", "dropout": None, "unk_token": library.pieces[library.unk_id], "continuing_subword_prefix": None,
+        "type": "BPE", "dropout": None, "unk_token": backend.pieces[backend.unk_id], "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": True,
         "byte_fallback": any(piece.type == BYTE_TYPE for piece in model.pieces), "ignore_merges": False,
         "vocab": {piece.piece: id for id, piece in enumerate(model.pieces)}, "merges": merges,
