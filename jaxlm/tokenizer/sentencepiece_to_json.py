@@ -1,11 +1,12 @@
-"""A SentencePiece model as a tokenizer.json: the same ids by the components of the `tokenizers` library.
+"""Converts a SentencePiece model to a tokenizer.json that gives the same ids.
 
-Both normalise by the same table, but not alike. SentencePiece takes the longest entry at each place; the library looks
-up whole graphemes, of which it may lose a part, then single characters. So every mark is first parted from its letter
-and looked up alone, and NFC joins them again: that is what the table's longer entries say.
+SentencePiece and the `tokenizers` library normalize by the same table, but in different ways. SentencePiece replaces
+the longest entry at each position. The library looks up whole graphemes, of which it may lose a part, and then single
+characters. Therefore the definition first separates every combining mark from its letter, so that both are looked up
+alone; NFC then composes them again, which has the same result as the longer entries of the table.
 
-What remains: a compatibility letter with several marks, the lone mark U+0344, more than one typed "▁" before a mask,
-and models of others whose unrounded scores make two splits equal to within float32.
+Known differences: a compatibility letter with several marks; the mark U+0344 by itself; more than one literal "▁"
+before a mask; and models trained elsewhere, whose scores are not rounded, if two segmentations are equal in float32.
 """
 
 import base64
@@ -22,16 +23,19 @@ from jaxlm.tokenizer.special_tokens import HIDDEN
 
 _RULES = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
 _UNIGRAM, _BPE = 1, 2
-_STRANGER = "\U0010fffe"  # what `Tokenizer` makes of the hidden character in a text
-_NEVER = "\U000fffff"  # parts graphemes where the table removes no character
-# What stays in one grapheme with the character before it.
+_STRANGER = "\U0010fffe"  # `Tokenizer` replaces HIDDEN in a text by it
+_NEVER = "\U000fffff"  # separates graphemes if there is no character that the table removes
+# Characters that form one grapheme with the character before them.
 _EXTENDS = (
     r"[\p{M}\x{200c}\x{200d}\x{e33}\x{eb3}\x{ff9e}\x{ff9f}\x{1160}-\x{11ff}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}]"
 )
 
 
 def sentencepiece_definition(backend: SentencePieceModel) -> dict[str, Any]:
-    """Returns the tokenizer.json, without a post-processor. Raises UserError for what it cannot express."""
+    """Returns the content of a tokenizer.json without a post-processor.
+
+    Raises UserError if the model uses a feature that a tokenizer.json does not support.
+    """
     model = parse_model(backend.content)
     _check(model, backend)
     added = [
@@ -54,24 +58,31 @@ def sentencepiece_definition(backend: SentencePieceModel) -> dict[str, Any]:
 
 
 def _check(model: Any, backend: SentencePieceModel) -> None:
-    """Raises UserError that names what a tokenizer.json cannot say."""
+    """Raises UserError with the first feature of the model that a tokenizer.json does not support."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     own = [p.piece for id, p in enumerate(model.pieces) if p.type == USER_DEFINED and id not in backend.special_ids]
     scores = [p.score for p in model.pieces if p.type == NORMAL]
     problems = {
-        f"model type {trainer.model_type} (unigram and BPE can)": trainer.model_type not in (_UNIGRAM, _BPE),
-        f"normalisation {normalizer.name!r}": bool(normalizer.precompiled_charsmap) and normalizer.name not in _RULES,
+        f"model type {trainer.model_type} (only unigram and BPE)": trainer.model_type not in (_UNIGRAM, _BPE),
+        f"normalization {normalizer.name!r}": bool(normalizer.precompiled_charsmap) and normalizer.name not in _RULES,
         "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
-        "no add_dummy_prefix": not normalizer.add_dummy_prefix,
-        "no remove_extra_whitespaces": not normalizer.remove_extra_whitespaces,
-        "no escape_whitespaces": not normalizer.escape_whitespaces,
+        "a model without add_dummy_prefix": not normalizer.add_dummy_prefix,
+        "a model without remove_extra_whitespaces": not normalizer.remove_extra_whitespaces,
+        "a model without escape_whitespaces": not normalizer.escape_whitespaces,
         f"user-defined symbols such as {own[:1]}": bool(own),
-        "scores above 0": bool(scores) and min(scores) > 0,
-        "pieces of one spelling": len({p.piece for p in model.pieces}) < len(model.pieces),
+        "scores that are all positive": bool(scores) and min(scores) > 0,
+        "two pieces with the same spelling": len({p.piece for p in model.pieces}) < len(model.pieces),
     }
     named = [name for name, present in problems.items() if present]
     if named:
-        raise UserError(f"a tokenizer.json cannot express this SentencePiece model: {named[0]}; give it as a .model")
+        raise UserError(_unsupported(named[0]))
+
+
+def _unsupported(feature: str) -> str:
+    return (
+        f"cannot convert the SentencePiece model to a tokenizer.json, which does not support {feature};"
+        " distribute the .model file instead"
+    )
 
 
 def _replace(pattern: str, content: str) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def _normalizers(model: Any, backend: SentencePieceModel) -> list[dict[str, Any]
         steps.append(_replace(_lone_marks(), HIDDEN))
         removed = _removed(backend)
         part = removed[0] if removed else _NEVER
-        if removed:  # no letter joins a mark across a character that is removed
+        if removed:  # a removed character prevents a letter and a mark from being composed
             steps.append(_replace(rf"(?<=[{''.join(map(_escaped, removed))}])(?={_EXTENDS})", HIDDEN))
         steps += [
             _replace(f"(?={_EXTENDS})", part),
@@ -94,15 +105,17 @@ def _normalizers(model: Any, backend: SentencePieceModel) -> list[dict[str, Any]
         ]  # fmt: skip
     return [
         *steps, _replace(" {2,}", " "), _replace(f"[ {SPACE}]+\\z", ""),
-        # A space mark that was typed is no space that was put in front.
+        # A literal space marker at the beginning is not the one that is prepended.
         _replace(f"\\A(?={SPACE})", HIDDEN),
     ]  # fmt: skip
 
 
 @functools.cache
 def _lone_marks() -> str:
-    """Returns the pattern of places before a mark that joins nothing, where NFC would move or join it: after another
-    mark, after a letter that has one, and after a character that the table makes several of."""
+    """Returns a pattern for the positions before marks that NFC would reorder or compose, but the table does not.
+
+    These are marks after another mark, after a letter with a mark, and after a character with several in its place.
+    """
     joined: dict[tuple[str, str], set[str]] = {}
     several = set()
     for code in (*range(0xA0, 0x3400), *range(0xF900, 0x10000), *range(0x11000, 0x12000), *range(0x1F100, 0x1F300)):
@@ -127,7 +140,7 @@ def _class(characters: set[str]) -> str:
 
 
 def _removed(backend: SentencePieceModel) -> list[str]:
-    """Returns the control and format characters that normalisation drops."""
+    """Returns the control and format characters that the normalization removes."""
     candidates = [chr(code) for code in range(1, 0x10000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
     return [c for c in candidates if backend.normalize(f"x{c}x") == f"{SPACE}xx"]
 
@@ -153,10 +166,11 @@ def _pre_tokenizers(model: Any, backend: SentencePieceModel) -> list[dict[str, A
 
 
 def _cuts(backend: SentencePieceModel, types: list[int], pairs: set[str]) -> list[str]:
-    """Returns patterns of places inside a typed name that is no piece of text, such as <0x41>, which no piece spans.
+    """Returns patterns of positions at which to split text that spells a special or byte piece, such as <0x41>.
 
-    The library's unigram model finds any entry of its vocabulary in text; cut there, it does not, and the best
-    pieces stay the same. Raises UserError where a byte's name has no such place.
+    The unigram model of the library finds every entry of its vocabulary in text, these pieces included, unless the text
+    is split inside them. No ordinary piece spans the positions, so the segmentation remains the best one. Raises
+    UserError if there is no such position in the name of a byte piece.
     """
     cuts = []
     byte_names = {piece for piece, type in zip(backend.pieces, types, strict=False) if type == BYTE_TYPE}
@@ -164,37 +178,34 @@ def _cuts(backend: SentencePieceModel, types: list[int], pairs: set[str]) -> lis
     single = {piece for piece in backend.pieces if len(piece) == 1}
     for name in [*names, *sorted(byte_names)[:1]]:
         if backend.normalize(name) != SPACE + name:
-            continue  # no normalised text holds it
-        limit = 3 if name in byte_names else len(name)  # <0x is common to all bytes
-        # Two unknown characters side by side are one unknown token, which a cut would make two.
-        places = [
+            continue  # it does not occur in normalized text
+        limit = 3 if name in byte_names else len(name)  # all byte pieces begin with <0x
+        # Two adjacent unknown characters are one unknown token, which a split would turn into two.
+        positions = [
             at
             for at in range(1, limit)
             if name[at - 1 : at + 1] not in pairs and (byte_names or single & {*name[at - 1 : at + 1]})
         ]
-        if not places and name in byte_names:
-            raise UserError(
-                "a tokenizer.json cannot express this SentencePiece model: a typed <0x41> is text, and its parts are"
-                " joined in other pieces; give it as a .model"
-            )
-        if not places:
+        if not positions and name in byte_names:
+            raise UserError(_unsupported("byte pieces beside these pieces: it would read the text <0x41> as a byte"))
+        if not positions:
             continue
-        before, after = re.escape(name[: places[0]]), re.escape(name[places[0] :])
+        before, after = re.escape(name[: positions[0]]), re.escape(name[positions[0] :])
         if name in byte_names:
-            after = re.escape(name[places[0] : 3]) + "[0-9A-F]{2}>"
+            after = re.escape(name[positions[0] : 3]) + "[0-9A-F]{2}>"
         cuts.append(f"(?<={before})(?={after})")
     return cuts
 
 
 def _unigram(model: Any, backend: SentencePieceModel) -> dict[str, Any]:
-    # The unknown score is counted from the lowest of all, which in SentencePiece is that of ordinary pieces.
+    # The score of unknown tokens is relative to the lowest score, which in SentencePiece is that of a normal piece.
     entries = [[piece.piece, float(piece.score) if piece.type == NORMAL else 0.0] for piece in model.pieces]
     in_bytes = any(BYTE.fullmatch(piece.piece) and piece.type == BYTE_TYPE for piece in model.pieces)
     return {"type": "Unigram", "unk_id": backend.unk_id, "vocab": entries, "byte_fallback": in_bytes}
 
 
 def _bpe(model: Any, backend: SentencePieceModel) -> dict[str, Any]:
-    """SentencePiece joins the best-scored of all pairs that make a piece, so every way to make one is a merge."""
+    """Returns the BPE model: SentencePiece merges the pair whose piece has the best score, so all pairs are merges."""
     ranked = sorted((-piece.score, piece.piece) for piece in model.pieces if piece.type == NORMAL)
     known = {piece for _, piece in ranked}
     merges = [
