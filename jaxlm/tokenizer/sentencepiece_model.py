@@ -64,7 +64,7 @@ class SentencePieceModel:
     def with_added(self, words: Sequence[str]) -> "SentencePieceModel":
         """Returns the model with these added tokens, in place of `added`. Raises UserError if there are too many."""
         if len(words) > _MAX_ADDED:
-            raise UserError(f"cannot add {len(words):,} tokens; reduce the file of tokenizer.add to {_MAX_ADDED:,}")
+            raise UserError(f"cannot add {len(words):,} tokens; list at most {_MAX_ADDED:,} in tokenizer.add")
         return SentencePieceModel(self.content, self.role_ids, words)
 
     def _describe(self, pieces: Any, special: set[int]) -> None:

@@ -69,7 +69,7 @@ def _check(model: Any, backend: SentencePieceModel) -> None:
         "a model without add_dummy_prefix": not normalizer.add_dummy_prefix,
         "a model without remove_extra_whitespaces": not normalizer.remove_extra_whitespaces,
         "a model without escape_whitespaces": not normalizer.escape_whitespaces,
-        f"user-defined symbols such as {own[:1]}": bool(own),
+        f"user-defined symbols such as {''.join(own[:1])!r}": bool(own),
         "scores that are all positive": bool(scores) and min(scores) > 0,
         "two pieces with the same spelling": len({p.piece for p in model.pieces}) < len(model.pieces),
     }

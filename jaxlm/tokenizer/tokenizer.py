@@ -218,10 +218,10 @@ def _without_hidden(texts: Sequence[str]) -> tuple[Sequence[str], str, np.ndarra
 
 
 def _word_starts(boundaries: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """Returns which tokens start a word, bool [n]: a word begins at the first visible character of the token, and no
-    earlier token begins at the same character.
+    """Returns which tokens start a word, bool [n], given the first visible character of each.
 
-    So a token that is only a space marker starts the word after it.
+    A token starts a word if one begins at that character and no earlier token has the same first character. So a token
+    that is only a space marker starts the word after it.
     """
     starts = boundaries[firsts]
     starts[1:] &= firsts[1:] != firsts[:-1]

@@ -37,7 +37,7 @@ def transformers_files(
         token_types: Whether the second text of a pair has type 1 instead of 0.
 
     Raises:
-        UserError: If a tokenizer.json cannot express the tokenizer: with the feature, token or text concerned.
+        UserError: If a tokenizer.json cannot express the tokenizer; the message names the feature, token or text.
     """
     if isinstance(backend, SentencePieceModel):
         definition = sentencepiece_definition(backend)

@@ -185,7 +185,7 @@ def test_a_loaded_definition_is_exported_unchanged(made):
         ({"model_type": "char"}, "model type 4 "),
         ({"add_dummy_prefix": False}, "a model without add_dummy_prefix"),
         ({"remove_extra_whitespaces": False}, "a model without remove_extra_whitespaces"),
-        ({"user_defined_symbols": ["<sep>"]}, "user-defined symbols such as \\['<sep>'\\]"),
+        ({"user_defined_symbols": ["<sep>"]}, "user-defined symbols such as '<sep>'"),
         ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
     ],
 )
