@@ -35,7 +35,8 @@ from jaxlm.data.progress import Progress
 from jaxlm.data.sampling import Sample, hashes_of
 from jaxlm.errors import UserError
 from jaxlm.text.files import Folder, file_in, read_file, remove_folder, write_file
-from jaxlm.text.sources import Tally, find_files, read_documents
+from jaxlm.text.filters import Tally
+from jaxlm.text.sources import find_files, read_documents
 from jaxlm.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 CHUNK_BYTES = 2**22  # of text, counted before duplicates are dropped

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from jaxlm.data.corpus import encode_documents
 from jaxlm.data.token_store import array_file, array_layout, store_index
 from jaxlm.errors import UserError
-from jaxlm.text.files import File, Folder, RemoteFile, file_in, read_file, write_file
+from jaxlm.text.files import File, Folder, file_in, read_file, write_file
+from jaxlm.text.remote import RemoteFile
 from jaxlm.text.sources import find_files
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 

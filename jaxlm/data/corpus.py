@@ -23,7 +23,8 @@ from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.token_store import StoreWriter, TokenStore
 from jaxlm.errors import UserError
 from jaxlm.runtime.processes import map_in_processes, worker_count
-from jaxlm.text.sources import Tally, read_documents
+from jaxlm.text.filters import Tally
+from jaxlm.text.sources import read_documents
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 CHUNK_CHARACTERS = 2**20

@@ -21,7 +21,7 @@ from jaxlm.data.facts import DataFacts, facts_of
 from jaxlm.data.permutation import permute
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
 from jaxlm.errors import UserError
-from jaxlm.text.formats import ending, lines, rows, text_blocks
+from jaxlm.text.formats import ending, json_records, table_rows
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -106,12 +106,10 @@ def _read_table(path: Path, task: Any) -> Iterator[tuple[list[str], str | None]]
         raise UserError(f"{path}: examples are read from .tsv, .csv and .jsonl files")
     names = [*task.text, task.label]
     if kind == "jsonl":
-        for number, line in enumerate(lines(text_blocks(path, "utf-8")), 1):
-            if line.strip():
-                record = _record(line, f"{path}, line {number}")
-                yield _fields(record, names, f"{path}, line {number}")
+        for place, record in json_records(path, "utf-8", task.text[0]):
+            yield _fields(record, names, place)
         return
-    table = rows(path, kind, "utf-8")
+    table = table_rows(path, kind, "utf-8")
     header: list[str] = []
     if task.header:
         _, header = next(table, (1, []))
@@ -120,16 +118,6 @@ def _read_table(path: Path, task: Any) -> Iterator[tuple[list[str], str | None]]
         if len(row) != len(header):
             raise UserError(f"{path}, line {number}: {len(row)} columns instead of {len(header)}; fix the line")
         yield _fields(dict(zip(header, row, strict=True)), names, f"{path}, line {number}")
-
-
-def _record(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: each line must be a JSON object")
-    return record
 
 
 def _fields(record: Mapping[str, Any], names: Sequence[str], place: str) -> tuple[list[str], str | None]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
 from jaxlm.text.files import Folder, file_in, read_file, write_file
-from jaxlm.text.sources import Tally
+from jaxlm.text.filters import Tally
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.version import __version__
 

@@ -15,7 +15,8 @@ from jaxlm.data.origin import UPLOADING
 from jaxlm.data.prepared import PREPARED, read_record
 from jaxlm.errors import UserError
 from jaxlm.storage import lock, reason
-from jaxlm.text.files import File, file_in, file_system, list_files, open_file, remote_errors, write_file
+from jaxlm.text.files import File, file_in, list_files, open_file, write_file
+from jaxlm.text.remote import file_system, remote_errors
 
 BLOCK_BYTES = 2**22
 TRANSFERS = 4  # files that are copied at the same time

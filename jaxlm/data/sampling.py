@@ -5,7 +5,7 @@ import heapq
 from array import array
 from collections.abc import Iterator
 
-from jaxlm.text.sources import cut_text
+from jaxlm.text.splitting import cut_text
 
 SAMPLE_PIECE_CHARACTERS = 10_000
 

@@ -143,7 +143,7 @@ def test_errors_in_workers_are_reported_in_a_sentence_and_leave_no_files(tmp_pat
     folder = Path(config.data.path[0])
     (folder / "b.jsonl").write_bytes(b'{"text": "\xff"}\n')
     (folder / "c.jsonl").write_text("[1]\n")  # a later file
-    with pytest.raises(UserError, match=r"b.jsonl, line 1, byte 10: 0xff is no utf-8"):
+    with pytest.raises(UserError, match=r"b.jsonl, line 1, byte 10: 0xff is not valid utf-8"):
         by_beam(config, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
     config.data.path = (str(tmp_path / "other.jsonl"),)

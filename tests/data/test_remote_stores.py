@@ -11,8 +11,10 @@ from jaxlm.config import default_config
 from jaxlm.data import remote_stores as remote
 from jaxlm.data.prepare import prepare
 from jaxlm.errors import UserError
-from jaxlm.text.files import RemoteFile, is_remote, list_files, read_file, write_file
-from jaxlm.text.sources import Tally, read_documents, source_fingerprint
+from jaxlm.text.files import list_files, read_file, write_file
+from jaxlm.text.filters import Tally
+from jaxlm.text.remote import RemoteFile, is_remote
+from jaxlm.text.sources import read_documents, source_fingerprint
 from jaxlm.tokenizer.tokenizer import train_tokenizer
 
 TEXTS = [f"the cat number {number} sees a river near the house of {number * 7} trees" for number in range(200)]
@@ -102,12 +104,12 @@ def test_the_fingerprint_of_remote_text_changes_with_it(config, root):
 
 def test_bad_bytes_in_a_remote_file_are_reported_with_their_position(config, root):
     put(f"{root}/a.txt", b"good\ncaf\xe9 bad\n")
-    with pytest.raises(UserError, match=rf"{root}/a.txt, line 2, byte 8: 0xe9 is no utf-8"):
+    with pytest.raises(UserError, match=rf"{root}/a.txt, line 2, byte 8: 0xe9 is not valid utf-8"):
         list(read_documents(f"{root}/a.txt", config.data, Tally()))
 
 
 def test_an_unknown_or_uninstalled_file_system_is_reported(config, monkeypatch):
-    with pytest.raises(UserError, match=r"nostore://x: fsspec knows no nostore://"):
+    with pytest.raises(UserError, match=r"nostore://x: fsspec does not support nostore://"):
         list_files("nostore://x")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setitem(sys.modules, "s3fs", None)

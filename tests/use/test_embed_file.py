@@ -130,7 +130,7 @@ def test_wrong_input_gets_one_sentence_and_leaves_the_output_alone(workdir, text
         ((texts, tmp_path / "out.txt"), "the ending says the format, and must be one of .npy, .jsonl, .parquet"),
         ((texts, tmp_path / "none" / "out.npy"), "there is no folder"),
         ((tmp_path / "none.txt", output), "there is no file or folder"),
-        ((tmp_path / "bad.jsonl", output), "bad.jsonl, line 2: no valid JSON"),
+        ((tmp_path / "bad.jsonl", output), "bad.jsonl, line 2: not valid JSON"),
         ((tmp_path / "empty.txt", output), "holds no record"),
         ((tmp_path / "bad.jsonl", tmp_path / "bad.jsonl"), "is the input"),
         ((texts, output, "--layers=9"), "layers=9: this model has 0"),
