@@ -22,12 +22,12 @@ from jaxlm.config import config_to_dict
 from jaxlm.data.locks import locked, remove_leftovers
 from jaxlm.data.origin import held_out_paths, is_prepared, origin_of
 from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, write_record
-from jaxlm.data.progress import Progress
 from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
 from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.token_store import StoreWriter, TokenStore
 from jaxlm.errors import UserError
 from jaxlm.runtime.processes import map_in_processes, worker_count
+from jaxlm.runtime.progress import Progress
 from jaxlm.text.files import Folder, is_remote
 from jaxlm.text.sources import Tally, read_documents
 from jaxlm.tokenizer.added_tokens import read_added
