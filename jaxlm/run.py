@@ -84,7 +84,7 @@ class Run:
         return first if last is None else first + (last - first) * progress
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        return sharding.put_batch(self.mesh, batch)
+        return sharding.shard_batch(self.mesh, batch)
 
     @functools.cache  # noqa: B019  (a process has one run)
     def evaluation_step(self, rotary_base: float) -> Callable:
