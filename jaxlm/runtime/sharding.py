@@ -78,7 +78,7 @@ def _by_slice(devices: Sequence[Any], slices: int) -> list[list]:
     if len(groups) != slices or len({len(group) for group in groups.values()}) > 1:
         sizes = ", ".join(str(len(groups[number])) for number in sorted(groups))
         raise UserError(
-            f"mesh.slices={slices} needs as many slices of equal size, but the numbers of devices per slice are {sizes}"
+            f"mesh.slices={slices} requires {slices} slices of equal size, but the devices form slices of {sizes}"
         )
     return [groups[number] for number in sorted(groups)]
 

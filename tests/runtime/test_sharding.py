@@ -68,10 +68,7 @@ def test_every_large_parameter_is_split_by_fsdp_and_products_by_tensor(preset):
         if leaf.ndim == 2 and leaf.size > 2**16:
             assert "fsdp" in axes, path
         if re.search("(query|key|value|up|gate)/kernel", path):
-            assert axes == (
-                "fsdp",
-                "tensor",
-            )  # columns here, rows in the product below: nothing is gathered between them
+            assert axes == ("fsdp", "tensor")  # columns here and rows in the next product: no gather between them
         if re.search("(output|down)/kernel", path):
             assert axes == ("tensor", "fsdp")
         assert shardings[path].shard_shape(leaf.shape)  # raises if the axes do not divide
@@ -215,7 +212,7 @@ def test_neighbouring_processes_form_a_slice_if_devices_report_none():
 
 @pytest.mark.parametrize(("slices", "wanted"), [([0, 0, 1], 2), ([0, 0, 1, 1], 4)])
 def test_slices_that_the_devices_do_not_form_are_rejected(slices, wanted):
-    with pytest.raises(UserError, match=f"mesh.slices={wanted} needs as many slices"):
+    with pytest.raises(UserError, match=f"mesh.slices={wanted} requires {wanted} slices of equal size"):
         _by_slice(devices_of(slices), wanted)
 
 
