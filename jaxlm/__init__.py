@@ -18,7 +18,7 @@ def load(directory: "str | Path", compute_dtype: str = "float32") -> "Model":
     compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 on hardware where
     it is faster. Raises UserError if the directory holds no model that can be loaded.
     """
-    from jaxlm.use.fill_mask import load  # imported here to keep `import jaxlm` fast
+    from jaxlm.use.fill_mask import load  # here, so that `import jaxlm` is quick
 
     return load(directory, compute_dtype)
 
