@@ -31,9 +31,9 @@ from jaxlm.data.beam_stores import Chunk, as_file, read_chunk, run_pipeline, tok
 from jaxlm.data.corpus import check_documents, store_paths
 from jaxlm.data.origin import held_out_paths
 from jaxlm.data.prepared import write_record
-from jaxlm.data.progress import Progress
 from jaxlm.data.sampling import Sample, hashes_of
 from jaxlm.errors import UserError
+from jaxlm.runtime.progress import Progress
 from jaxlm.text.files import Folder, file_in, read_file, remove_folder, write_file
 from jaxlm.text.filters import Tally
 from jaxlm.text.sources import find_files, read_documents

@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from jaxlm.config import config_to_dict
 from jaxlm.data.origin import held_out_paths
 from jaxlm.data.prepared import write_record
-from jaxlm.data.progress import Progress
 from jaxlm.data.sampling import Hashes, Sample, hashes_of
 from jaxlm.data.token_store import StoreWriter, TokenStore
 from jaxlm.errors import UserError
 from jaxlm.runtime.processes import map_in_processes, worker_count
+from jaxlm.runtime.progress import Progress
 from jaxlm.text.filters import Tally
 from jaxlm.text.sources import read_documents
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer

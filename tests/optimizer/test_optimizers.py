@@ -212,7 +212,7 @@ def test_what_decays_is_a_setting_and_the_first_rule_counts():
     ([".*=perhaps"], "PATTERN=yes or PATTERN=no"),
     ([".*"], "PATTERN=yes or PATTERN=no"),
     (["=no"], "PATTERN=yes or PATTERN=no"),
-    (["(kernel=yes", ".*=no"], "(kernel is no regular expression"),
+    (["(kernel=yes", ".*=no"], "(kernel is not a regular expression"),
 ])  # fmt: skip
 def test_rules_of_decay_that_leave_a_gap_or_match_nothing_are_refused(rules, message):
     with pytest.raises(UserError) as error:
@@ -318,7 +318,7 @@ def test_a_matrix_under_muon_has_its_own_rate_times_the_factor():
     (("embeddings=nan",), "a factor above 0"),
     (("embeddings=fast",), "a factor above 0"),
     (("=2",), "PATTERN=FACTOR"),
-    (("(kernel=2",), "(kernel is no regular expression"),
+    (("(kernel=2",), "(kernel is not a regular expression"),
     (("layers:1-3=2",), "layers:1-3=2: the model's layers are 0 to 1"),
 ])  # fmt: skip
 def test_rates_that_cannot_be_meant_are_refused(rates, message):
@@ -370,13 +370,13 @@ def test_spans_of_layers_freeze_just_these_layers(spans):
     (("embeddings", "pooler"), "pooler names no parameter"),
     (("embeddings", "1"), "1 names no parameter"),
     (("",), "names no parameter"),
-    (("layers:",), "layers:0-5 or layers:0,1,2 is meant"),
-    (("layers:first",), "layers:0-5 or layers:0,1,2 is meant"),
-    (("layers:2-1",), "layers:0-5 or layers:0,1,2 is meant"),
+    (("layers:",), "expected layers:0-5 or layers:0,1,2"),
+    (("layers:first",), "expected layers:0-5 or layers:0,1,2"),
+    (("layers:2-1",), "expected layers:0-5 or layers:0,1,2"),
     (("layers:0-5",), "layers:0-5: the model's layers are 0 to 3"),
     (("layers:0", "4"), "layers:0,4: the model's layers are 0 to 3"),
     (("layers:0-99999999999",), "the model's layers are 0 to 3"),
-    (("(kernel",), "(kernel is no regular expression"),
+    (("(kernel",), "(kernel is not a regular expression"),
     (("encoder", "head"), "optimizer.freeze=encoder,head leaves nothing to learn"),
     ((".*",), "leaves nothing to learn"),
 ])  # fmt: skip
