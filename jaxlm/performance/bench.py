@@ -21,7 +21,8 @@ from jaxlm.model.execution import choose_attention, choose_execution
 from jaxlm.model.flops import training_flops
 from jaxlm.objectives.masking import make_masking
 from jaxlm.optimizer import optimizers
-from jaxlm.performance.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
+from jaxlm.performance.profile import Profile, profile_steps
+from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.run import initial_state
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.compiling import compiler_options, initial_options
