@@ -136,9 +136,9 @@ def attention_error(case: AttentionCase, interpret: bool = False) -> KernelError
     seeds = jnp.asarray(rng.integers(0, 2**32, (case.rows, 2), np.uint32))
     segment_ids = random_documents(rng, case.rows, case.length, case.documents)
 
-    def run(execution: Execution, *inputs: Array) -> Array:
+    def run(execution: Execution, query: Array, key: Array, value: Array) -> Array:
         mask = mask_for(AttentionMask(segment_ids, None, case.window, case.causal), case.length, execution)
-        return attend(*inputs, mask, execution, None, case.dropout, seeds, 1)
+        return attend(query, key, value, mask, execution, None, case.dropout, seeds, 1)
 
     flash = Execution("bfloat16", "bfloat16", attention="flash", interpret=interpret)
     return _compare(case.kernel, str(case), run, flash, inputs, gradient)
