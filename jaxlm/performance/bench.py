@@ -27,7 +27,8 @@ from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
 from jaxlm.model.presets import PRESETS
 from jaxlm.objectives.objective import Column
-from jaxlm.performance.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
+from jaxlm.performance.profile import Profile, profile_steps
+from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.runtime import hardware, sharding
 from jaxlm.step import assemble
 
