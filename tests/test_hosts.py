@@ -154,7 +154,7 @@ def test_a_killed_process_ends_the_other_three_with_a_sentence_and_one_process_g
     assert status == 137
     said = re.findall(r"^(?:\[\d\] )?jaxlm: (.*)$", err, re.MULTILINE)
     assert len(said) == 3, err
-    assert all(sentence.startswith(f"process 2 was not heard of for {HEARTBEAT} s") for sentence in said), err
+    assert all(sentence.startswith(f"process 2 has not responded for {HEARTBEAT} s") for sentence in said), err
 
     last = max(losses(tmp_path))
     resumed = train(mini(*SETTINGS, f"train.steps={last + 5}"), tmp_path)

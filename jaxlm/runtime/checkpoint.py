@@ -24,12 +24,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore
 from jax import Array, lax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.errors import UserError
+from jaxlm.runtime import tensorstore_patch
 from jaxlm.version import __version__
 
 PyTree = Any
@@ -43,23 +43,7 @@ log = logging.getLogger("jaxlm")
 logging.getLogger("absl").addFilter(lambda record: not _is_of_orbax(record))
 
 
-def _spare_tensorstore_its_json() -> None:
-    """Gives Orbax by other ways what it asks TensorStore for as JSON at each save, for each array and for its counters.
-
-    TensorStore 0.1.86 never frees what it turns from JSON into Python.
-    """
-    spec: Any = tensorstore.KvStore.Spec
-    to_json = spec.to_json
-
-    def describe(self: Any, *args: Any, **kwargs: Any) -> Any:
-        of_file = not args and not kwargs and self.url.startswith("file:")
-        return {"driver": "file", "path": self.path} if of_file else to_json(self, *args, **kwargs)
-
-    spec.to_json = describe
-    tensorstore.experimental_collect_matching_metrics = lambda *_args, **_kwargs: []  # Orbax only logs them
-
-
-_spare_tensorstore_its_json()
+tensorstore_patch.apply()
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
