@@ -29,7 +29,8 @@ from jaxlm.optimizer import optimizers
 from jaxlm.optimizer.schedules import make_schedule
 from jaxlm.run import Run, locked, poisoned, run_seeds, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, params_sha256
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
+from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.compiling import compiler_options
 from jaxlm.runtime.run_log import RunLog, read_metrics
 
