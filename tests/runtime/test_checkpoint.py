@@ -213,7 +213,7 @@ def test_scores_for_the_other_direction_are_ignored(tmp_path):
     assert scored(tmp_path, {6: 7.0}, keep=1) == [6]
 
 
-@pytest.mark.parametrize(("higher_is_better", "kept"), [(False, [2, 4]), (True, [3, 4])])
+@pytest.mark.parametrize(("higher_is_better", "kept"), [(False, [2, 4]), (True, [4])])
 def test_scores_without_a_direction_are_losses(tmp_path, higher_is_better, kept):
     scored(tmp_path, {1: 5.0, 2: 1.0, 3: 4.0}, keep=3)
     for step in (1, 2, 3):
@@ -224,8 +224,7 @@ def test_scores_without_a_direction_are_losses(tmp_path, higher_is_better, kept)
         del record["crc32"]
         record["crc32"] = checkpoint_files._crc32(record)
         path.write_text(json.dumps(content))
-    steps = scored(tmp_path, {4: 2.0}, keep=1 if not higher_is_better else 2, higher_is_better=higher_is_better)
-    assert steps == kept
+    assert scored(tmp_path, {4: 2.0}, keep=1, higher_is_better=higher_is_better) == kept
 
 
 def test_saves_leave_nothing_in_memory(tmp_path):
@@ -476,9 +475,7 @@ def test_a_full_disk_is_reported_and_the_previous_step_kept(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         checkpoints.save(2, {"params": {"w": rows}}, {})
-        with pytest.raises(
-            UserError, match=r"checkpoint 2 could not be written to .*: File too large; checkpoint 1 is kept; fix that"
-        ):
+        with pytest.raises(UserError, match=r"checkpoint 2 .*: File too large; checkpoint 1 is kept; fix that"):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -201,6 +203,53 @@ def test_a_busy_port_is_reported(monkeypatch):
     monkeypatch.setattr(coordination, "subprocess", type("", (), {"PIPE": -1, "DEVNULL": -3, "Popen": start}))
     with pytest.raises(UserError, match=r"cannot listen on \[::\]:1234: the port is in use; set another one"):
         coordination.ServiceProcess("[::]:1234", 2, 1.0)
+
+
+HANGING = """
+import sys, time, jax
+from jaxlm.config import default_config
+from jaxlm.errors import UserError
+from jaxlm.runtime import distributed
+settings, index, ending = default_config().mesh, int(sys.argv[2]), sys.argv[3]
+settings.update(coordinator=f"127.0.0.1:{sys.argv[1]}", processes=3, process_id=index, heartbeat_seconds=3.0)
+with distributed.joined(settings):
+    distributed.from_first(lambda: 1)
+    print("joined", flush=True)
+    if index == 0 and ending == "error":
+        raise UserError("the disk is full")
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["kill", "error"])
+def test_when_the_first_process_ends_the_others_report_it_and_the_port_becomes_free(free_port, ending):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", HANGING, str(free_port), str(index), ending],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(3)
+    ]  # fmt: skip
+    for process in processes:
+        assert any(line == "joined\n" for line in process.stdout)
+    if ending == "kill":
+        processes[0].kill()
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    if ending == "kill":
+        assert processes[0].returncode == -signal.SIGKILL
+        expected = ["jaxlm: process 0 has not responded for 3 s: it was killed, it hangs, or its machine is down"] * 2
+        errors = errors[1:]
+    else:
+        expected = ["jaxlm: the disk is full", *["jaxlm: process 0: the disk is full"] * 2]
+    assert [process.returncode for process in processes[1:]] == [1, 1]
+    assert all(found.startswith(text) for found, text in zip(errors, expected, strict=True)), errors
+    assert [error.count("\n") for error in errors] == [1] * len(errors), errors
+    end = time.monotonic() + 20
+    while not coordination.port_is_free(free_port):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 # Without JAX's private names
