@@ -21,7 +21,8 @@ from jaxlm.evaluation.evaluator import Metrics, before_and_after, selector
 from jaxlm.init_from import Start
 from jaxlm.run import Run, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, params_sha256
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
+from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import RunLog, read_metrics
 from jaxlm.step import TIME_UNITS
 

@@ -597,7 +597,7 @@ def lost_processes(make: Callable[[], Scene], rng: random.Random, counts: Sequen
             if number == signal.SIGSTOP:
                 os.kill(pid, signal.SIGKILL)
             outcome = finish(process)
-            named = outcome.errors.count(f"jaxlm: process {lost} was not heard of for {HEARTBEAT} s")
+            named = outcome.errors.count(f"jaxlm: process {lost} has not responded for {HEARTBEAT} s")
             noise = any(word in outcome.errors for word in ("Traceback", "Check failure"))
             again = finish(launch(scene, on))
             if on == count:

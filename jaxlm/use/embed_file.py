@@ -19,7 +19,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.huggingface.weights import read_json
-from jaxlm.runtime.checkpoint import params_sha256
+from jaxlm.runtime.checksums import params_sha256
 from jaxlm.storage import write_text
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records

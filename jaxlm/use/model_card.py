@@ -10,7 +10,7 @@ from jaxlm.config import config_to_dict, default_config
 from jaxlm.huggingface.families import Family
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import parameter_count
-from jaxlm.runtime.checkpoint import params_sha256
+from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.use.loading import Trained
 from jaxlm.version import __version__
