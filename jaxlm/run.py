@@ -37,8 +37,9 @@ from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
 from jaxlm.init_from import check_start, source_config, start_params
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
+from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.heads import MaskedLM, abstract_params, init_params
+from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.objectives import masking
 from jaxlm.objectives.masking import Masking
 from jaxlm.optimizer import optimizers

@@ -4,13 +4,15 @@ Shapes: B batch, L sequence length, D model width, N heads, H head width, F feed
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlm.model import attention
-from jaxlm.model.attention import AttentionMask
+from jaxlm.model.attention import ATTENDED, AttentionMask
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.model.kernels import dispatch as kernels
@@ -171,6 +173,21 @@ class Layer(nn.Module):
         return lax.optimization_barrier(x) if self.execution.keep_sums else x
 
 
+def rematerialised(layer: type[nn.Module], execution: Execution) -> Any:
+    """Returns the module class `layer`, told what of its forward pass to compute again in the backward pass."""
+    if execution.rematerialise == "full":
+        return nn.remat(layer)
+    if execution.rematerialise == "dots":
+        policies = jax.checkpoint_policies
+        return nn.remat(
+            layer,
+            policy=policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
+            ),
+        )
+    return layer
+
+
 class Encoder(nn.Module):
     """Token ids -> contextual states.
 
@@ -185,7 +202,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config, self.execution)
-        kind = kernels.rematerialised(Layer, self.execution)
+        kind = rematerialised(Layer, self.execution)
         self.layers = [kind(config, self.execution, index) for index in range(config.layers)]
         if config.norm_position == "pre":
             self.final_norm = Norm(config, self.execution)

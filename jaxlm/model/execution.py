@@ -1,11 +1,8 @@
-"""How an encoder is computed (`Execution`), which never changes its parameters; the choice of an attention kernel."""
+"""How a model is computed on a platform (`Execution`); its parameters do not depend on it."""
 
 import dataclasses
 import math
 from typing import Any
-
-from jaxlm.errors import UserError
-from jaxlm.model.config import EncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,42 +58,3 @@ def choose_execution(
         fused_norm=platform == "gpu" and compute_dtype == "bfloat16" and devices == 1,
         rows=rows if devices > 1 else None,
     )
-
-
-def choose_attention(
-    wanted: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any = None
-) -> tuple[str, str]:
-    """Returns the attention kernel that train.attention=`wanted` means here, and a clause that says why it is that one.
-
-    Raises UserError where a kernel cannot do what is asked of it.
-    """
-    if wanted == "xla":
-        return "xla", "as train.attention says"
-    if wanted != "auto":
-        if lack := _lacks(wanted, config, compute_dtype, platform, mesh):
-            raise UserError(f"train.attention={wanted}: {lack}; train.attention=auto takes a kernel that is right")
-        return wanted, "as train.attention says"
-    if platform == "tpu":
-        lack = _lacks("splash", config, compute_dtype, platform, mesh)
-        return ("xla", f"for splash: {lack}") if lack else ("splash", "the TPU's own, exact for packed rows")
-    if platform == "gpu":
-        lack = _lacks("flash", config, compute_dtype, platform, mesh)
-        return ("xla", f"for flash: {lack}") if lack else ("flash", "jaxlm's own kernel, exact for packed rows")
-    return "xla", "the only one for this platform"
-
-
-def _lacks(kernel: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any) -> str:
-    """Returns what an attention kernel cannot do of what is asked, in a clause; empty where it can do all."""
-    home = {"splash": "tpu", "flash": "gpu"}[kernel]
-    tensor = mesh.shape["tensor"] if mesh is not None else 1
-    rules = [
-        (platform == home, f"it runs on {home.upper()}s, and this is a {platform.upper()}"),
-        (compute_dtype == "bfloat16", f"it computes in bfloat16, and train.compute_dtype is {compute_dtype}"),
-        (kernel == "flash" or not config.attention_dropout,
-         f"it cannot drop attention weights, and model.attention_dropout is {config.attention_dropout}"),
-        (config.positions != "alibi", "it cannot add ALiBi's bias exactly, and model.positions is alibi"),
-        (config.heads % tensor == 0, f"mesh.tensor={tensor} does not divide model.heads={config.heads}"),
-        (kernel != "flash" or config.head_width in (16, 32, 64, 128),
-         f"its head width is 16, 32, 64 or 128, not {config.head_width}"),
-    ]  # fmt: skip
-    return next((lack for holds, lack in rules if not holds), "")

@@ -83,12 +83,6 @@ class ReplacedTokenHead(nn.Module):
         return Dense(1, True, config, self.execution, name="score")(x)[..., 0].astype(jnp.float32)
 
 
-def replaced_token_logits(model: MaskedLM, params: dict, states: Array) -> Array:
-    """Returns logits float32 [...] of states [..., D]; params must have a "discriminator", as ELECTRA's do."""
-    head = ReplacedTokenHead(model.config, model.execution)
-    return cast(Array, head.apply({"params": params["discriminator"]}, states))
-
-
 def gather_positions(states: Array, positions: Array) -> Array:
     """Returns states [B, L, D] at positions int32 [B, P] -> [B, P, D]."""
     return jnp.take_along_axis(states, positions[:, :, None], axis=1)

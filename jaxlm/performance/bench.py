@@ -26,8 +26,9 @@ from jaxlm.config import (
 )
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
-from jaxlm.model.execution import choose_attention, choose_execution
+from jaxlm.model.execution import choose_execution
 from jaxlm.model.flops import training_flops
+from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.objectives.masking import make_masking
 from jaxlm.optimizer import optimizers
 from jaxlm.performance.profile import Profile, align, draw, profile_steps, profile_table, slowest_table

@@ -23,9 +23,10 @@ from jaxlm.config import Phase, load_config, phases_of, predicted_share, split_o
 from jaxlm.errors import UserError
 from jaxlm.init_from import start_settings
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
+from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.heads import MaskedLM, abstract_params
+from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.objectives import masked_lm
 from jaxlm.objectives.masking import MaskedTokens, make_masking
 from jaxlm.optimizer import optimizers

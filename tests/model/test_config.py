@@ -11,9 +11,10 @@ import pytest
 from jaxlm.config import SETTINGS, check_config, default_config
 from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
+from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.heads import MaskedLM, abstract_params, encode, gather_positions, parameter_count, predict
+from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.model.presets import PRESETS
 from jaxlm.runtime.parameter_paths import param_path
 

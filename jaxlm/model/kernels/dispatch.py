@@ -3,18 +3,58 @@
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlm.errors import UserError
 from jaxlm.model import attention
 from jaxlm.model.attention import ATTENDED, AttentionMask
+from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.model.kernels import flash, local_attention
 from jaxlm.model.kernels.local_attention import LocalBlocks
 
 Mask = Any  # what a kernel wants to know about who sees whom: an array, LocalBlocks, AttentionMask, FlashMask or None
+
+
+def choose_attention(
+    wanted: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any = None
+) -> tuple[str, str]:
+    """Returns the attention kernel that train.attention=`wanted` means here, and a clause that says why it is that one.
+
+    Raises UserError where a kernel cannot do what is asked of it.
+    """
+    if wanted == "xla":
+        return "xla", "as train.attention says"
+    if wanted != "auto":
+        if lack := _lacks(wanted, config, compute_dtype, platform, mesh):
+            raise UserError(f"train.attention={wanted}: {lack}; train.attention=auto takes a kernel that is right")
+        return wanted, "as train.attention says"
+    if platform == "tpu":
+        lack = _lacks("splash", config, compute_dtype, platform, mesh)
+        return ("xla", f"for splash: {lack}") if lack else ("splash", "the TPU's own, exact for packed rows")
+    if platform == "gpu":
+        lack = _lacks("flash", config, compute_dtype, platform, mesh)
+        return ("xla", f"for flash: {lack}") if lack else ("flash", "jaxlm's own kernel, exact for packed rows")
+    return "xla", "the only one for this platform"
+
+
+def _lacks(kernel: str, config: EncoderConfig, compute_dtype: str, platform: str, mesh: Any) -> str:
+    """Returns what an attention kernel cannot do of what is asked, in a clause; empty where it can do all."""
+    home = {"splash": "tpu", "flash": "gpu"}[kernel]
+    tensor = mesh.shape["tensor"] if mesh is not None else 1
+    rules = [
+        (platform == home, f"it runs on {home.upper()}s, and this is a {platform.upper()}"),
+        (compute_dtype == "bfloat16", f"it computes in bfloat16, and train.compute_dtype is {compute_dtype}"),
+        (kernel == "flash" or not config.attention_dropout,
+         f"it cannot drop attention weights, and model.attention_dropout is {config.attention_dropout}"),
+        (config.positions != "alibi", "it cannot add ALiBi's bias exactly, and model.positions is alibi"),
+        (config.heads % tensor == 0, f"mesh.tensor={tensor} does not divide model.heads={config.heads}"),
+        (kernel != "flash" or config.head_width in (16, 32, 64, 128),
+         f"its head width is 16, 32, 64 or 128, not {config.head_width}"),
+    ]  # fmt: skip
+    return next((lack for holds, lack in rules if not holds), "")
 
 
 def mask_for(mask: AttentionMask, length: int, execution: Execution) -> Mask:
@@ -70,18 +110,3 @@ def attend(
     if execution.rematerialise == "attention":  # fused kernels keep no weights
         run = jax.checkpoint(run)
     return run(query_blnh, key_blnh, value_blnh, mask, bias=bias, dropout_seeds=dropout_seeds)
-
-
-def rematerialised(layer: type[nn.Module], execution: Execution) -> Any:
-    """Returns the module class `layer`, told what of its forward pass to compute again in the backward pass."""
-    if execution.rematerialise == "full":
-        return nn.remat(layer)
-    if execution.rematerialise == "dots":
-        policies = jax.checkpoint_policies
-        return nn.remat(
-            layer,
-            policy=policies.save_from_both_policies(
-                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
-            ),
-        )
-    return layer
