@@ -85,7 +85,7 @@ def make_train_step(
 
         def share_of_loss(params: dict, rows: Any) -> tuple[Array, masked_lm.PredictionSums]:
             masked, segment_ids, seeds = rows
-            params = optimizers.hold(frozen, params)  # no gradients are computed for what does not learn
+            params = optimizers.stop_frozen_gradients(frozen, params)
             with jax.named_scope("loss"):
                 sums = masked_lm.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes, causal)
             return sums.loss / predictions, sums

@@ -272,7 +272,7 @@ def formula_memory(config: Any, encoder: EncoderConfig, phase: Phase, step: Step
                    for leaf in jax.tree.leaves(tree))  # fmt: skip
 
     frozen = optimizers.frozen_mask(config.optimizer, state["params"])
-    gradients = held(optimizers.without(frozen, state["params"]))
+    gradients = held(optimizers.drop_frozen(frozen, state["params"]))
     rows = phase.batch_size // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase.accumulate)
     size = (rows, phase.sequence_length, step.slots)
     most, tensor = config.train.logits_megabytes * 2**20, mesh["tensor"]
