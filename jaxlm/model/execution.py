@@ -7,34 +7,29 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model is computed, which never changes its parameters.
+    """How a model is computed: dtypes, kernels, rematerialisation and sharding. Parameters do not depend on it."""
 
-    `compute_dtype` is that of matrix products, `activation_dtype` that between them. On CPU products of bfloat16 are
-    fast only with a float32 result, and gradients of kernels only with a transpose in memory (`transpose_gradients`),
-    which on more than one device would cost an all-gather; and XLA must be kept from computing a layer's small
-    operations again in each later one (`keep_sums`). `attention` names the kernel; `interpret` runs a Pallas
-    kernel where its hardware is not. `fused_norm` computes norms by the GPU's own kernel. `rows` is how devices split
-    a batch, if at all.
-    """
-
-    compute_dtype: str = "float32"
-    activation_dtype: str = "float32"
+    compute_dtype: str = "float32"  # of the operands of matrix products
+    activation_dtype: str = "float32"  # of everything between matrix products
+    # Write the transpose to memory in products for weight gradients: XLA's fast CPU kernels need it. On several devices
+    # it would cost an all-gather.
     transpose_gradients: bool = False
+    # Compute each residual sum once: on CPU, XLA otherwise recomputes a layer's elementwise operations in later layers.
     keep_sums: bool = False
-    rematerialise: str = "none"
-    attention: str = "xla"
-    interpret: bool = False
-    fused_norm: bool = False
-    rows: Any = None  # jax.sharding.NamedSharding
+    rematerialise: str = "none"  # train.rematerialise
+    attention: str = "xla"  # the attention kernel: xla, flash or splash
+    interpret: bool = False  # run Pallas kernels in the interpreter, on any hardware
+    fused_norm: bool = False  # compute norms with the GPU kernels of `fused_norm`
+    rows: Any = None  # NamedSharding of a batch's rows over devices; None on a single device
 
     @property
     def splits_heads(self) -> bool:
-        """Whether devices split attention's heads."""
+        """Returns whether attention heads are split over devices."""
         return self.rows is not None and self.rows.mesh.shape["tensor"] > 1
 
     @property
     def batch_parts(self) -> int:
-        """Into how many parts devices split a batch."""
+        """Returns the number of parts that a batch is split into over devices."""
         return 1 if self.rows is None else math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0])
 
 
@@ -46,7 +41,7 @@ def choose_execution(
     attention: str = "xla",
     rows: Any = None,
 ) -> Execution:
-    """Returns the execution that is fast on this platform ("cpu", "gpu", "tpu") and number of devices."""
+    """Returns the fast execution for a platform ("cpu", "gpu" or "tpu") and a number of devices."""
     on_cpu = platform == "cpu"
     return Execution(
         compute_dtype=compute_dtype,

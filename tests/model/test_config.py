@@ -136,9 +136,9 @@ def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
 @pytest.mark.parametrize(
     ("kernel", "platform", "dtype", "changes", "words"),
     [
-        ("splash", "cpu", "bfloat16", {}, "it runs on TPUs, and this is a CPU"),
-        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, "cannot drop attention weights"),
-        ("flash", "tpu", "bfloat16", {}, "it runs on GPUs, and this is a TPU"),
+        ("splash", "cpu", "bfloat16", {}, "it runs on a TPU, and this is a CPU"),
+        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, "does not support dropout"),
+        ("flash", "tpu", "bfloat16", {}, "it runs on a GPU, and this is a TPU"),
         ("flash", "gpu", "float32", {}, "it computes in bfloat16"),
         ("flash", "gpu", "bfloat16", {"positions": "alibi"}, "ALiBi"),
         ("flash", "gpu", "bfloat16", {"width": 240}, "16, 32, 64 or 128, not 60"),

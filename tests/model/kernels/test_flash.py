@@ -86,9 +86,9 @@ def test_an_encoder_by_flash_is_the_same_encoder():
 
 def test_what_flash_cannot_do_is_refused_by_name():
     arrays = [normal(0, 1, 16, 1, 16)] * 3
-    with pytest.raises(ValueError, match="flash attention cannot do a prefix"):
+    with pytest.raises(ValueError, match="flash attention does not support a prefix"):
         mask_for(AttentionMask(None, jnp.array([2], jnp.int32), None, causal=True), 16, FLASH)
-    with pytest.raises(ValueError, match="flash attention cannot do a bias"):
+    with pytest.raises(ValueError, match="flash attention does not support a bias"):
         attend(*arrays, mask_for(AttentionMask(), 16, FLASH), FLASH, bias=jnp.zeros((1, 1, 16, 16)))
 
 

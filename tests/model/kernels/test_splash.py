@@ -64,11 +64,11 @@ def test_an_encoder_by_splash_is_the_same_encoder():
 def test_what_splash_cannot_do_is_refused_by_name():
     arrays, seeds = [normal(0, 1, 8, 1, 8)] * 3, jnp.ones((1, 2), jnp.uint32)
     prefixed = AttentionMask(None, jnp.array([2], jnp.int32), None, causal=True)
-    with pytest.raises(ValueError, match="splash attention cannot do a prefix"):
+    with pytest.raises(ValueError, match="splash attention does not support a prefix"):
         attend(*arrays, prefixed, SPLASH)
-    with pytest.raises(ValueError, match="splash attention cannot do a bias"):
+    with pytest.raises(ValueError, match="splash attention does not support a bias"):
         attend(*arrays, AttentionMask(), SPLASH, bias=jnp.zeros((1, 1, 8, 8)))
-    with pytest.raises(ValueError, match="splash attention cannot do dropout"):
+    with pytest.raises(ValueError, match="splash attention does not support dropout"):
         attend(*arrays, AttentionMask(), SPLASH, None, 0.1, seeds)
     attend(*arrays, AttentionMask(), SPLASH, None, 0.1, None)  # as in evaluation: nothing is dropped
 
