@@ -68,7 +68,7 @@ def test_vocabulary_follows_the_tokenizer_unless_set():
     assert architecture(tokenizer_size=100, vocab_size=128).vocab_size == 128
     with pytest.raises(UserError, match=r"vocab_size=64 is smaller than the tokenizer's 100 entries"):
         architecture(tokenizer_size=100, vocab_size=64)
-    with pytest.raises(UserError, match=r"vocab_size must be set"):
+    with pytest.raises(UserError, match=r"vocab_size must be at least 8"):
         architecture()
 
 
@@ -139,13 +139,13 @@ def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
         ("splash", "cpu", "bfloat16", {}, "it runs on a TPU, and this is a CPU"),
         ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, "does not support dropout"),
         ("flash", "tpu", "bfloat16", {}, "it runs on a GPU, and this is a TPU"),
-        ("flash", "gpu", "float32", {}, "it computes in bfloat16"),
-        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, "ALiBi"),
-        ("flash", "gpu", "bfloat16", {"width": 240}, "16, 32, 64 or 128, not 60"),
+        ("flash", "gpu", "float32", {}, "it needs bfloat16"),
+        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, "does not support a bias"),
+        ("flash", "gpu", "bfloat16", {"width": 240}, "16, 32, 64 and 128, not 60"),
     ],
     ids=str,
 )
-def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platform, dtype, changes, words):
+def test_a_kernel_is_rejected_for_a_model_or_platform_that_it_does_not_support(kernel, platform, dtype, changes, words):
     with pytest.raises(UserError, match=f"^train.attention={kernel}: .*{words}"):
         choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None)
 
