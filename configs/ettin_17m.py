@@ -1,4 +1,4 @@
-"""Ettin's encoder of 17 million parameters (7 layers of width 256): ModernBERT's recipe on public text, in three phases.
+"""Ettin's encoder of 17 million parameters (7 layers of width 256): ModernBERT's recipe on public text, in 3 phases.
 
 command:  jaxlm train --config=configs/ettin_17m.py --workdir=runs/ettin_17m
 hardware: none yet; published on 4 H100, 141 hours

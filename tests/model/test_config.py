@@ -32,7 +32,7 @@ def architecture(preset="", tokenizer_size=0, **changes):
 
 
 @pytest.mark.parametrize("name", ["default", "bert_base", "roberta_base", "modernbert_base", "mosaicbert_base"])
-def test_parameter_tree_is_the_golden_one(name):
+def test_parameter_tree_matches_the_golden_file(name):
     config = architecture(vocab_size=8192) if name == "default" else architecture(name)
     leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
     tree = "".join(f"{param_path(path)} {'x'.join(map(str, leaf.shape))} {leaf.dtype}\n" for path, leaf in leaves)
@@ -54,7 +54,7 @@ def test_parameter_tree_is_the_golden_one(name):
         ("modernbert_base", 149_655_232),
     ],
 )
-def test_parameter_count_is_the_published_one(preset, published):
+def test_parameter_count_matches_the_published_one(preset, published):
     assert parameter_count(architecture(preset)) == published
 
 
@@ -77,7 +77,7 @@ def test_embedding_width_follows_the_width_unless_set():
     assert architecture(vocab_size=64, width=48, embedding_width=20).embedding_width == 20
 
 
-def test_layer_pattern_is_tiled_over_the_layers():
+def test_layer_pattern_repeats_over_the_layers():
     config = architecture("modernbert_base")
     assert [index for index in range(22) if not config.is_local(index)] == [0, 3, 6, 9, 12, 15, 18, 21]
     assert not any(architecture("bert_base").is_local(index) for index in range(12))
@@ -94,7 +94,7 @@ PLAIN = {"vocab_size": 64, "width": 256, "heads": 4}
 
 
 class OfTensor:
-    """A mesh of this many devices along `tensor`."""
+    """A mesh with this number of devices along `tensor`."""
 
     def __init__(self, tensor):
         self.shape = {"data": 1, "fsdp": 1, "tensor": tensor}
@@ -118,7 +118,7 @@ class OfTensor:
     ],
     ids=str,
 )
-def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
+def test_auto_selects_a_kernel_that_supports_the_model_and_gives_the_reason(
     platform, dtype, changes, mesh, kernel, words
 ):
     config = architecture(**PLAIN | changes)
@@ -150,14 +150,14 @@ def test_a_kernel_is_rejected_for_a_model_or_platform_that_it_does_not_support(k
         choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None)
 
 
-def test_one_device_has_no_rows_to_split():
+def test_one_device_does_not_split_rows():
     rows = SimpleNamespace(mesh=OfTensor(2))
     assert choose_execution("bfloat16", "tpu", 2, rows=rows).rows is rows
     assert choose_execution("bfloat16", "tpu", 1, rows=rows).rows is None
 
 
 def product_flops(jaxpr):
-    """Two FLOPs for each multiplication of every matrix product in a jaxpr, those of inner ones included."""
+    """Returns the FLOPs, two per multiplication, of all matrix products in a jaxpr and its inner jaxprs."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
