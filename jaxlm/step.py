@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 from jaxlm.config import Phase, phases_of
 from jaxlm.data.facts import DataFacts
 from jaxlm.model.config import EncoderConfig
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
+from jaxlm.model.execution import Execution, choose_execution
+from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.table import make_objective
-from jaxlm.optimizer.optimizers import frozen_mask, make_optimizer
-from jaxlm.optimizer.optimizers import hold as stop_frozen_gradients
+from jaxlm.optimizer.optimizers import make_optimizer, stop_frozen_gradients
+from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.optimizer.schedules import make_schedule
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import compiler_options, initial_options

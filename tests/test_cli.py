@@ -134,7 +134,7 @@ WRONG = [
     (("train", "--config=configs/min.py", "--workdir=w"), "did you mean configs/mini.py", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.train.stepz=3"), "did you mean train.steps", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.masking.rate=15"), "masking.rate=15", None),
-    (("train", f"--config={RECIPE}", "--workdir=w", "--config.model.heads=3"), "model.heads=3 do not divide", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.model.heads=3"), "model.heads=3 does not divide", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=nowhere/*.txt"), "nowhere", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=bad.txt"), "bad.txt, line 2", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=broken.jsonl"), "broken.jsonl, line 2", None),

@@ -126,7 +126,9 @@ def test_what_may_differ_and_what_may_not(continued, tmp_path):
 
 
 def test_learned_positions_end_where_the_table_does_or_are_extended(continued, checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"beyond the 40 rows .*; model.max_positions and model.extend_positions can"):
+    with pytest.raises(
+        UserError, match=r"exceeds the 40 rows .*; raise model.max_positions and set model.extend_positions"
+    ):
         continued("data.sequence_length=64")
     longer = ("data.sequence_length=64", "model.max_positions=64")
     with pytest.raises(UserError, match=r"set model\.extend_positions to repeat or interpolate"):

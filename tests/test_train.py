@@ -305,7 +305,7 @@ def test_evaluation_uses_the_rotary_base_of_the_phase(phased):
 
 
 def test_an_attention_kernel_that_is_not_for_this_machine_is_refused_before_anything_is_read(mini, tmp_path):
-    with pytest.raises(UserError, match=r"train.attention=splash: it runs on TPUs, and this is a CPU; .*auto"):
+    with pytest.raises(UserError, match=r"train.attention=splash: it runs on a TPU, and this is a CPU; .*auto"):
         train(mini("train.attention=splash"), tmp_path)
     assert not (tmp_path / "data.json").exists()
     assert not (tmp_path / "config.json").exists()
@@ -318,5 +318,5 @@ def test_the_log_says_what_computes_attention_and_another_kernel_resumes_the_run
     starts = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "start"]
     assert [entry["attention"] for entry in starts] == [
         "attention by xla (the only one for this platform)",
-        "attention by xla (as train.attention says)",
+        "attention by xla (set by train.attention)",
     ]

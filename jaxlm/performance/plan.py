@@ -25,7 +25,8 @@ from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.execution import Execution
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.table import make_objective
-from jaxlm.optimizer.optimizers import frozen_mask, without
+from jaxlm.optimizer.optimizers import drop_frozen
+from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.performance.collectives import Collective, read_collectives, sent
 from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
@@ -239,7 +240,7 @@ def formula_memory(assembly: Assembly, number: int, mesh: dict[str, int]) -> dic
                    for leaf in jax.tree.leaves(tree))  # fmt: skip
 
     frozen = frozen_mask(config.optimizer, state["params"])
-    gradients = bytes_of(without(frozen, state["params"]))
+    gradients = bytes_of(drop_frozen(frozen, state["params"]))
     rows = phase.batch_size // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase.accumulate)
     flash = assembly.execution.attention == "flash"  # for the other kernels, XLA's residuals are close enough
     one = dataclasses.replace(assembly.execution, rows=None, attention="flash" if flash else "xla")

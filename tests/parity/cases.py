@@ -73,7 +73,7 @@ def outputs_of(encoder, params):
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.model.heads import MaskedLM, encode, predict, replaced_token_logits
+    from jaxlm.model.heads import MaskedLM, ReplacedTokenHead, encode, predict
 
     data, model = batch(encoder_pad(encoder)), MaskedLM(encoder)
     types = data["types"].astype(np.int32) if encoder.token_types > 1 else None
@@ -85,7 +85,8 @@ def outputs_of(encoder, params):
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.where(blank, data["labels"], 0)[..., None], -1)
         return -jnp.where(blank, chosen[..., 0], 0).sum() / blank.sum(), logits
     if "discriminator" in params:
-        states = replaced_token_logits(model, params, states)[..., None]
+        head = ReplacedTokenHead(model.config, model.execution)
+        states = head.apply({"params": params["discriminator"]}, states)[..., None]
     return jnp.where(real[..., None] == 1, states**2, 0).sum() / (real.sum() * states.shape[-1]), states
 
 
