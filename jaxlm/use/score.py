@@ -19,7 +19,7 @@ from jaxlm.model.heads import MaskedLM, encode, predict
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
 from jaxlm.text.sources import Tally
-from jaxlm.use.loading import Trained, load_trained
+from jaxlm.use.loading import Trained, load_trained, require_head
 
 VARIANTS = ("within-word", "original")
 GROUP_TOKENS = 2**20  # of masked copies that are packed together
@@ -40,15 +40,6 @@ class _Text(NamedTuple):
     text: str
     ids: np.ndarray  # int32 [n]
     copies: list[np.ndarray]  # n of int32 [n + 2], with begin and end; in copy i token i is masked
-
-
-def require_head(trained: Trained) -> None:
-    """Raises UserError for a model without a masked-LM head."""
-    if not trained.has_head:
-        raise UserError(
-            f"{trained.directory} has no masked-LM head, so it neither fills in nor scores; `jaxlm embed` can use it,"
-            " and continued pretraining gives it a head"
-        )
 
 
 def score(

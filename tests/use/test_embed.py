@@ -11,8 +11,8 @@ from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.model.heads import encode
 from jaxlm.use import embed as module
 from jaxlm.use.embed import Embedder, EmbedSettings, groups_of
-from jaxlm.use.fill_mask import Model
 from jaxlm.use.loading import load_trained
+from jaxlm.use.model import Model
 from tests.conftest import sentences
 from tests.untrained import LENGTH, make_workdir
 

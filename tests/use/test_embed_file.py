@@ -6,7 +6,7 @@ from pyarrow import parquet
 
 from jaxlm.cli import main
 from jaxlm.use import embed, embed_file
-from jaxlm.use.fill_mask import load
+from jaxlm.use.model import load
 from tests.conftest import sentences
 from tests.untrained import make_workdir
 

@@ -8,8 +8,8 @@ import pytest
 from jaxlm.cli import main
 from jaxlm.errors import UserError
 from jaxlm.use import score as module
-from jaxlm.use.fill_mask import Model
 from jaxlm.use.loading import load_trained
+from jaxlm.use.model import Model
 from jaxlm.use.score import score
 from tests.conftest import sentences
 from tests.untrained import LENGTH, make_workdir
