@@ -11,10 +11,11 @@ import numpy as np
 from jaxlm.config import config_from_dict, config_to_dict, load_config, phases_of
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
-from jaxlm.huggingface.weights import read_json, some_of, tensor_names
+from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.heads import abstract_params
 from jaxlm.runtime.checkpoint import restore_params
+from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
 
 # Settings of section `model` that say how weights begin or are trained, so a run may have its own.

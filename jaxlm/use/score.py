@@ -140,8 +140,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm score --model=DIR TEXT ... | --input=FILE`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm score",
-        description="Print the pseudo-log-likelihood of each text in nats, its mean per token, and the text. It is the"
-        " sum over tokens of the log-probability of the token when it is masked and the rest is visible; higher is more"
+        description="Print for each text its pseudo-log-likelihood in nats, the mean per token, and the text. It is the"
+        " sum of the log-probabilities of the tokens, each masked in turn while the rest is visible; higher is more"
         " probable. Compare sums for sentences that differ in one word, and means for sentences of different lengths;"
         " compare scores of the same model only.",
         epilog="example: jaxlm score --model=runs/quickstart 'The values is sorted.' 'The values are sorted.'",

@@ -35,7 +35,7 @@ def run(workdir, texts, output, *more):
     return main(["embed", f"--model={workdir}", f"--input={texts}", f"--output={output}", *more])
 
 
-def test_all_formats_hold_the_same_vectors_in_order(workdir, texts, tmp_path, small_parts, capsys, caplog):
+def test_all_formats_contain_the_same_vectors_in_order(workdir, texts, tmp_path, small_parts, capsys, caplog):
     expected = load(workdir).embed(TEXTS, normalise=True)
     for ending in (".npy", ".jsonl", ".parquet"):
         assert run(workdir, texts, tmp_path / f"out{ending}", "--normalise") == 0
@@ -140,10 +140,13 @@ def test_invalid_input_prints_one_sentence_and_leaves_the_output_alone(workdir, 
         ((tmp_path / "bad.jsonl", output), "bad.jsonl, line 2: "),
         ((tmp_path / "empty.txt", output), "contains no records"),
         ((tmp_path / "bad.jsonl", tmp_path / "bad.jsonl"), "is the input"),
-        ((texts, output, "--layers=9"), "layers=9: this model has 0"),
+        ((texts, output, "--layers=9"), "layers=9: must be from 0"),
         ((texts, output, "--layers=x"), "--layers=x: expected integers separated by commas"),
         ((texts, output, "--batch-tokens=-3"), "batch_tokens=-3"),
-        ((texts, tmp_path / "long.npy", "--too-long=refuse"), f"text {len(TEXTS)} is longer than the 40 tokens"),
+        (
+            (texts, tmp_path / "long.npy", "--too-long=refuse"),
+            f"text {len(TEXTS)} is longer than the model's maximum of 40 tokens",
+        ),
         ((texts, output, "--pooling=sum"), "invalid choice: 'sum'"),
     ]
     for arguments, error in wrong:

@@ -126,7 +126,7 @@ def test_invalid_arguments_print_one_sentence(workdir, tmp_path, capsys, monkeyp
         ((model, f"--input={tmp_path / 'none.txt'}"), str(tmp_path / "none.txt")),
         ((model,), "no text given"),
         ((model, "--variant=pll", "x"), "invalid choice"),
-        (("--model=nowhere", "x"), "there is no directory nowhere"),
+        (("--model=nowhere", "x"), "no directory nowhere"),
     ]:
         assert main(["score", *arguments]) == 1
         assert error in capsys.readouterr().err
