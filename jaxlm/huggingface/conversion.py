@@ -33,7 +33,7 @@ _log = logging.getLogger("jaxlm")
 
 
 class Source(NamedTuple):
-    """The config.json of a checkpoint in its family's present format, and the family."""
+    """The config.json of a checkpoint in its family's current format, and the family."""
 
     directory: Path
     config: dict[str, Any]
@@ -273,7 +273,7 @@ def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
 
 
 def has_head(source: Source, encoder: EncoderConfig) -> bool:
-    """Returns whether a checkpoint has a masked-LM head, judging from the names of its tensors."""
+    """Returns whether a checkpoint has a masked-LM head, according to the names of its tensors."""
     family = source.family
     names = {*_canonical(family, tensor_names(source.directory), source.directory)}
     head = {t.name for t in tensors_of(family, encoder) if t.paths[0].startswith("head/")} - {family.output_bias}
@@ -334,7 +334,7 @@ def _differs(directory: Path, decoder: str, found: dict[Tensor, str]) -> bool:
 
 
 def _canonical(family: Family, names: list[str], directory: Path) -> dict[str, str]:
-    """Returns a map from present names, without the family's prefix, to the names in the file."""
+    """Returns a map from current names, without the family's prefix, to the names in the file."""
     result: dict[str, str] = {}
     for name in names:
         module, _, leaf = name.removeprefix(family.prefix).rpartition(".")

@@ -52,7 +52,7 @@ def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderCo
     result = params | {"encoder": encoder}
     if before.head_transform != after.head_transform:
         final = encoder["final_norm"]
-        # The head normalises what is normalised already, which changes only a known factor by its epsilon.
+        # The head normalises the normalised states again, which only divides them by sqrt(1 + epsilon).
         scale = final["scale"] * np.float32((1 + before.norm_epsilon) ** 0.5)
         encoder["final_norm"] = {"scale": np.ones_like(scale)}
         norm = {"scale": scale}

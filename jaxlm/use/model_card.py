@@ -22,7 +22,7 @@ def model_card(trained: Trained, family: Family, encoder: EncoderConfig, name: s
     head = [
         "---", "library_name: transformers", "pipeline_tag: fill-mask", "tags:", "- fill-mask", "- jaxlm", "---", "",
         f"# {name}", "",
-        f"This is a masked language model with the {family.name} architecture: {encoder.layers} layers, width "
+        f"This is a masked language model with the `{family.name}` architecture: {encoder.layers} layers, width "
         f"{encoder.width}, {parameter_count(encoder):,} parameters, a vocabulary of {encoder.vocab_size:,} tokens, and "
         f"inputs of up to {trained.longest:,} tokens. It was exported by jaxlm {__version__}.", "",
         "```python", "from transformers import pipeline", "",
@@ -65,7 +65,7 @@ def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     facts["batch"] = f"{config.train.batch_size} rows of {config.data.sequence_length} tokens"
     if config.train.phases:
         facts["phases"] = "; ".join(", ".join(f"{k} {v}" for k, v in phase.items()) for phase in config.train.phases)
-    facts["masking"] = f"{config.masking.scheme}, {config.masking.rate:g} of the tokens"
+    facts["masking"] = f"{100 * config.masking.rate:g}% of the tokens, scheme {config.masking.scheme}"
     facts["optimizer"] = f"{config.optimizer.name}, peak learning rate {config.optimizer.learning_rate:g}"
     facts["schedule"] = f"{config.schedule.name}, warm-up {config.schedule.warmup:g}"
     facts["compute dtype"] = config.train.compute_dtype
