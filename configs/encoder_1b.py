@@ -42,5 +42,5 @@ def get_config():
     # Two stairs of the batch and a part of the third hold the warm-up's 2 billion tokens.
     warmup = 2 * stair + round((2e9 - (1 + 2) * stair * small) / (3 * small))
     decay = round(300e9 / long)
-    config.schedule.update(name="wsd", warmup=warmup, decay=decay, decay_shape="1-sqrt", final=0.02)
+    config.schedule.update(name="wsd", warmup=warmup, decay_steps=decay, decay_shape="1-sqrt", final=0.02)
     return config

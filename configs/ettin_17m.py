@@ -40,5 +40,5 @@ def get_config():
     # Published as 3e-4, a decay that is not multiplied by the learning rate.
     config.optimizer.update(learning_rate=3e-3, beta2=0.98, epsilon=1e-6, weight_decay=3e-4 / 3e-3, clip_norm=0.0)
     warmup, decay = round(4e9 / small), round(300e9 / long)
-    config.schedule.update(name="wsd", warmup=warmup, decay=decay, decay_shape="1-sqrt", final=0.02)
+    config.schedule.update(name="wsd", warmup=warmup, decay_steps=decay, decay_shape="1-sqrt", final=0.02)
     return config

@@ -35,5 +35,5 @@ def get_config():
     # Published as 1e-5, a decay that is not multiplied by the learning rate.
     config.optimizer.update(learning_rate=8e-4, beta2=0.98, epsilon=1e-6, weight_decay=1e-5 / 8e-4, clip_norm=0.0)
     warmup, decay = round(3e9 / small), round(50e9 / long)
-    config.schedule.update(name="wsd", warmup=warmup, decay=decay, decay_shape="1-sqrt")
+    config.schedule.update(name="wsd", warmup=warmup, decay_steps=decay, decay_shape="1-sqrt")
     return config

@@ -39,5 +39,5 @@ def get_config():
     config.optimizer.update(learning_rate=5e-4, beta2=0.98, epsilon=1e-6, weight_decay=1e-5 / 5e-4, clip_norm=0.0)
     # Four stairs of the batch and a part of the fifth hold the warm-up's 2 billion tokens.
     warmup = 4 * stair + round((2e9 - (1 + 2 + 3 + 4) * stair * small) / (5 * small))
-    config.schedule.update(name="wsd", warmup=warmup, decay=round(50e9 / last), decay_shape="1-sqrt")
+    config.schedule.update(name="wsd", warmup=warmup, decay_steps=round(50e9 / last), decay_shape="1-sqrt")
     return config

@@ -25,6 +25,6 @@ def get_config():
     config.evaluation.batch_size = 512
     # Published as 1e-5, a decay that is not multiplied by the learning rate.
     config.optimizer.update(learning_rate=5e-4, beta2=0.98, epsilon=1e-6, weight_decay=1e-5 / 5e-4, clip_norm=0.0)
-    config.optimizer.decay = (".=yes",)
+    config.optimizer.decay_mask = (".=yes",)
     config.schedule.update(name="linear", warmup=0.06, final=0.02)
     return config

@@ -23,6 +23,6 @@ def get_config():
     config.train.update(batch_size=8192, accumulate=32)
     config.evaluation.batch_size = 256
     config.optimizer.update(learning_rate=6e-4, beta2=0.98, epsilon=1e-6, weight_decay=0.01, clip_norm=0.0)
-    config.optimizer.decay = (".=yes",)
+    config.optimizer.decay_mask = (".=yes",)
     config.schedule.update(name="linear", warmup=24_000)
     return config

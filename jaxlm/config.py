@@ -5,6 +5,7 @@ that starts from `default_config()` and changes what differs; the command line o
 directory's `config.json` holds the resolved result and replays the run.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -20,9 +21,9 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxlm.errors import UserError
 from jaxlm.settings import (
-    FORMER_VALUES,
+    FORMER,
     INTERVALS,
-    OBJECTIVES,
+    PHASE_OBJECTIVES,
     PHASE_SETTINGS,
     RESUMABLE,
     RESUMABLE_SECTIONS,
@@ -107,9 +108,10 @@ def _reason(error: Exception) -> str:
     wrapped = error.args and isinstance(error.args[0], KeyError)  # ml_collections' AttributeError
     text = " ".join(str((error.args[0] if wrapped else error).args[0] if error.args else "").split())
     if unknown := re.search(r'Did you mean "(.+)" instead of "(.+)"\?$', text):
-        return f"there is no setting {unknown[2]}; did you mean {unknown[1]}?"
+        renamed = [former.name for old, former in FORMER.items() if former.name and old.endswith(f".{unknown[2]}")]
+        return f"there is no setting {unknown[2]}; did you mean {' or '.join(renamed) or unknown[1]}?"
     if unknown := re.match(r'Key "(.+?)" does not exist', text):
-        return f"there is no setting {unknown[1]}; `jaxlm config` prints them all"
+        return f"there is no setting {unknown[1]}{_nearest(unknown[1])}"
     return text if isinstance(error, TypeError | ValueError | SyntaxError) else f"{type(error).__name__}: {text}"
 
 
@@ -124,17 +126,24 @@ def _read_json(path: Path) -> ConfigDict:
 
 
 def config_from_dict(content: dict, where: str) -> ConfigDict:
-    """Returns the config that `config_to_dict` wrote; settings that it lacks keep their defaults. Raises UserError."""
+    """Returns the config that `config_to_dict` wrote, also under the names that older versions gave to settings.
+
+    Settings that the dict lacks keep their defaults. Raises UserError.
+    """
     config = default_config()
     for section, settings in content.items():
         if not isinstance(settings, dict):
-            raise UserError(f"{where}: {section} is no section of settings")
+            raise UserError(f"{where}: {section} is not a section of settings")
         for name, value in settings.items():
             key = f"{section}.{name}"
+            if former := FORMER.get(key):
+                if former.name is None:
+                    continue
+                key = former.name
+                value = former.values.get(value, value) if isinstance(value, bool) else value
             setting = find_setting(key, where)
-            if isinstance(value, bool):
-                value = FORMER_VALUES.get(key, {}).get(value, value)
-            config[section][name] = _as_kind(key, value, setting)
+            new_section, _, new_name = key.partition(".")
+            config[new_section][new_name] = _as_kind(key, value, setting)
     return config
 
 
@@ -158,11 +167,21 @@ def find_setting(key: str, where: str = "") -> Setting:
     section, _, name = key.partition(".")
     if section in SETTINGS and name in SETTINGS[section]:
         return SETTINGS[section][name]
+    raise UserError(f"{where + ': ' if where else ''}there is no setting {key}{_nearest(key)}")
+
+
+def _nearest(key: str) -> str:
+    """Returns the end of a message about an unknown setting: which one it was renamed to, or the nearest one."""
     known = [f"{s}.{n}" for s, settings in SETTINGS.items() for n in settings]
-    same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same_name or difflib.get_close_matches(key, known, 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else "; `jaxlm config` prints them all"
-    raise UserError(f"{where + ': ' if where else ''}there is no setting {key}{hint}")
+    name = key.rpartition(".")[2]
+    renamed = {old: former.name for old, former in FORMER.items() if former.name}
+    near = (
+        [new for old, new in renamed.items() if old == key]
+        or [other for other in known if other.rpartition(".")[2] == name][:1]
+        or [new for old, new in renamed.items() if old.rpartition(".")[2] == name]
+        or difflib.get_close_matches(key, known, 1, 0.4)
+    )
+    return f"; did you mean {' or '.join(near)}?" if near else "; `jaxlm config` prints them all"
 
 
 def full_name(key: str) -> str:
@@ -256,38 +275,57 @@ def changed_settings(before: ConfigDict, after: ConfigDict, resuming: bool = Tru
     return changed
 
 
-def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
-    """Returns the run's phases, each with every phase setting; the last one's steps are None (until the run ends)."""
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with its own batch shape, rates and objective; the last phase has no number of steps."""
+
+    steps: int | None  # updates; None: until the run ends
+    sequence_length: int
+    batch_size: int  # rows of the global batch
+    accumulate: int = 1  # micro-batches per update
+    mask_rate: float = 0.15  # at the first step; masking.final_rate may change it over the run
+    learning_rate: float = 1e-3  # peak rate, which the schedule multiplies
+    rotary_base: float = 1e4  # of global layers
+    objective: str = "masked"
+
+
+def phases_of(config: ConfigDict) -> tuple[Phase, ...]:
+    """Returns the phases of a run: `train.phases` completed by the config's settings, or one phase without them."""
     common = {
+        "steps": None,
         "sequence_length": config.data.sequence_length,
         "batch_size": config.train.batch_size,
         "accumulate": config.train.accumulate,
         "mask_rate": config.masking.rate,
-        "rotary_base": config.model.rotary_base,
         "learning_rate": config.optimizer.learning_rate,
-        "objective": "masked",
-        "steps": None,
+        "rotary_base": config.model.rotary_base,
+        "objective": config.train.objective,
     }
     given: tuple[dict[str, Any], ...] = config.train.phases or ({},)
-    phases = [common | {name: PHASE_SETTINGS[name](value) for name, value in phase.items()} for phase in given]
-    phases[-1]["steps"] = None
-    return phases
+    phases = [Phase(**common | {name: PHASE_SETTINGS[name](value) for name, value in row.items()}) for row in given]
+    return (*phases[:-1], dataclasses.replace(phases[-1], steps=None))
 
 
-def predicted_share(phase: dict[str, Any], mask_rate: float | None = None) -> float:
-    """Returns which share of the tokens a phase predicts, at the mask rate that it begins with or at another."""
-    if phase["objective"] == "causal":
-        return 1.0
-    return phase["mask_rate"] if mask_rate is None else mask_rate
-
-
-def phase_number(phases: Sequence[dict[str, Any]], step: int) -> int:
-    """Returns which of `phases_of` the update after `step` updates belongs to."""
+def phase_number(phases: Sequence[Phase], step: int) -> int:
+    """Returns the index of the phase that computes update number `step`, counted from 0."""
     for number, phase in enumerate(phases[:-1]):
-        if step < phase["steps"]:
+        if phase.steps is None:
+            raise ValueError(f"phase {number} has no number of steps; only the last phase may lack one")
+        if step < phase.steps:
             return number
-        step -= phase["steps"]
+        step -= phase.steps
     return len(phases) - 1
+
+
+def evaluation_files(config: ConfigDict) -> dict[str, str]:
+    """Returns the files of `task.evaluation` by name; a file without a name is called "evaluation"."""
+    entries = [_named(entry) for entry in config.task.evaluation]
+    return dict(entries)
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, separator, path = entry.partition("=")
+    return (name, path) if separator else ("evaluation", entry)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -311,8 +349,11 @@ def check_config(config: ConfigDict) -> None:
 def _check_together(config: ConfigDict) -> None:
     """Settings that must fit each other."""
     data, model, masking, tokenizer, mesh = config.data, config.model, config.masking, config.tokenizer, config.mesh
+    task = config.task
     held_out = [entry.partition("=") for entry in data.held_out]
     names = [name for name, _, _ in held_out]
+    task_files = [_named(entry) for entry in task.evaluation]
+    task_names = [name for name, _ in task_files]
     rules = [
         (model.width % model.heads == 0, f"model.heads={model.heads} do not divide model.width={model.width}"),
         (model.positions != "rotary" or model.width // model.heads % 2 == 0,
@@ -328,13 +369,23 @@ def _check_together(config: ConfigDict) -> None:
         (all(weight > 0 and math.isfinite(weight) for weight in data.weights), "data.weights must all be above 0"),
         (all(name and path for name, _, path in held_out), f"data.held_out={data.held_out}: NAME=PATH is meant"),
         (len(set(names)) == len(names), f"data.held_out={data.held_out}: a name stands twice"),
-        (all(name.replace("-", "").replace("_", "").isalnum() for name in names),
-         f"data.held_out={data.held_out}: names are made of letters, digits, - and _"),
+        (_are_names(names), f"data.held_out={data.held_out}: names may contain letters, digits, - and _"),
+        (config.train.objective != "classify" or task.train,
+         "train.objective=classify needs task.train, a file of labelled examples"),
+        (len(task.text) in (1, 2) and all(task.text),
+         f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma"),
+        (all(name and path for name, path in task_files), f"task.evaluation={task.evaluation}: expected NAME=FILE"),
+        (len(set(task_names)) == len(task_names), f"task.evaluation={task.evaluation}: two files have the same name"),
+        (_are_names(task_names), f"task.evaluation={task.evaluation}: names may contain letters, digits, - and _"),
         (mesh.data == -1 or mesh.data >= 1, f"mesh.data={mesh.data}: a number of devices, or -1 for all that are left"),
     ]  # fmt: skip
     for holds, message in rules:
         if not holds:
             raise UserError(message)
+
+
+def _are_names(names: Sequence[str]) -> bool:
+    return all(name.replace("-", "").replace("_", "").isalnum() for name in names)
 
 
 def _check_end(config: ConfigDict) -> None:
@@ -343,33 +394,38 @@ def _check_end(config: ConfigDict) -> None:
     ends = [name for name in ("steps", "epochs", "tokens", "minutes") if train[name] is not None]
     if len(ends) > 1:
         raise UserError(f"only one of train.{' and train.'.join(ends)} can end the run; set the others to none")
-    if "minutes" in ends and (schedule.warmup >= 1 or (schedule.name == "wsd" and schedule.decay >= 1)):
+    if "minutes" in ends and (schedule.warmup >= 1 or (schedule.name == "wsd" and schedule.decay_steps >= 1)):
         raise UserError(
-            "where train.minutes ends the run, schedule.warmup and schedule.decay are shares of it, below 1"
+            "where train.minutes ends the run, schedule.warmup and schedule.decay_steps must be shares of it, below 1"
         )
 
 
 def _check_phases(config: ConfigDict) -> None:
     """Each phase is whole, and its rows fit the model."""
-    phases: tuple[dict[str, Any], ...] = config.train.phases
+    rows: tuple[dict[str, Any], ...] = config.train.phases
     model = config.model
-    for number, phase in enumerate(phases, 1):
+    for number, row in enumerate(rows, 1):
         where = f"train.phases, entry {number}"
-        for name, value in phase.items():
+        for name, value in row.items():
             if name not in PHASE_SETTINGS:
                 raise UserError(f"{where}: {name} is not one of {', '.join(PHASE_SETTINGS)}")
             if name == "objective":
-                if value not in OBJECTIVES:
-                    raise UserError(f"{where}: objective={value} is not one of {', '.join(OBJECTIVES)}")
+                if value not in PHASE_OBJECTIVES:
+                    raise UserError(f"{where}: objective={value} is not one of {', '.join(PHASE_OBJECTIVES)}")
+                if config.train.objective not in PHASE_OBJECTIVES:
+                    raise UserError(
+                        f"{where}: objective={value} cannot be combined with train.objective={config.train.objective};"
+                        " remove it from the phase"
+                    )
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{where}: {name}={value}: a number above 0 is meant")
             if PHASE_SETTINGS[name] is int and value != int(value):
                 raise UserError(f"{where}: {name}={value}: a whole number is meant")
-        if "steps" not in phase and number < len(phases):
+        if "steps" not in row and number < len(rows):
             raise UserError(f"{where} needs its steps; only the last phase goes on to the end of the run")
     for phase in phases_of(config):
-        length, batch, parts = phase["sequence_length"], phase["batch_size"], phase["accumulate"]
+        length, batch, parts = phase.sequence_length, phase.batch_size, phase.accumulate
         table = model.max_positions - model.position_offset
         if length < 8:
             raise UserError(f"data.sequence_length={length}: at least 8 tokens are needed in a row")
@@ -380,8 +436,8 @@ def _check_phases(config: ConfigDict) -> None:
             )
         if batch % parts:
             raise UserError(f"train.batch_size={batch} is not divided by train.accumulate={parts}")
-        if not 0 < phase["mask_rate"] < 1:
-            raise UserError(f"train.phases: mask_rate={phase['mask_rate']}: {INTERVALS['(0,1)'][1]}")
+        if not 0 < phase.mask_rate < 1:
+            raise UserError(f"train.phases: mask_rate={phase.mask_rate}: {INTERVALS['(0,1)'][1]}")
 
 
 def format_config(config: ConfigDict, section: str = "") -> str:

@@ -1,6 +1,7 @@
 """Every setting of a run: its default, what it means, and which values it takes. `jaxlm config` prints this table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -163,6 +164,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "span_max": S(10, "words of the longest span", within=">=1"),
     },
     "train": {
+        "objective": S(
+            "masked",
+            "masked: predict masked tokens; causal: predict each token from those before it; classify: predict the"
+            " label of an example (section task)",
+            ("masked", "causal", "classify"),
+        ),
         "steps": S(None, "stop after so many updates (one of steps, epochs, tokens, minutes)", kind=int, within=">0"),
         "epochs": S(None, "stop after so many passes over the data", kind=float, within=">0"),
         "tokens": S(None, "stop after so many tokens", kind=float, within=">0"),
@@ -176,8 +183,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "phases": S(
             (),
             "rows of settings that hold one after another, as JSON: steps (all but the last), sequence_length,"
-            " batch_size, accumulate, mask_rate, learning_rate, rotary_base, objective (masked; causal: each token"
-            " after those before it)",
+            " batch_size, accumulate, mask_rate, learning_rate, rotary_base, objective (masked, causal)",
             item=dict,
         ),
         "seed": S(0, "of initialization, data order, masks and dropout", within=">=0"),
@@ -208,6 +214,16 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             within=">=0",
         ),
     },
+    "task": {
+        "train": S("", "file of training examples: .tsv, .csv or .jsonl"),
+        "evaluation": S((), "NAME=FILE, several with commas; a bare FILE is named evaluation"),
+        "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
+        "label": S("label", "column with the label"),
+        "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
+        "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),
+        "pooling": S("mean", "how the states of an example become one vector", ("mean", "cls", "max")),
+        "metric": S("accuracy", "metric that selects the best checkpoint", ("accuracy", "loss")),
+    },
     "optimizer": {
         "name": S("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "lamb", "muon")),
         "learning_rate": S(1e-3, "peak rate", within="(0,1]"),
@@ -217,11 +233,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "beta2": S(0.98, "decay of the mean of squared gradients", within="[0,1)"),
         "epsilon": S(1e-8, "added to the root of the mean square", within=">0"),
         "weight_decay": S(0.01, "decoupled weight decay, times the learning rate", within=">=0"),
-        "decay": S(
+        "decay_mask": S(
             ("/(kernel|embedding)$=yes", "/(bias|scale)$=no"),
             "which parameters decay: PATTERN=yes or no, the first that matches a parameter's path counts",
         ),
-        "rates": S(
+        "rate_multipliers": S(
             (),
             "factors on the learning rate, and so on weight decay: PATTERN=FACTOR, the first that matches counts, 1 for"
             " the rest; embeddings, encoder, head and layers:0-5 are patterns too",
@@ -246,7 +262,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             ("linear", "cosine", "wsd", "constant"),
         ),
         "warmup": S(0.06, "steps of linear warm-up, or, below 1, its share of the run", within=">=0"),
-        "decay": S(0.1, "wsd: steps of the fall at the end, or, below 1, its share of the run", within=">=0"),
+        "decay_steps": S(0.1, "wsd: steps of the fall at the end, or, below 1, its share of the run", within=">=0"),
         "decay_shape": S("linear", "wsd: 1-sqrt falls fast at first", ("linear", "1-sqrt")),
         "final": S(0.0, "share of the peak rate that is left at the end", within="[0,1]"),
     },
@@ -281,26 +297,31 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "tensorboard": S(True, "write TensorBoard events"),
         "curve": S(True, "draw curve.png"),
     },
-    "debug": {
-        "nan_at_step": S(
-            None,
-            "for trying one's own alarms: after so many updates the parameters become NaN; none: never",
-            kind=int,
-            within=">=0",
-        ),
-    },
 }
 
 # What may differ when a run is resumed: it only prolongs, spreads or watches the run.
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
              "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
-RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging", "debug"}
+RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says nothing
 
-# What the values of a setting that was a switch are called now; old config.json have the switch.
-FORMER_VALUES: dict[str, dict[bool, str]] = {"train.rematerialise": {True: "full", False: "none"}}
+
+class Former(NamedTuple):
+    """What became of a setting that older versions wrote into config.json."""
+
+    name: str | None  # the setting's name now; None if it was removed
+    values: Mapping[bool, str] = MappingProxyType({})  # if it was a switch: what replaces True and False
+
+
+FORMER: dict[str, Former] = {
+    "optimizer.decay": Former("optimizer.decay_mask"),
+    "optimizer.rates": Former("optimizer.rate_multipliers"),
+    "schedule.decay": Former("schedule.decay_steps"),
+    "train.rematerialise": Former("train.rematerialise", {True: "full", False: "none"}),
+    "debug.nan_at_step": Former(None),
+}
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
                   "rotary_base": float, "learning_rate": float, "objective": str}  # fmt: skip
-OBJECTIVES = ("masked", "causal")
+PHASE_OBJECTIVES = ("masked", "causal")  # that phases of one run may alternate between

@@ -485,7 +485,7 @@ def not_a_number(part: Scene, folder: Path, reference: Reference, rng: random.Ra
     for _ in range(count):
         scene = part.copied(folder)
         step = rng.randrange(part.reached() + 1, STEPS)
-        outcome = scene.run_here(f"debug.nan_at_step={step}")
+        outcome = scene.run(faults={"FAULT_NAN_STEP": str(step)})
         kept = sorted(int(entry.name) for entry in (scene.workdir / "checkpoints").iterdir())
         again = scene.run_here()
         result = judge("nan", f"after update {step}", f"checkpoints {kept}", outcome, reference.checksum, again)

@@ -5,6 +5,7 @@ FAULT_OPERATION  the process kills itself, as kill -9 does, right before the ope
 FAULT_TRACE      a file that gets a line for each of them
 FAULT_FILE_BYTES the size that no file may exceed, as on a full disk
 FAULT_CLOCK      seconds by which the system's clock is wrong
+FAULT_NAN_STEP   the parameters are NaN when the update of this number begins (from 0)
 """
 
 import os
@@ -12,6 +13,8 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> int:
@@ -22,9 +25,32 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     if folder := os.environ.get("FAULT_FOLDER"):
         _count_operations(folder, int(os.environ.get("FAULT_OPERATION", 0)), os.environ.get("FAULT_TRACE"))
+    if at := os.environ.get("FAULT_NAN_STEP"):
+        from jaxlm import train
+
+        train.compile_step = with_nan_params(train.compile_step, int(at))
     from jaxlm.cli import main as command
 
     return command(sys.argv[1:])
+
+
+def with_nan_params(compile_step: Callable, at: int) -> Callable:
+    """Returns a `jaxlm.train.compile_step` whose compiled steps get NaN as parameters at step `at`."""
+    import jax
+    import numpy as np
+
+    def compile_faulty(*arguments: Any) -> Callable:
+        compiled = compile_step(*arguments)
+
+        def faulty(state: dict, batch: dict, step: np.int32, *rest: Any) -> Any:
+            if step == at:
+                params = jax.tree.map(lambda leaf: leaf * np.array(np.nan, leaf.dtype), state["params"])
+                state = state | {"params": params}
+            return compiled(state, batch, step, *rest)
+
+        return faulty
+
+    return compile_faulty
 
 
 def _turn_clock(seconds: float) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,16 +8,18 @@ from hypothesis import strategies as st
 
 from jaxlm import cli, config
 from jaxlm.config import (
+    Phase,
     apply_override,
     check_config,
     default_config,
+    evaluation_files,
     load_config,
     phase_number,
     phases_of,
     predicted_share,
 )
 from jaxlm.errors import UserError
-from jaxlm.settings import INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
+from jaxlm.settings import FORMER, INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
 
 ROOT = Path(__file__).parents[1]
 KEYS = {f"{section}.{name}": setting for section, table in SETTINGS.items() for name, setting in table.items()}
@@ -212,7 +215,7 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
     (["train.seed=-1"], ["train.seed"]),
     (["train.batch_size=10", "train.accumulate=4"], ["train.batch_size=10", "train.accumulate=4"]),
     (["train.minutes=1", "schedule.warmup=100"], ["train.minutes", "schedule.warmup"]),
-    (["train.minutes=1", "schedule.name=wsd", "schedule.decay=100"], ["train.minutes", "schedule.decay"]),
+    (["train.minutes=1", "schedule.name=wsd", "schedule.decay_steps=100"], ["train.minutes", "schedule.decay_steps"]),
     (['train.phases=[{"sequence_length": 128}, {}]'], ["train.phases, entry 1", "steps"]),
     (['train.phases=[{"steps": 5, "length": 128}, {}]'], ["train.phases, entry 1", "length", "sequence_length"]),
     (['train.phases=[{"steps": 5}, {"mask_rate": 15}]'], ["train.phases", "mask_rate=15"]),
@@ -227,6 +230,13 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
     (['train.phases=[{"steps": 5, "batch_size": 9, "accumulate": 2}, {}]'], ["9", "accumulate=2"]),
     (["optimizer.learning_rate=3"], ["optimizer.learning_rate"]),
     (["schedule.final=2"], ["schedule.final"]),
+    (["train.objective=electra"], ["train.objective=electra", "masked, causal, classify"]),
+    (["train.objective=classify"], ["train.objective=classify", "task.train"]),
+    (["task.text="], ["task.text=", "column"]),
+    (["task.text=a,b,c"], ["task.text=a,b,c", "two columns"]),
+    (["task.evaluation=a.tsv,b.tsv"], ["task.evaluation", "same name"]),
+    (["task.evaluation=../x=a.tsv"], ["task.evaluation", "letters"]),
+    (["task.evaluation=x="], ["task.evaluation", "NAME=FILE"]),
     (["mesh.data=0"], ["mesh.data"]),
     (["tokenizer.character_coverage=0.1"], ["tokenizer.character_coverage"]),
     (["checkpoint.every=0"], ["checkpoint.every"]),
@@ -254,14 +264,19 @@ def test_phases_fill_in_what_they_leave_out_and_the_last_goes_on_to_the_end():
     )
     check_config(result)
     first, last = phases_of(result)
-    assert first == {"steps": 100, "sequence_length": 64, "batch_size": 32, "accumulate": 1, "mask_rate": 0.3,
-                     "rotary_base": 10_000.0, "learning_rate": 1e-3, "objective": "masked"}  # fmt: skip
-    assert last == {"steps": None, "sequence_length": 128, "batch_size": 32, "accumulate": 1, "mask_rate": 0.15,
-                    "rotary_base": 160_000.0, "learning_rate": 1e-3, "objective": "masked"}  # fmt: skip
+    assert first == Phase(
+        steps=100, sequence_length=64, batch_size=32, accumulate=1, mask_rate=0.3,
+        learning_rate=1e-3, rotary_base=10_000.0, objective="masked",
+    )  # fmt: skip
+    assert last == Phase(
+        steps=None, sequence_length=128, batch_size=32, accumulate=1, mask_rate=0.15,
+        learning_rate=1e-3, rotary_base=160_000.0, objective="masked",
+    )  # fmt: skip
+    assert {field.name for field in dataclasses.fields(Phase)} == set(PHASE_SETTINGS)
     for name, kind in PHASE_SETTINGS.items():
-        assert type(first[name]) is kind
+        assert type(getattr(first, name)) is kind
     (only,) = phases_of(default_config())
-    assert only["steps"] is None
+    assert only == Phase(None, 128, 32)  # the defaults of Phase are those of the settings
 
 
 def test_a_causal_phase_predicts_all_tokens_and_a_masked_one_its_share():
@@ -270,9 +285,27 @@ def test_a_causal_phase_predicts_all_tokens_and_a_masked_one_its_share():
 
 
 def test_a_phase_lasts_its_steps_and_the_last_one_for_ever():
-    phases = [{"steps": 3}, {"steps": 1}, {"steps": None}]
+    phases = [Phase(steps, 128, 32) for steps in (3, 1, None)]
     assert [phase_number(phases, step) for step in (0, 2, 3, 4, 10**9)] == [0, 0, 1, 2, 2]
-    assert phase_number([{"steps": None}], 7) == 0
+    assert phase_number(phases[-1:], 7) == 0
+
+
+def test_phases_take_the_objective_of_the_run_unless_they_have_their_own():
+    rows = 'train.phases=[{"steps": 5, "objective": "masked"}, {}]'
+    config = with_overrides("train.objective=causal", rows)
+    check_config(config)
+    assert [phase.objective for phase in phases_of(config)] == ["masked", "causal"]
+    message = refusal("train.objective=classify", "task.train=train.tsv", rows)
+    assert "train.phases, entry 1: objective=masked" in message
+    assert "train.objective=classify" in message
+
+
+def test_evaluation_files_have_names_and_one_without_is_called_evaluation():
+    overrides = "task.evaluation=matched=a.tsv,b.tsv", "task.text=premise,hypothesis"
+    config = with_overrides("train.objective=classify", "task.train=t.tsv", *overrides)
+    check_config(config)
+    assert evaluation_files(config) == {"matched": "a.tsv", "evaluation": "b.tsv"}
+    assert config.task.text == ("premise", "hypothesis")
 
 
 # Config files
@@ -438,7 +471,7 @@ def test_the_saved_config_replays_the_run(tmp_path):
 @pytest.mark.parametrize(("content", "words"), [
     ('{"train": {"steps": 5', "no valid JSON"),
     ("[1, 2]", "no sections"),
-    ('{"train": 3}', "train is no section"),
+    ('{"train": 3}', "train is not a section"),
     ('{"train": {"stpes": 5}}', "did you mean train.steps?"),
     ('{"trian": {"steps": 5}}', "did you mean train.steps?"),
     ('{"train": {"steps": "five"}}', "train.steps=five"),
@@ -475,7 +508,7 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
         text = '[{"steps": 3}, {}]'
     apply_override(after, f"{key}={text}")
     section, _, name = key.partition(".")
-    allowed = section in ("mesh", "checkpoint", "evaluation", "logging", "debug") or key in (
+    allowed = section in ("mesh", "checkpoint", "evaluation", "logging") or key in (
         "train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
         "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
     )  # fmt: skip
@@ -487,11 +520,57 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
         assert changed == [f"{key}: {old} -> {new}"]
 
 
-def test_a_config_json_from_when_rematerialise_was_a_switch_still_loads(tmp_path):
+def test_a_config_json_with_former_names_is_that_with_todays(tmp_path):
+    now = with_overrides(
+        "optimizer.decay_mask=.=yes", "optimizer.rate_multipliers=head=3", "schedule.name=wsd",
+        "schedule.decay_steps=0.2", "train.rematerialise=full", "train.steps=5",
+    )  # fmt: skip
+    content = config.config_to_dict(now)
+    for section, old, new in (
+        ("optimizer", "decay", "decay_mask"),
+        ("optimizer", "rates", "rate_multipliers"),
+        ("schedule", "decay", "decay_steps"),
+    ):
+        content[section][old] = content[section].pop(new)
+    content["train"]["rematerialise"] = True
+    content["debug"] = {"nan_at_step": None}
+    del content["task"], content["train"]["objective"]
     path = tmp_path / "config.json"
-    for former, now in ((True, "full"), (False, "none"), ("dots", "dots")):
-        path.write_text(json.dumps({"train": {"rematerialise": former}}))
-        assert load_config(str(path)).train.rematerialise == now
+    path.write_text(json.dumps(content))
+    former = load_config(str(path))
+    assert former == now
+    assert config.changed_settings(former, now) == []
+    assert config.changed_settings(former, now, resuming=False) == []
+
+
+def test_every_former_name_leads_to_a_setting():
+    for old, former in FORMER.items():
+        assert former.name is None or former.name in KEYS
+        assert old not in KEYS or former.values
+        assert not old.startswith(("data.", "tokenizer."))  # stores are found by these names
+
+
+@pytest.mark.parametrize(("former", "now"), [(True, "full"), (False, "none"), ("dots", "dots")])
+def test_a_switch_becomes_the_value_that_replaces_it(former, now):
+    content = {"train": {"rematerialise": former}}
+    assert config.config_from_dict(content, "config.json").train.rematerialise == now
+
+
+@pytest.mark.parametrize(("old", "hint"), [
+    ("optimizer.decay", "did you mean optimizer.decay_mask?"),
+    ("optimizer.rates", "did you mean optimizer.rate_multipliers?"),
+    ("schedule.decay", "did you mean schedule.decay_steps?"),
+    ("decay", "did you mean optimizer.decay_mask or schedule.decay_steps?"),
+    ("debug.nan_at_step", "there is no setting debug.nan_at_step"),
+])  # fmt: skip
+def test_a_former_name_on_the_command_line_is_refused_with_the_new_one(old, hint):
+    assert hint in refusal(f"{old}=1")
+
+
+def test_a_former_name_in_a_config_file_is_refused_with_the_new_one(tmp_path):
+    for line in ("c.optimizer.rates = ()", "c.optimizer.update(rates=())"):
+        path = write_config(tmp_path, f"def get_config():\n    c = default_config()\n    {line}\n    return c\n")
+        assert "rates; did you mean optimizer.rate_multipliers?" in load_error(path)
 
 
 def test_all_changed_settings_are_named_in_order():

@@ -168,7 +168,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused_before_anything_sta
     status, out, err = Launched(2, tmp_path / "run", text_file, cache, "train.steps=5", "train.batch_size=7").end()
     assert status == 1
     assert re.findall(r"jaxlm: (.*)", err) == [
-        "train.batch_size=7 is not divided by the 2 devices that split the batch"
+        "train.batch_size=7 is not divisible by the 2 devices that split the batch"
     ]
     assert "step" not in out
     assert os.listdir(tmp_path / "run") == ["lock"]

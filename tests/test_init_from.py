@@ -230,7 +230,7 @@ def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(checkpoint
     start = write_checkpoint(tmp_path / "bert", text_file)
     with open(start / "vocab.txt", "a") as file:
         file.write("antidisestablishment\n")
-    with pytest.raises(UserError, match=r"has ids up to \d+, beyond the \d+ rows of its token table"):
+    with pytest.raises(UserError, match=r"has ids up to \d+, but the token embedding has only \d+ rows"):
         load_trained(start)
 
 

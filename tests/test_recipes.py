@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlm.config import config_to_dict, load_config, phases_of, save_config, split_overrides
+from jaxlm.config import Phase, config_to_dict, load_config, phases_of, save_config, split_overrides
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
@@ -76,15 +76,15 @@ def paths_and_leaves(tree) -> dict:
     return {param_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def tokens_of(phase: dict) -> int:
-    return phase["batch_size"] * phase["sequence_length"]
+def tokens_of(phase: Phase) -> int:
+    return phase.batch_size * phase.sequence_length
 
 
 def all_steps(spec: str) -> list[int]:
     """Returns the updates of each phase of a run that ends by steps or tokens, the last one's worked out."""
     config = load(spec)
     *earlier, last = phases_of(config)
-    done = [phase["steps"] for phase in earlier]
+    done = [phase.steps for phase in earlier]
     if config.train.steps is not None:
         return [*done, config.train.steps - sum(done)]
     spent = sum(steps * tokens_of(phase) for steps, phase in zip(done, earlier, strict=True))
@@ -173,7 +173,7 @@ def test_phases_add_up_to_the_run(spec):
     assert all(number > 0 for number in steps)
     total, schedule = sum(steps), config.schedule
     warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total
-    decay = schedule.decay if schedule.name == "wsd" else 0
+    decay = schedule.decay_steps if schedule.name == "wsd" else 0
     assert warmup + decay < total
     factor = make_schedule(schedule, total)
     assert float(factor(jnp.float32(warmup))) == pytest.approx(1, abs=1e-6)
@@ -183,7 +183,7 @@ def test_phases_add_up_to_the_run(spec):
 @each_recipe
 def test_model_of_the_last_phase_is_the_model_that_is_kept(spec):
     config = load(spec)
-    assert phases_of(config)[-1]["rotary_base"] == config.model.rotary_base
+    assert phases_of(config)[-1].rotary_base == config.model.rotary_base
 
 
 BILLION = 10**9
@@ -206,7 +206,7 @@ PUBLISHED_TOKENS = {
 def test_phases_hold_the_published_tokens(spec, published):
     found: dict[int, float] = {}
     for steps, phase in zip(all_steps(spec), phases_of(load(spec)), strict=True):
-        found[phase["sequence_length"]] = found.get(phase["sequence_length"], 0) + steps * tokens_of(phase) / BILLION
+        found[phase.sequence_length] = found.get(phase.sequence_length, 0) + steps * tokens_of(phase) / BILLION
     assert list(found) == [length for length, _ in published]
     assert list(found.values()) == pytest.approx([tokens for _, tokens in published], rel=1e-4)
 
@@ -233,9 +233,9 @@ def test_warmups_and_decay_hold_the_published_tokens(spec, published):
         return found / BILLION
 
     total = sum(steps)
-    sizes = [phase["batch_size"] for phase in phases if phase["sequence_length"] == 1024]
+    sizes = [phase.batch_size for phase in phases if phase.sequence_length == 1024]
     growing = sum(steps[: len(sizes) - 1])
-    found = (tokens(0, config.schedule.warmup), tokens(0, growing), tokens(total - config.schedule.decay, total))
+    found = (tokens(0, config.schedule.warmup), tokens(0, growing), tokens(total - config.schedule.decay_steps, total))
     assert found == pytest.approx(published, rel=2e-3)
     assert sizes == sorted(set(sizes))
 
@@ -307,5 +307,5 @@ def test_eight_devices_divide_every_batch(spec):
 
 def check_batches(config, mesh) -> None:
     for phase in phases_of(config):
-        check_batch(mesh, phase["batch_size"], phase["accumulate"])
+        check_batch(mesh, phase.batch_size, phase.accumulate)
     check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")

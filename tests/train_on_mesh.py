@@ -99,7 +99,7 @@ def make_run(mesh, dtype: str, accumulate: int, name: str):
 def put(mesh, step: int) -> tuple:
     runs = runs_of_parts(*sharding.local_parts(mesh), BATCH)
     mine = {name: np.concatenate([array[slice(*run)] for run in runs]) for name, array in synthetic_rows(step).items()}
-    return sharding.put_batch(mesh, mine), np.int32(step), np.float32(step), np.float32(0.15)
+    return sharding.shard_batch(mesh, mine), np.int32(step), np.float32(step), np.float32(0.15)
 
 
 def losses_and_digests(mesh, watch: Watch, dtype: str, accumulate: int, name: str) -> dict:

@@ -36,10 +36,10 @@ def _read_rules(entries: Sequence[str], params: Any, key: str, meant: str, read:
 
 
 def decay_mask(settings: Any, params: Any) -> Any:
-    """Returns a tree of bools, True where weight decay applies, from the rules of `optimizer.decay`."""
+    """Returns a tree of bools, True where weight decay applies, from the rules of `optimizer.decay_mask`."""
     answers = {"yes": True, "no": False}
-    rules = _read_rules(settings.decay, params, "optimizer.decay", "PATTERN=yes or PATTERN=no", answers.get)
-    return match_rules(rules, params, "optimizer.decay")
+    rules = _read_rules(settings.decay_mask, params, "optimizer.decay_mask", "PATTERN=yes or PATTERN=no", answers.get)
+    return match_rules(rules, params, "optimizer.decay_mask")
 
 
 def frozen_mask(settings: Any, params: Any) -> Any:
@@ -71,14 +71,20 @@ def _whole_entries(entries: Sequence[str]) -> list[str]:
 
 
 def rate_factors(settings: Any, params: Any) -> Any:
-    """Returns each parameter's factor on the learning rate: that of `optimizer.rates` times its layer's decay.
+    """Returns each parameter's factor on the learning rate: its rate multiplier times its layer's decay.
 
     The head, and the norm after the last layer, have a decay of 1, layer i of n has layer_decay ** (n - i), the
     embeddings layer_decay ** (n + 1). The idea is ELECTRA's (arXiv 2003.10555), the exponents BEiT's (arXiv
     2106.08254); ELECTRA's code has one more below the head. Raises UserError for rules that cannot be meant.
     """
-    rules = _read_rules(settings.rates, params, "optimizer.rates", "PATTERN=FACTOR, a factor above 0,", _above_zero)
-    factors = match_rules(rules, params, "optimizer.rates", otherwise=1.0)
+    rules = _read_rules(
+        settings.rate_multipliers,
+        params,
+        "optimizer.rate_multipliers",
+        "PATTERN=FACTOR, a factor above 0,",
+        _above_zero,
+    )
+    factors = match_rules(rules, params, "optimizer.rate_multipliers", otherwise=1.0)
     layers = layer_count(params)
 
     def below_head(path: str, _: Any) -> int:

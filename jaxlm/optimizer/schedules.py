@@ -27,7 +27,7 @@ def make_schedule(settings: Any, total: float) -> Any:
     elif settings.name == "constant":
         after = optax.constant_schedule(1.0)
     else:
-        fall = max(min(updates(settings.decay), rest), 1e-6)
+        fall = max(min(updates(settings.decay_steps), rest), 1e-6)
         straight = optax.linear_schedule(0.0, 1.0, fall, rest - fall)
 
         def after(count: Array) -> Array:

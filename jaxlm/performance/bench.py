@@ -5,29 +5,33 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from jaxlm import config as settings
+from jaxlm.config import (
+    apply_override,
+    check_config,
+    config_from_dict,
+    config_to_dict,
+    default_config,
+    load_config,
+    phases_of,
+    split_overrides,
+)
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
-from jaxlm.model.execution import choose_attention, choose_execution
-from jaxlm.model.flops import training_flops
-from jaxlm.objectives.masking import make_masking
-from jaxlm.optimizer import optimizers
+from jaxlm.model.presets import PRESETS
+from jaxlm.objectives.objective import Column
 from jaxlm.performance.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
-from jaxlm.run import initial_state
 from jaxlm.runtime import hardware, sharding
-from jaxlm.runtime.compiling import compiler_options, initial_options
-from jaxlm.train import make_train_step, phase_slots
+from jaxlm.step import assemble
 
-PAD_ID, SPECIAL_IDS = 0, (0, 1, 2, 3, 4)  # of the synthetic vocabulary; the last is the mask
+SCHEDULE_STEPS = 1000.0  # the length of the schedule; the rate does not matter here
 MEASURING_SECONDS = 3.0  # for the peak, before the steps and after them
 PROFILED_STEPS = 5
 DISPATCHED = 5  # steps that an accelerator is given at a time
@@ -36,50 +40,42 @@ DISPATCHED = 5  # steps that an accelerator is given at a time
 def bench(
     config: Any, steps: int = 10, warmup: int = 2, documents: int = 1, padding: float = 0.0, profiled: int = 0
 ) -> dict[str, Any]:
-    """Times the training step of a config's last phase, the very step that `jaxlm train` runs.
+    """Times the training step of a config's last phase, the same step that `jaxlm train` runs.
 
-    The rows are random ordinary tokens that lie on the device: the accelerator alone. Each row holds `documents`
-    documents of one length and ends with a share `padding` of padding. Seconds are medians of single steps, from call
-    to finished state, on accelerators of DISPATCHED steps at a time; `spread` is the middle half of them over the
-    median. FLOPs are those of `training_flops`, at every token of a row, padding too, and in attention over whole rows.
-    `mfu_measured` divides by the rate of the largest square product that was timed before and after the steps,
-    `mfu_datasheet` by the maker's figure where it is known; `mfu` is the latter where there is one. `profiled` further
-    steps are profiled: "profile" is their Profile.
+    The batch is synthetic and stays on the device, so the accelerator alone is timed. Each row holds `documents`
+    documents of equal length and ends with the fraction `padding` of padding. Seconds are medians over single steps,
+    from the call to the finished state; on accelerators, over groups of DISPATCHED steps. `spread` is the interquartile
+    range divided by the median. FLOPs are the objective's: matrix products at every token of a row, padding included,
+    and attention over whole rows. `mfu_measured` divides by the rate of the largest square product, timed before and
+    after the steps; `mfu_datasheet` by the manufacturer's figure if it is known; `mfu` is the latter if there is one.
+    `profiled` further steps are profiled: "profile" is their Profile. Raises UserError.
     """
-    phase = settings.phases_of(config)[-1]
-    batch_size, length = phase["batch_size"], phase["sequence_length"]
+    config = config_from_dict(config_to_dict(config), "config")
     encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, batch_size, phase["accumulate"])
     device = mesh.devices.flat[0]
+    if config.train.compute_dtype == "auto":
+        config.train.compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
     dtype = config.train.compute_dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
-    batch = synthetic_batch(encoder.vocab_size, batch_size, length, documents, padding)
+    assembly = assemble(config, encoder, SYNTHETIC_FACTS, mesh, device.platform)
+    number, phase, objective = len(assembly.phases) - 1, assembly.phases[-1], assembly.objectives[-1]
+    batch_size, length = phase.batch_size, phase.sequence_length
+    sharding.check_batch(mesh, batch_size, phase.accumulate)
+    batch = synthetic_batch(objective.columns(length), batch_size, length, documents, padding)
     real = int((batch["segment_ids"] > 0).sum())
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
-    kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh)
-    execution = choose_execution(
-        dtype, device.platform, mesh.size, config.train.rematerialise, kernel, sharding.batch_sharding(mesh)
-    )
-    masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
-    update = optimizers.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)), dtype)
-    shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
-    places = sharding.state_shardings(mesh, shapes)
-    initial = partial(initial_state, encoder, update, 0)
-    state = jax.jit(initial, out_shardings=places, compiler_options=initial_options(device.platform))()
+    state = assembly.fresh_state()
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
-    scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
+    knobs = objective.knobs(0.0)
+    scalars = (np.float32(1), {name: np.float32(knob) for name, knob in knobs.items()})
     with _cache_hits() as hits, _scopes_in_key(profiled > 0):
         begin = time.perf_counter()
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
+        lowered = assembly.lower(assembly.train_step(number, SCHEDULE_STEPS), state, batch, np.int32(0), *scalars)
         trace_seconds = time.perf_counter() - begin
-        options = compiler_options(device.platform)
-        if profiled and device.platform == "gpu":
-            options["xla_gpu_enable_command_buffer"] = ""  # a profile sees no kernels within one
-        compiled = lowered.compile(options)
+        # A profile sees no kernels within a GPU's command buffers.
+        options = {"xla_gpu_enable_command_buffer": ""} if profiled and device.platform == "gpu" else {}
+        compiled = assembly.compile(lowered, **options)
         compile_seconds = time.perf_counter() - begin
 
     in_turn = 1 if device.platform == "cpu" else DISPATCHED  # a run does not wait for each step either
@@ -89,8 +85,8 @@ def bench(
         seconds = []
         for _ in range(count):
             begin = time.perf_counter()
-            for number in range(in_turn):
-                state, metrics = compiled(state, batch, np.int32(number), *scalars[1:])
+            for update in range(in_turn):
+                state, metrics = compiled(state, batch, np.int32(update), *scalars)
             jax.block_until_ready((state, metrics))
             seconds.append((time.perf_counter() - begin) / in_turn)
         return seconds
@@ -106,7 +102,7 @@ def bench(
 
     median = statistics.median(seconds)
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
-    flops = training_flops(encoder, batch_size, length, int(settings.predicted_share(phase) * real))
+    flops = objective.flops(batch_size, length, real, knobs)
     size, rate = max(rates, key=lambda entry: entry[1])
     # CPU devices share one processor.
     measured = rate * mesh.size / (jax.local_device_count() if device.platform == "cpu" else 1)
@@ -131,14 +127,14 @@ def bench(
         "compile_seconds": compile_seconds,
         "trace_seconds": trace_seconds,
         "compiled_from_cache": bool(hits),
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
-        "prediction_slots": phase_slots(config, phase) * batch_size,
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(assembly.abstract_state["params"])),
+        "objective": phase.objective,
         "batch_size": batch_size,
         "sequence_length": length,
         "documents_per_row": documents,
         "padding": 1 - real / (batch_size * length),
         "compute_dtype": dtype,
-        "attention": kernel,
+        "attention": assembly.execution.attention,
         "device": f"{mesh.size} x {device.device_kind}",
         "jax": jax.__version__,
         "machine": hardware.describe_machine(),
@@ -146,24 +142,28 @@ def bench(
     return result | ({"profile": profile} if profile else {})
 
 
-def synthetic_batch(vocab: int, rows: int, length: int, documents: int, padding: float) -> dict[str, np.ndarray]:
-    """Returns a batch of random ordinary tokens [rows, length], each row of so many documents and then padding.
+def synthetic_batch(
+    columns: Mapping[str, Column], rows: int, length: int, documents: int, padding: float
+) -> dict[str, np.ndarray]:
+    """Returns a batch of random values for an objective's columns, each row of `documents` documents and then padding.
 
-    Raises UserError for documents that do not fit.
+    Raises UserError if they do not fit.
     """
     real = length - round(padding * length)
     if not 0 <= padding < 1 or not 1 <= documents <= real:
         raise UserError(
-            f"--documents={documents} and --padding={padding:g} do not go into a row of {length} tokens: padding is "
-            "a share from 0 to below 1, and each document needs a token"
+            f"--documents={documents} and --padding={padding:g} do not fit into a row of {length} tokens: padding must "
+            "be at least 0 and below 1, and each document needs a token"
         )
     rng = np.random.default_rng(0)
-    tokens = rng.integers(len(SPECIAL_IDS), vocab, (rows, length), np.int32)
-    segments = np.zeros(length, np.int32)
-    segments[:real] = 1 + np.arange(real) * documents // real
-    tokens[:, real:] = PAD_ID
-    word_starts = (rng.random(tokens.shape) < 0.7) & (segments > 0)
-    return {"tokens": tokens, "segment_ids": np.tile(segments, (rows, 1)), "word_starts": word_starts}
+    batch = {
+        name: rng.integers(column.low, column.high, (rows, *column.shape)).astype(column.dtype)
+        for name, column in columns.items()
+    }
+    batch["segment_ids"] = np.zeros((rows, length), np.int32)
+    batch["segment_ids"][:, :real] = 1 + np.arange(real) * documents // real
+    batch["tokens"][:, real:] = SYNTHETIC_FACTS.pad_id
+    return batch
 
 
 @contextlib.contextmanager
@@ -204,47 +204,35 @@ def _step_bytes(compiled: Any) -> int | None:
     return int(analysis.argument_size_in_bytes + between)
 
 
-def initial_params(encoder: Any) -> dict:
-    """Returns the parameters alone, for their shapes."""
-    return initial_state(encoder, optax.identity(), 0)["params"]
-
-
 def measure_input(config: Any) -> float:
     """Returns the tokens per second that the config's data give from disk, without a model. Raises UserError."""
-    from jaxlm.data.corpus import prepare
-    from jaxlm.data.rows import Phase, TrainRows, measure_input_rate
+    from jaxlm.data.prefetch import measure_input_rate
+    from jaxlm.data.table import DATA
 
-    prepared = prepare(config)
-    phase = settings.phases_of(config)[-1]
-    shape = Phase(2**40, phase["sequence_length"], phase["batch_size"])
-    rows = TrainRows(
-        prepared.train, list(config.data.weights) or None, [shape], 0,
-        config.data.prepend_begin, prepared.tokenizer.begin_id, prepared.tokenizer.pad_id,
-    )  # fmt: skip
-    return measure_input_rate(rows, max(20, 2_000_000 // (shape.batch_size * shape.sequence_length)))
+    phase = phases_of(config)[-1]
+    rows = DATA[phase.objective].prepare(config).rows(config, (phase,), 0, 1)
+    return measure_input_rate(rows, max(20, 2_000_000 // (phase.batch_size * phase.sequence_length)))
 
 
 def resized(config: Any, batch: int | None, length: int | None) -> Any:
-    """Returns the config as one phase, its last, with other rows; --batch leaves accumulation out. Raises UserError."""
-    phase = settings.phases_of(config)[-1]
-    accumulate = 1 if batch else phase["accumulate"]
-    batch, length = batch or phase["batch_size"], length or phase["sequence_length"]
-    config.train.update(phases=({"objective": phase["objective"]},), batch_size=batch, accumulate=accumulate)
-    config.data.sequence_length, config.masking.rate = length, phase["mask_rate"]
-    config.model.rotary_base, config.optimizer.learning_rate = phase["rotary_base"], phase["learning_rate"]
-    settings.check_config(config)
+    """Returns the config reduced to its last phase, with other rows; --batch sets accumulate to 1. Raises UserError."""
+    phase = phases_of(config)[-1]
+    accumulate = 1 if batch else phase.accumulate
+    batch, length = batch or phase.batch_size, length or phase.sequence_length
+    config.train.update(objective=phase.objective, phases=(), batch_size=batch, accumulate=accumulate)
+    config.data.sequence_length, config.masking.rate = length, phase.mask_rate
+    config.model.rotary_base, config.optimizer.learning_rate = phase.rotary_base, phase.learning_rate
+    check_config(config)
     return config
 
 
 def shape_config(shape: str, vocab: int, batch: int, length: int) -> Any:
-    """Returns a BERT of `LAYERSxWIDTH` with dropout 0.1, the work that peers are compared on. Raises UserError."""
+    """Returns a BERT of `LAYERSxWIDTH` with dropout 0.1, on which jaxlm is compared with peers. Raises UserError."""
     try:
         layers, width = (int(part) for part in shape.lower().split("x"))
     except ValueError as error:
-        raise UserError(f"--shape={shape}: LAYERSxWIDTH is meant, such as 4x256") from error
-    from jaxlm.model.presets import PRESETS
-
-    config = settings.default_config()
+        raise UserError(f"--shape={shape}: expected LAYERSxWIDTH, such as 4x256") from error
+    config = default_config()
     config.model.update(PRESETS["bert_base"])
     config.model.update(layers=layers, width=width, heads=max(1, width // 64), feed_forward_width=4 * width)
     config.model.update(vocab_size=vocab, max_positions=max(512, length))
@@ -255,7 +243,7 @@ def shape_config(shape: str, vocab: int, batch: int, length: int) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm bench --config=FILE | --shape=4x256 [--device-only] [--profile[=FIGURE.png]] [--json]`."""
-    overrides, rest = settings.split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm bench", description="Time the training step.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
@@ -293,13 +281,13 @@ def main(argv: Sequence[str]) -> int:
     if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--profile={args.profile}: a figure is a .png, .svg or .pdf file")
     if args.config:
-        config = settings.load_config(args.config, overrides)
+        config = load_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
     else:
         config = shape_config(args.shape, args.vocab, args.batch or 32, args.length or 128)
         for override in overrides:
-            settings.apply_override(config, override)
-        settings.check_config(config)
+            apply_override(config, override)
+        check_config(config)
     if args.no_cache:
         jax.config.update("jax_enable_compilation_cache", False)
     profiled = 0 if args.profile is None else min(args.steps, PROFILED_STEPS)

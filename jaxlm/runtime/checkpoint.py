@@ -100,7 +100,7 @@ class Checkpoints:
     for the one run that owns the directory, the others change nothing in it.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, keep_best: bool = True) -> None:
+    def __init__(self, directory: Path, keep: int = 2, keep_best: bool = True, higher_is_better: bool = False) -> None:
         self.directory, self.keep, self.keep_best = Path(directory).resolve(), keep, keep_best
         self._writing: tuple[int, Any] | None = None
         self._broken: dict[int, str] = {}

@@ -120,11 +120,15 @@ class Votes:
         return (jax.make_array_from_callback(self._shape, self._place, lambda index: mine),)
 
     def counted(self, step: Callable) -> Callable:
-        """Returns (*inputs, *votes) -> (state, metrics, what was voted: float32 [2]), of a step without votes."""
+        """Returns (*inputs, *votes) -> (state, (metrics, agreed)) of a step (*inputs) -> (state, metrics).
 
-        def step_and_votes(state: Any, batch: Any, number: Any, done: Any, rate: Any, *votes: Any) -> tuple:
-            state, metrics = step(state, batch, number, done, rate)
-            return state, metrics, jax.lax.with_sharding_constraint(votes[0].max(0), self._whole) if votes else None
+        `agreed` is float32 [2], or None for a run of one process.
+        """
+
+        def step_and_votes(state: Any, batch: Any, number: Any, done: Any, knobs: Any, *votes: Any) -> tuple:
+            state, metrics = step(state, batch, number, done, knobs)
+            agreed = jax.lax.with_sharding_constraint(votes[0].max(0), self._whole) if votes else None
+            return state, (metrics, agreed)
 
         step_and_votes.__name__ = step.__name__  # that of the compiled program
         return step_and_votes

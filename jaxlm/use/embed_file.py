@@ -17,8 +17,9 @@ from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checkpoint import params_sha256
 from jaxlm.storage import atomic_path, lock, read_json, sync_directory, write_text
+from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
-from jaxlm.text.sources import Tally, source_fingerprint
+from jaxlm.text.sources import source_fingerprint
 from jaxlm.use.embed import TOO_LONG, Embedder, groups_of
 from jaxlm.use.loading import Trained, load_trained
 from jaxlm.version import __version__

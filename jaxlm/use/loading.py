@@ -81,9 +81,9 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
     )
     saved = restore_params(directory / "checkpoints", shapes)
     phases = phases_of(config)
-    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
+    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)].rotary_base)
     counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
-    longest = max(phase["sequence_length"] for phase in phases)
+    longest = max(phase.sequence_length for phase in phases)
     if (directory / conversion.SOURCE_CONFIG).is_file():  # the original checkpoint was trained on longer rows
         longest = max(longest, encoder.max_positions - encoder.position_offset)
     return Trained(

@@ -17,8 +17,8 @@ from jaxlm.data.packing import Batch, batch_tokens_for, pack
 from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
 from jaxlm.runtime.compiling import jit
+from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
-from jaxlm.text.sources import Tally
 from jaxlm.use.loading import Trained, load_trained, require_head
 
 VARIANTS = ("within-word", "original")

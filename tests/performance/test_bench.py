@@ -92,8 +92,8 @@ def test_documents_that_do_not_fit_are_refused(documents, padding):
 def test_a_recipe_is_timed_with_other_rows():
     config = resized(load_config(str(ROOT / "configs" / "modernbert_base.py")), 4, 512)
     (phase,) = phases_of(config)
-    assert (phase["batch_size"], phase["sequence_length"], phase["accumulate"]) == (4, 512, 1)
-    assert (phase["mask_rate"], phase["rotary_base"], phase["learning_rate"]) == (0.3, 160_000.0, 3e-4)
+    assert (phase.batch_size, phase.sequence_length, phase.accumulate) == (4, 512, 1)
+    assert (phase.mask_rate, phase.rotary_base, phase.learning_rate) == (0.3, 160_000.0, 3e-4)
     own = resized(load_config(str(ROOT / "configs" / "modernbert_base.py")), None, None)
     assert phases_of(own)[-1] == phases_of(load_config(str(ROOT / "configs" / "modernbert_base.py")))[-1]
 

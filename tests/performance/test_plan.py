@@ -42,7 +42,7 @@ def small_config(**train):
         (["--mesh=8x4"], r"'8x4' does not parse"),
         (["--mesh=data=6", "--config.train.batch_size=96"], r"6 devices.*nearest have 4 \(2x2\) and 8 \(2x4\)"),
         (["--mesh=data=512"], r"512 devices.*nearest have 256 \(16x16\)$"),
-        (["--mesh=data=64", "--chip=h100"], r"train.batch_size=8 is not divided by the 64 devices"),
+        (["--mesh=data=64", "--chip=h100"], r"train.batch_size=8 is not divisible by the 64 devices"),
         (["--mesh=data=8", "--phase=2"], r"--phase=2: the config's phases are 1 to 1"),
         (["--mesh=data=8", "--mfu=40"], r"--mfu=40: a share"),
         (
