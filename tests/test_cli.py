@@ -84,20 +84,20 @@ def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
     first = result.stdout.splitlines()[1].split()  # probability, word, filled sentence
     assert " ".join(first[2:]) == f"The cat sees the {first[1]}."
     assert float(first[0].rstrip("%")) > 15  # the objects begin with few pieces
-    assert "blank 2" in result.stdout
+    assert "mask 2" in result.stdout
     answer = jaxlm(
         "fill-mask", f"--model={trained}", "--json", "--top=3", input="The cat [MASK] the house.\n", check=True
     )
-    blanks = json.loads(answer.stdout)["blanks"]
-    assert len(blanks) == 1
-    assert len(blanks[0]) == 3
-    assert all(candidate["text"].startswith("The cat ") for candidate in blanks[0])
+    masks = json.loads(answer.stdout)["masks"]
+    assert len(masks) == 1
+    assert len(masks[0]) == 3
+    assert all(candidate["text"].startswith("The cat ") for candidate in masks[0])
 
 
 def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
     text = "The cat sees the house in the morning. " * 40 + "The cat sees the [MASK]. " + "A letter. " * 40
     result = jaxlm("fill-mask", f"--model={trained}", "--json", text, check=True)
-    assert len(json.loads(result.stdout)["blanks"]) == 1
+    assert len(json.loads(result.stdout)["masks"]) == 1
 
 
 def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file, cache):

@@ -213,8 +213,11 @@ def test_a_checkpoint_is_evaluated_on_any_text(checkpoint, text_file, tmp_path, 
     ("break_it", "message"),
     [
         (lambda d: (d / "config.json").unlink(), "holds no config.json"),
-        (lambda d: (d / "config.json").write_text('{"model_type": "t5"}'), "which jaxlm does not know; it knows bert"),
-        (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
+        (
+            lambda d: (d / "config.json").write_text('{"model_type": "t5"}'),
+            "which is not supported; supported are bert",
+        ),
+        (lambda d: (d / "model.safetensors").unlink(), "contains no weights"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x10" + bytes(30)), "is cut short or damaged"),
     ],
 )

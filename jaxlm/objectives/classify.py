@@ -26,6 +26,7 @@ class Classify:
 
     model: Classifier
 
+    predicts_tokens: ClassVar[bool] = False
     additive: ClassVar[bool] = True
     counted: ClassVar[frozenset[str]] = frozenset()
 

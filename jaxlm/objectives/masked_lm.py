@@ -32,6 +32,7 @@ class MaskedLanguageModel:
     logits_bytes: int
     token_counts: np.ndarray | None
 
+    predicts_tokens: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     counted: ClassVar[frozenset[str]] = frozenset({"dropped_words"})
     causal: ClassVar[bool] = False

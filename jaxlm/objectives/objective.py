@@ -38,6 +38,11 @@ class Objective(Protocol):
     """What one training step minimises."""
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether the head gives vocabulary logits, as a masked-LM head does."""
+        ...
+
+    @property
     def additive(self) -> bool:
         """Whether losses add over rows, so that a batch may be computed in micro-batches."""
         ...

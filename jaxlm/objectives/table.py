@@ -1,6 +1,5 @@
 """The objectives by name. A new one is a file in this folder and a row here."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +13,10 @@ from jaxlm.objectives.classify import Classify
 from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.objective import Objective, Params
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "masked": MaskedLanguageModel.from_config,
-    "causal": CausalLanguageModel.from_config,
-    "classify": Classify.from_config,
+OBJECTIVES: dict[str, type[Any]] = {
+    "masked": MaskedLanguageModel,
+    "causal": CausalLanguageModel,
+    "classify": Classify,
 }
 
 
@@ -25,7 +24,7 @@ def make_objective(
     config: Any, phase: Phase, encoder: EncoderConfig, execution: Execution, facts: DataFacts
 ) -> Objective:
     """Returns the objective of a phase."""
-    return OBJECTIVES[phase.objective](config, phase, encoder, execution, facts)
+    return OBJECTIVES[phase.objective].from_config(config, phase, encoder, execution, facts)
 
 
 def abstract_params(config: Any, encoder: EncoderConfig) -> Params:
