@@ -1,4 +1,4 @@
-"""How fast the training step is: tokens per second, share of peak, memory, time to compile, input rate."""
+"""The speed of the training step: tokens per second, MFU, memory, compile time, input rate."""
 
 import argparse
 import contextlib
@@ -33,9 +33,9 @@ from jaxlm.runtime import hardware, sharding
 from jaxlm.step import assemble
 
 SCHEDULE_STEPS = 1000.0  # the length of the schedule; the rate does not matter here
-MEASURING_SECONDS = 3.0  # for the peak, before the steps and after them
+MEASURING_SECONDS = 3.0  # seconds to measure the peak, before the steps and again after them
 PROFILED_STEPS = 5
-DISPATCHED = 5  # steps that an accelerator is given at a time
+DISPATCHED = 5  # steps dispatched to an accelerator before waiting
 
 
 def bench(
@@ -169,7 +169,7 @@ def synthetic_batch(
 
 @contextlib.contextmanager
 def _cache_hits() -> Iterator[list[str]]:
-    """Gathers what the compilation cache gave."""
+    """Collects the hits of the compilation cache."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
@@ -185,7 +185,7 @@ def _cache_hits() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _scopes_in_key(on: bool) -> Iterator[None]:
-    """Keeps cached programs apart by the scopes in them too: else one may carry those of older code."""
+    """Includes named scopes in the keys of cached programs: otherwise a program may have those of older code."""
     name = "jax_compilation_cache_include_metadata_in_key"
     before = getattr(jax.config, name)
     jax.config.update(name, on or before)
@@ -196,11 +196,11 @@ def _scopes_in_key(on: bool) -> Iterator[None]:
 
 
 def _step_bytes(compiled: Any) -> int | None:
-    """Returns the memory of one step a device by XLA's own analysis: arguments, results and what is in between."""
+    """Returns the bytes of one step per device by XLA's analysis: arguments, results and temporaries."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    alias = analysis.alias_size_in_bytes  # results that take the place of arguments
+    alias = analysis.alias_size_in_bytes  # results that reuse the memory of arguments
     between = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - alias
     return int(analysis.argument_size_in_bytes + between)
 
@@ -250,37 +250,39 @@ def main(argv: Sequence[str]) -> int:
         epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
         "          jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 --documents=4 --device-only",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="a recipe; its last phase is timed")
-    parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of a recipe: a BERT of this shape")
-    parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: entries of the vocabulary")
-    parser.add_argument("--batch", type=int, help="rows in a batch (a recipe's own, or 32), without accumulation")
-    parser.add_argument("--length", type=int, help="tokens in a row (a recipe's own, or 128)")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
+    parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
+    parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: size of the vocabulary")
     parser.add_argument(
-        "--documents", type=int, default=1, help="documents packed into a row; attention is within each"
+        "--batch", type=int, help="rows in a batch (default: the config's, or 32), without accumulation"
     )
-    parser.add_argument("--padding", type=float, default=0.0, help="share of each row that is padding")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after --warmup that are not")
+    parser.add_argument("--length", type=int, help="tokens in a row (default: the config's, or 128)")
+    parser.add_argument(
+        "--documents", type=int, default=1, help="documents packed into a row; attention stays within each"
+    )
+    parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row that is padding")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps, after --warmup untimed ones")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument(
         "--profile",
         nargs="?",
         const="",
         metavar="FIGURE.png",
-        help="where the time of further steps goes, by kind of kernel: a table, and a figure",
+        help="profile further steps: time by kind of kernel, as a table and optionally a figure",
     )
-    parser.add_argument("--no-cache", action="store_true", help="compile even where the compiled step is in the cache")
-    parser.add_argument("--device-only", action="store_true", help="synthetic tokens only; reads no data")
-    parser.add_argument("--json", action="store_true", help="one JSON object")  # fmt: skip
+    parser.add_argument("--no-cache", action="store_true", help="compile even if the compiled step is in the cache")
+    parser.add_argument("--device-only", action="store_true", help="use synthetic tokens only; do not read the data")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")  # fmt: skip
     args = parser.parse_args(rest)
     if bool(args.config) == bool(args.shape):
         raise UserError("give either --config=FILE or --shape=LAYERSxWIDTH")
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
-            raise UserError(f"--{name}={value}: at least {least} is needed")
+            raise UserError(f"--{name}={value}: must be at least {least}")
     if args.profile and not Path(args.profile).parent.is_dir():
         raise UserError(f"--profile={args.profile}: there is no directory {Path(args.profile).parent}")
     if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--profile={args.profile}: a figure is a .png, .svg or .pdf file")
+        raise UserError(f"--profile={args.profile}: must be a .png, .svg or .pdf file")
     if args.config:
         config = load_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
@@ -311,13 +313,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Returns the lines that people read."""
+    """Returns the result as text."""
     padding, memory, step_bytes = result["padding"], result["peak_bytes"], result["step_bytes"]
     lines = [
         f"{result['tokens_per_second']:,.0f} tokens/s"
         + (f" ({result['tokens_per_second_without_padding']:,.0f} without padding)" if padding else "")
-        + f", {result['step_seconds']:.3f} s a step, median of {result['steps']} "
-        f"(middle half within {result['spread']:.0%}), {result['compute_dtype']} on {result['device']}",
+        + f", {result['step_seconds']:.3f} s per step, median of {result['steps']} "
+        f"(interquartile range {result['spread']:.0%}), {result['compute_dtype']} on {result['device']}",
         f"{result['model_flops_per_second'] / 1e9:,.0f} GFLOP/s, {result['mfu']:.1%} of {result['peak_source']}, "
         f"{result['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s",
     ]
@@ -326,10 +328,10 @@ def describe(result: dict[str, Any]) -> str:
                      f"{result['measured_flops_per_second'] / 1e9:,.0f} GFLOP/s")  # fmt: skip
     lines.append(
         f"{result['parameters']:,} parameters"
-        + (f", {memory / 2**20:,.0f} MiB at most" if memory else "")
-        + (f", {step_bytes / 2**20:,.0f} of them the step's arrays" if step_bytes and memory else "")
+        + (f", {memory / 2**20:,.0f} MiB at peak" if memory else "")
+        + (f", {step_bytes / 2**20:,.0f} of them for the step's arrays" if step_bytes and memory else "")
         + f"; compiled in {result['compile_seconds']:.1f} s"
-        + (" with the cache of an earlier run" if result["compiled_from_cache"] else "")
+        + (" using the cache of an earlier run" if result["compiled_from_cache"] else "")
     )
     if "input_tokens_per_second" in result:
         lines.append(f"{result['input_tokens_per_second'] / 1e6:,.0f} million tokens/s from disk")
@@ -337,7 +339,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def profile_json(profile: Profile) -> dict[str, Any]:
-    """Returns a profile for JSON: seconds a step, shares, and FLOP/s of products."""
+    """Returns a profile as JSON: seconds per step, fractions, and FLOP/s of matrix products."""
     kinds = {
         kind: {
             "seconds": time.seconds,

@@ -35,7 +35,7 @@ from jaxlm.step import TIME_UNITS, Assembly, assemble
 
 AXES = ("data", "fsdp", "tensor")
 GIB = 2**30
-# What libtpu asks of the machine when it is loaded: this one is no TPU host, and another process may use libtpu too.
+# Settings that let libtpu load on a machine without TPUs, and beside another process that uses it.
 LIBTPU_SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -142,34 +142,34 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
 
 
 def can_compile(chip: str) -> bool:
-    """Whether XLA's compiler for the chip is installed."""
+    """Returns whether XLA's compiler for the chip is installed."""
     return bool(CHIPS[chip].slices) and importlib.util.find_spec("libtpu") is not None
 
 
 def read_mesh(text: str) -> dict[str, int]:
-    """Returns the sizes of data, fsdp and tensor from `data=8,fsdp=4,tensor=2`; what is left out is 1."""
+    """Returns the sizes of data, fsdp and tensor from `data=8,fsdp=4,tensor=2`; a missing axis has size 1."""
     sizes = dict.fromkeys(AXES, 1)
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
         if name not in AXES or not re.fullmatch(r"[1-9]\d*", size):
-            raise UserError(f"--mesh={text}: {part!r} does not parse; data=8,fsdp=4,tensor=2 is meant, sizes from 1 up")
+            raise UserError(f"--mesh={text}: {part!r} is not AXIS=SIZE; write it as data=8,fsdp=4,tensor=2")
         sizes[name] = int(size)
     return sizes
 
 
 def slice_shape(chip: str, devices: int) -> str:
-    """Returns the shape in which so many TPU chips are joined, empty for GPUs. Raises UserError where there is none."""
+    """Returns the shape of a TPU slice of so many chips, or "" for GPUs. Raises UserError if there is no such slice."""
     shapes = {math.prod(int(n) for n in shape.split("x")): shape for shape in CHIPS[chip].slices}
     if not shapes or devices in shapes:
         return shapes.get(devices, "")
     near = [n for n in (max((n for n in shapes if n < devices), default=None),
                         min((n for n in shapes if n > devices), default=None)) if n]  # fmt: skip
-    raise UserError(f"the mesh has {devices} devices, and there is no slice of so many {chip} chips; the nearest have "
+    raise UserError(f"the mesh has {devices} devices, but no {chip} slice has so many chips; the nearest slices have "
                     + " and ".join(f"{n} ({shapes[n]})" for n in near))  # fmt: skip
 
 
 def tpu_mesh(chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
-    """Returns the mesh over the described chips of a slice. Raises UserError where libtpu does not know them."""
+    """Returns the mesh over the described chips of a slice. Raises UserError if libtpu does not know the slice."""
     from jax.experimental import topologies
 
     for name, value in LIBTPU_SETTINGS.items():
@@ -178,14 +178,14 @@ def tpu_mesh(chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
     try:
         described = topologies.get_topology_desc(f"{chip}:{shape}", "tpu", **more)
     except Exception as error:
-        raise UserError(f"this libtpu describes no {chip}:{shape} ({_first_line(error)}); install one that fits the "
-                        "installed jax, or give --formula") from error  # fmt: skip
+        raise UserError(f"libtpu does not know {chip}:{shape} ({_first_line(error)}); install the one that fits "
+                        "the installed jax, or use --formula") from error  # fmt: skip
     sizes = SimpleNamespace(slices=1, **mesh)
     return sharding.make_mesh(sizes, described.devices)
 
 
 class OutOfMemory(NamedTuple):
-    """XLA's refusal to compile what does not fit, with the bytes that it would need and has."""
+    """XLA's error for a program that does not fit into memory, with the bytes that it needs and the bytes available."""
 
     message: str
     needed: int | None
@@ -204,7 +204,7 @@ def compile_step(assembly: Assembly, number: int, total: float, chip: str) -> An
 
 
 def read_out_of_memory(text: str) -> OutOfMemory:
-    """Returns what XLA's message says: `Used 23.05G of 15.75G hbm`."""
+    """Returns the content of XLA's message, such as `Used 23.05G of 15.75G hbm`."""
     scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
     message = " ".join((found[0] if found else text.splitlines()[0]).split())
@@ -215,7 +215,7 @@ def read_out_of_memory(text: str) -> OutOfMemory:
 
 
 def device_bytes(compiled: Any) -> dict[str, int]:
-    """Returns what a compiled step takes on a device by XLA's analysis, in parts that add up."""
+    """Returns the bytes of a compiled step on a device by XLA's analysis, in parts that add up."""
     stats = compiled.memory_analysis()
     return {
         "arguments": stats.argument_size_in_bytes,
@@ -296,7 +296,7 @@ def kept_bytes(
 
 
 def formula_collectives(encoder: EncoderConfig, phase: Phase, mesh: dict, held: int, dtype: str) -> list[Collective]:
-    """Returns what the axes must send a step at least: `held` are the bytes of a device's parameters in float32.
+    """Returns the least communication of a step along each axis; `held` is the bytes of a device's float32 parameters.
 
     Gradients are summed over data; over fsdp parameters are gathered for both passes of each micro-batch, and gradients
     scattered; over tensor each layer sums its two outputs forward and its two inputs' gradients backward.
@@ -317,7 +317,7 @@ def formula_collectives(encoder: EncoderConfig, phase: Phase, mesh: dict, held: 
 
 
 def steps_of(config: Any, phases: Sequence[Phase]) -> list[int] | None:
-    """Returns the updates of each phase; None where the data or a clock decide, which are not there."""
+    """Returns the updates of each phase; None if they depend on the data or on a time budget."""
     train, earlier = config.train, [phase.steps or 0 for phase in phases[:-1]]
     if train.steps is not None:
         bounds = np.minimum(np.cumsum([0, *earlier]), train.steps).tolist()
@@ -359,14 +359,14 @@ def describe(result: dict[str, Any], name: str) -> str:
         f" tokens in {result['accumulate']} micro-batches, {rows} rows a device at a time"
         + (f", rematerialise={result['rematerialise']}" if result["rematerialise"] != "none" else ""),
         "",
-        "GiB a device, by formula",
+        "GiB per device, by formula",
     ]
     lines += [f"  {part:<12} {gib(size)}" for part, size in result["formula_bytes"].items()]
-    lines.append(f"  {'all':<12} {gib(sum(result['formula_bytes'].values()))}")
+    lines.append(f"  {'total':<12} {gib(sum(result['formula_bytes'].values()))}")
     if result["xla_bytes"]:
-        lines.append(f"GiB a device, by XLA's analysis of the step compiled for {chip}")
+        lines.append(f"GiB per device, by XLA's analysis of the step compiled for {chip}")
         lines += [f"  {part:<12} {gib(size)}" for part, size in result["xla_bytes"].items()]
-        lines.append(f"  {'all':<12} {gib(result['needed_bytes'])}")
+        lines.append(f"  {'total':<12} {gib(result['needed_bytes'])}")
     if result["xla_error"]:
         lines.append(f"XLA for {chip} refuses to compile it: {result['xla_error']}")
     lines.append(
@@ -376,22 +376,27 @@ def describe(result: dict[str, Any], name: str) -> str:
     if not result["analysis"].startswith("XLA"):
         lines.append(_why_formula(chip))
     by = "from the compiled step" if result["xla_bytes"] else "by formula"
-    lines += ["", f"collectives of a step on a device, {by}"]
+    lines += ["", f"communication of a step on a device, {by}"]
     for entry in result["collectives"]:
         axes = f"{'x'.join(entry['axes'])} ({entry['devices']})"
         lines.append(f"  {entry['kind']:<18} over {axes:<18} {entry['times']:>7,} times  {gib(entry['bytes'])} GiB, "
                      f"{gib(entry['sent_bytes'])} sent")  # fmt: skip
     if not result["collectives"]:
         lines.append("  none")
-    lines += ["", f"{result['flops_per_step']:.3e} FLOPs a step (products once, forward and backward)"]
+    lines += [
+        "",
+        f"{result['flops_per_step']:.3e} FLOPs per step (products, forward and backward)",
+    ]
     if result["xla_flops_per_step"]:
-        lines[-1] += f"; XLA counts {result['xla_flops_per_step']:.3e}, the body of a loop once"
+        lines[-1] += f"; XLA counts {result['xla_flops_per_step']:.3e}, with the body of each loop counted once"
     lines.append(
-        f"at an MFU of {result['mfu']:.0%} of {result['peak_flops_per_device'] / 1e12:,.0f} TFLOP/s a device: "
-        f"{result['step_seconds']:.3f} s a step, {result['tokens_per_second']:,.0f} tokens/s"
+        f"at an MFU of {result['mfu']:.0%} of {result['peak_flops_per_device'] / 1e12:,.0f} TFLOP/s per device: "
+        f"{result['step_seconds']:.3f} s per step, {result['tokens_per_second']:,.0f} tokens/s"
     )
     if result["run_hours"] is None:
-        lines.append("the length of the run depends on the data or the clock: set train.tokens or train.steps for it")
+        lines.append(
+            "the length of the run depends on the data or the clock; set train.tokens or train.steps to estimate it"
+        )
     else:
         lines.append(f"the run: {result['run_steps']:,} steps, {result['run_tokens']:.3e} tokens, "
                      f"{result['run_flops']:.3e} FLOPs: {result['run_hours']:,.1f} hours")  # fmt: skip
@@ -400,29 +405,29 @@ def describe(result: dict[str, Any], name: str) -> str:
 
 def _why_formula(chip: str) -> str:
     if not CHIPS[chip].slices:
-        return f"{chip}: by formula alone, since nothing here compiles for a GPU that is not there"
+        return f"{chip}: by formula alone, since a step cannot be compiled for a GPU that is not attached"
     if can_compile(chip):
-        return "by formula, as --formula says"
-    return "by formula, since libtpu is not installed: pip install 'jaxlm[plan]' brings XLA's own analysis for TPUs"
+        return "by formula, because of --formula"
+    return "by formula, since libtpu is not installed; pip install 'jaxlm[plan]' adds XLA's analysis for TPUs"
 
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm plan --config=FILE[:ARG] --mesh=data=8,fsdp=4,tensor=2 [--chip=v5e] [--mfu=0.4] [--json]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
-        prog="jaxlm plan", description="What a config needs on devices that need not be here.",
+        prog="jaxlm plan", description="Estimate memory, communication and time of a run on absent devices.",
         epilog="example: jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e --mfu=0.4",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a recipe, or a run's config.json")
     parser.add_argument("--mesh", required=True, metavar="AXIS=N,...", help="devices along data, fsdp and tensor")
     parser.add_argument("--chip", default="v5e", help=f"one of {', '.join(CHIPS)}")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the chip's peak that training is to reach")
-    parser.add_argument("--phase", type=int, help="whose step is analysed, from 1; else the one that needs the most")
-    parser.add_argument("--formula", action="store_true", help="compile nothing, which takes minutes for large models")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--mfu", type=float, default=0.4, help="expected fraction of the chip's peak")
+    parser.add_argument("--phase", type=int, help="phase to analyse, from 1; default: the one that needs most")
+    parser.add_argument("--formula", action="store_true", help="do not compile the step, which may take minutes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
-    jax.config.update("jax_platforms", "cpu")  # whatever accelerator is here stays free
-    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent chip is never read again
+    jax.config.update("jax_platforms", "cpu")  # leave an attached accelerator free
+    jax.config.update("jax_enable_compilation_cache", False)  # a program for an absent chip is never used again
     mesh = read_mesh(args.mesh)
     config, _ = load_run_config(args.config, overrides)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
