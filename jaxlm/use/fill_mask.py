@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from jaxlm.errors import UserError
-from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
+from jaxlm.model.heads import MaskedLM
+from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.use.loading import Trained, load_trained, require_head
@@ -80,8 +81,7 @@ def _logits_at(trained: Trained, rows: list[np.ndarray], positions: list[np.ndar
 @functools.partial(jit, static_argnames=("model",))
 def _logits(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array) -> Array:
     """Returns the logits float32 [B, P, V] at positions int32 [B, P] of tokens int32 [B, L]."""
-    states = encode(model, params, tokens, segment_ids)
-    return predict(model, params, gather_positions(states, positions))
+    return map_predictions(model, params, tokens, segment_ids, positions, (), lambda logits: logits)
 
 
 def _bucket(size: int, least: int = 1) -> int:

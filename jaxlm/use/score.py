@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxlm.data.packing import Batch, batch_tokens_for, pack
 from jaxlm.errors import UserError
-from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
+from jaxlm.model.heads import MaskedLM
+from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
@@ -123,17 +124,12 @@ def _log_probabilities(
     model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array, labels: Array
 ) -> Array:
     """Returns the log-probabilities float32 [B, S] of labels int32 [B, S] at positions int32 [B, S]."""
-    states = gather_positions(encode(model, params, tokens, segment_ids), positions)
 
-    def function(logits: Array, labels: Array) -> Array:
+    def log_probability(logits: Array, labels: Array) -> Array:
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
-    rows = min(labels.size, LOGIT_ROWS)
-    extra = -labels.size % rows
-    states = jnp.pad(states.reshape(-1, states.shape[-1]), ((0, extra), (0, 0))).reshape(-1, rows, states.shape[-1])
-    pieces = states, jnp.pad(labels.reshape(-1), (0, extra)).reshape(-1, rows)
-    found = lax.map(lambda piece: function(predict(model, params, piece[0]), piece[1]), pieces)
-    return found.reshape(-1)[: labels.size].reshape(labels.shape)
+    logits_bytes = LOGIT_ROWS * model.config.vocab_size * 4
+    return map_predictions(model, params, tokens, segment_ids, positions, (labels,), log_probability, logits_bytes)
 
 
 def main(argv: Sequence[str]) -> int:
