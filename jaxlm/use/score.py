@@ -128,8 +128,8 @@ def _log_probabilities(
     def log_probability(logits: Array, labels: Array) -> Array:
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
-    most = LOGIT_ROWS * model.config.vocab_size * 4
-    return map_predictions(model, params, tokens, segment_ids, positions, (labels,), log_probability, most)
+    logits_bytes = LOGIT_ROWS * model.config.vocab_size * 4
+    return map_predictions(model, params, tokens, segment_ids, positions, (labels,), log_probability, logits_bytes)
 
 
 def main(argv: Sequence[str]) -> int:
