@@ -95,7 +95,7 @@ def test_a_damaged_data_json_is_written_anew(part, tmp_path, content, caplog):
     assert json.loads(record.read_text())["fingerprint"] == json.loads(whole)["fingerprint"]
 
 
-def test_nan_by_a_setting_stops_the_run_with_the_last_good_step_kept(part, tmp_path, reference):
+def test_nan_parameters_stop_the_run_with_the_last_good_step_kept(part, tmp_path, reference):
     demand(faults.not_a_number(part, tmp_path / "copy", reference, random.Random(1), 1), 1)
 
 
