@@ -14,7 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.objectives.table import abstract_params
+from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime.checkpoint import restore_params
 from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
@@ -36,11 +36,19 @@ class Start:
     tokenizer: dict[str, Any]  # likewise of section `tokenizer`
     source: conversion.Source | None  # of a Hugging Face directory
     source_config: dict[str, Any] | None  # config.json of the Hugging Face directory that it is or once started from
+    objective: str | None = None  # that of a work directory
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings that a run takes over, by section."""
         return {"model": self.model, "tokenizer": self.tokenizer}
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a masked-LM head among the weights."""
+        if self.source is not None:
+            return conversion.has_head(self.source, self.encoder)
+        return self.objective is None or OBJECTIVES[self.objective].predicts_tokens
 
     @functools.cached_property
     def encoder(self) -> EncoderConfig:
@@ -49,7 +57,7 @@ class Start:
     def check(self, encoder: EncoderConfig, extend_positions: str) -> None:
         """Raises UserError that names the settings of an encoder which do not fit these weights."""
         name, theirs = self.name, self.encoder
-        fresh_head = self.source is not None and not conversion.has_head(self.source, theirs)
+        fresh_head = not self.has_head
         free = {*_FREE, *(_HEAD if fresh_head else ())}
         for field in dataclasses.fields(EncoderConfig):
             ours, given = getattr(encoder, field.name), getattr(theirs, field.name)
@@ -84,6 +92,9 @@ class Start:
             config = load_config(str(self.directory / "config.json"))
             restored = restore_params(self.directory / "checkpoints", abstract_params(config, theirs))
             params = jax.tree.map(np.asarray, restored.state)
+            if not self.has_head:
+                del params["head"]  # of another task
+                _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
             _extend_positions(params, theirs, encoder, extend_positions)
@@ -97,7 +108,7 @@ class Start:
                          some_of(loaded.unused, 3))  # fmt: skip
         if loaded.fresh:
             params.pop("head", None)
-            _log.warning("%s has no masked-LM head: a new one is initialized", self.name)
+            _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
         params.pop("discriminator", None)
         return params
 
@@ -114,13 +125,14 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
             return Start(name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None)
     directory = conversion.locate(name)
     if conversion.is_checkpoint(directory):
-        source = conversion.read_source(directory)
+        source, objective = conversion.read_source(directory), None
         model = conversion.model_settings(source)
         tensor_names(directory)  # missing or damaged weights are reported before any text is read
         tokenizer = {"path": str(directory.absolute())}
         source_config = read_json(directory / "config.json")
     elif (directory / "config.json").is_file():
         source, config = None, load_config(str(directory / "config.json"))
+        objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
         before_it = directory / conversion.SOURCE_CONFIG
@@ -128,7 +140,7 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
     else:
         raise UserError(f"init_from={name} has no config.json; expected a work directory or a Hugging Face directory")
     model = {key: value for key, value in model.items() if key not in _OWN}
-    return Start(name, directory, model, tokenizer, source, source_config)
+    return Start(name, directory, model, tokenizer, source, source_config, objective)
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -155,9 +167,9 @@ def _grow_vocabulary(
 
     token, head = params["encoder"]["embeddings"]["token"], params.get("head", {})
     token["embedding"] = grown(token["embedding"])
-    if "bias" in head and len(head["bias"]) == theirs.vocab_size:  # a classifier's has a row for each class
+    if "bias" in head:
         head["bias"] = grown(head["bias"])
-    if "kernel" in head and head["kernel"].shape[1] == theirs.vocab_size:
+    if "kernel" in head:
         head["kernel"] = np.ascontiguousarray(grown(head["kernel"].T).T)
 
 

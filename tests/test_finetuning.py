@@ -8,6 +8,7 @@ import pytest
 from jaxlm import cli
 from jaxlm.config import load_config
 from jaxlm.errors import UserError
+from jaxlm.init_from import resolve
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.train import train
@@ -107,6 +108,16 @@ def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsy
     assert trained.params.keys() == {"encoder"}
     assert cli.main(["fill-mask", f"--model={tmp_path / 'run'}", "the cat [MASK]"]) == 1
     assert "has no masked-LM head" in capsys.readouterr().err
+
+
+def test_pretraining_goes_on_from_a_classifier_with_a_new_head(classify, mini, tmp_path, caplog):
+    train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "classifier")
+    start = resolve(str(tmp_path / "classifier"))
+    settings = (f"model.init_from={tmp_path / 'classifier'}", f"tokenizer.path={start.tokenizer['path']}")
+    config = mini("train.steps=1", *settings)
+    result = train(config, tmp_path / "on", start)
+    assert "has no masked-LM head: a new head is initialized" in caplog.text
+    assert result["evaluation"]["held_out"]["n"] > 0
 
 
 @pytest.mark.parametrize(

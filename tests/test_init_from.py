@@ -101,7 +101,7 @@ def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, te
     run = set_up(continued(start=start), tmp_path / "run")
     with caplog.at_level(logging.WARNING, "jaxlm"):
         params = run.fresh_state()["params"]
-    assert "has no masked-LM head: a new one is initialized" in caplog.text
+    assert "has no masked-LM head: a new head is initialized" in caplog.text
     np.testing.assert_allclose(np.exp(np.asarray(params["head"]["bias"])).sum(), 1, rtol=1e-4)  # log frequencies
     # A fresh head may be of another kind.
     config = continued("model.head_transform=false", "model.tied_output=false", start=start)
