@@ -31,8 +31,7 @@ def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> 
     """
     config = config_from_dict(config_to_dict(trained.config), "config")
     length = config.data.sequence_length
-    if not trained.has_head:
-        raise UserError(f"{trained.directory} has no masked-LM head, so it has no masked-LM loss")
+    _require_masked_lm(trained)
     if trained.encoder.positions == "learned" and length > trained.longest:
         raise UserError(f"data.sequence_length={length} exceeds the {trained.longest} tokens that the model can read")
     counts = trained.counts
@@ -44,6 +43,11 @@ def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> 
     params = jax.device_put(trained.params, assembly.state_shardings["params"])
     last = len(assembly.phases) - 1
     return {e.name: e.run(params, last) for e in held_out_evaluators(assembly, data)}
+
+
+def _require_masked_lm(trained: Trained) -> None:
+    if not trained.has_head:
+        raise UserError(f"{trained.directory} has no masked-LM head, so it has no masked-LM loss")
 
 
 def _assembly(config: Any, trained: Trained, data: CorpusData) -> Assembly:
@@ -81,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     if other := [override for override in overrides if not override.startswith("data.")]:
         raise UserError(f"--config.{other[0]}: only settings of section data can be given here")
     trained = load_trained(args.model)
+    _require_masked_lm(trained)
     if any(override.startswith("data.path=") for override in overrides):
         stores = _stores_of_text(trained, overrides)
     elif overrides:
