@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.config import default_config
 from jaxlm.data.facts import SYNTHETIC_FACTS
+from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, before_and_after, selector
 from jaxlm.model.config import encoder_config
 from jaxlm.objectives.table import OBJECTIVES
@@ -53,6 +54,15 @@ def test_a_step_compiled_from_shapes_trains_on_a_batch(objective):
     moved = jax.tree.map(lambda old, new: bool((old != np.asarray(new)).any()), before, state["params"])
     assert any(jax.tree.leaves(moved["head"]))
     assert any(jax.tree.leaves(moved["encoder"]))
+
+
+def test_a_loss_that_does_not_add_refuses_micro_batches(monkeypatch):
+    config = small_config("classify")
+    config.train.accumulate = 2
+    make_assembly(config)
+    monkeypatch.setattr(OBJECTIVES["classify"], "additive", False)
+    with pytest.raises(UserError, match=r"train\.accumulate=2: the loss of train\.objective=classify does not add"):
+        make_assembly(config)
 
 
 def test_seeds_are_the_runs_unless_they_are_set():
