@@ -247,7 +247,7 @@ def test_a_step_at_a_million_begins_at_once(mini, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "restore", lambda self, abstract: _restored(abstract, 1_000_000, data))
     from jaxlm.run import set_up
 
-    data = set_up(config, tmp_path).prepared.fingerprint
+    data = set_up(config, tmp_path).data.fingerprint
     assert train(config, tmp_path)["step"] == 1_000_002
 
 

@@ -24,6 +24,8 @@ def train_batches(
     divide a batch, and whatever gathering raises.
     """
     parts_here = (part,) if isinstance(part, int) else tuple(part)
+    if start < stop:
+        runs_of_parts(parts_here, parts, rows.batch_rows(start))  # raises before any thread starts
     batches = _gather_ahead(rows, range(start, stop), parts_here, parts, prefetch)
     _unfinished.add(batches)
     return batches

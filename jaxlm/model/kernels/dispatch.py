@@ -33,10 +33,10 @@ def choose_attention(
         return wanted, "set by train.attention"
     if platform == "tpu":
         lack = _lacks("splash", config, compute_dtype, platform, mesh)
-        return ("xla", f"not splash: {lack}") if lack else ("splash", "JAX's kernel for TPUs")
+        return ("xla", f"not splash: {lack}") if lack else ("splash", "JAX's kernel for TPUs, exact for packed rows")
     if platform == "gpu":
         lack = _lacks("flash", config, compute_dtype, platform, mesh)
-        return ("xla", f"not flash: {lack}") if lack else ("flash", "jaxlm's kernel for GPUs")
+        return ("xla", f"not flash: {lack}") if lack else ("flash", "jaxlm's kernel for GPUs, exact for packed rows")
     return "xla", "the only one for this platform"
 
 
