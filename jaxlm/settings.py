@@ -219,7 +219,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             kind=float,
             within=">0",
         ),
-        "batch_size": S(32, "rows in the global batch", within=">=1"),
+        "batch_size": S(32, "rows, or labelled examples, in the global batch", within=">=1"),
         "accumulate": S(
             1, "micro-batches per update, computed one after another; the result is that of one batch", within=">=1"
         ),

@@ -290,7 +290,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="example: jaxlm train --config=configs/mini.py --workdir=runs/mini --config.train.steps=50",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
-    parser.add_argument("--workdir", required=True, type=Path, help="directory of the run; the same one resumes it")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="directory of the run; the same one resumes it"
+    )
     args = parser.parse_args(rest)
     config, start = load_run_config(args.config, overrides, args.workdir)
     with distributed.joined(config.mesh):

@@ -297,7 +297,7 @@ def test_evaluation_uses_the_rotary_base_of_the_phase(phased):
     for steps, base in ((4, 20), (9, 50_000)):
         found, again = judged[steps]
         assert found == base
-        assert again["held_out"]["loss"] == pytest.approx(ends[steps]["held_out"]["held_out"]["loss"], abs=1e-4)
+        assert again["held_out"]["loss"] == pytest.approx(ends[steps]["evaluation"]["held_out"]["loss"], abs=1e-4)
 
 
 def test_an_attention_kernel_that_is_not_for_this_machine_is_refused_before_anything_is_read(mini, tmp_path):

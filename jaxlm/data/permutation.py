@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ROUNDS = 10  # with 6 and 8, pairs of rows of stores of a dozen rows were visibly uneven
+ROUNDS = 10  # with 6 or 8, pairs of rows in stores of a dozen rows were visibly uneven
 
 
 MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -19,11 +19,11 @@ HALF_WORD = np.uint64(32)
 
 
 def permute(index: np.ndarray, size: int, key: int | Sequence[int]) -> np.ndarray:
-    """Returns where a keyed permutation of range(size) sends index [B]: int64 [B].
+    """Returns the images of index [B] under a keyed permutation of range(size), int64 [B]; sizes up to 2^62.
 
-    A Feistel network over pairs (high, low) with `height` x `width` >= size, both near its root (Black and Rogaway
-    2002, "Ciphers with arbitrary finite domains"); what lands beyond size walks on. Runs resume by it: its values never
-    change. Sizes up to 2^62.
+    It is a Feistel network over pairs (high, low) of about sqrt(size) values each, applied again to results beyond
+    `size` (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Runs resume by it, so its
+    values must never change.
     """
     keys = _round_keys((key,) if isinstance(key, int) else tuple(key))
     width = math.isqrt(size - 1) + 1

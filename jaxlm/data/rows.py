@@ -1,9 +1,9 @@
-"""Which rows a step consumes.
+"""The rows of step s: where the batches of training come from.
 
-The batch of step s is a pure function of (stores, seed, s): any step is found in O(1), with no shuffle buffer and
-nothing to skip through. Global row n is the number of rows consumed before step s, plus b. A phase that changes the row
-length starts a new count of n (and of epochs) under another key; phases of the same length share one count, so a change
-of batch size alone repeats no row.
+The batch of step s is a pure function of (stores, seed, s). Any step is found in O(1): there is no shuffle buffer, and
+resuming skips through nothing. Row b of step s has the global number n, the rows consumed before step s plus b. A phase
+with another row length starts a new count of n, and so of epochs, under another key; phases of equal length share one
+count, so that a change of batch size alone repeats no row.
 """
 
 import math
@@ -43,12 +43,12 @@ class RowSource(Protocol):
 
 
 class TrainRows(RowSource):
-    """Which rows of which store each step consumes, and the batches made of them.
+    """The rows of training from token stores.
 
-    Without `weights` every row of every store comes once an epoch. With weights (one a store, any scale) a fixed
-    pattern of up to 1,024 slots, evenly interleaved, says which store global row n is from, and every row of a store
-    comes once in each of its own epochs. Raises UserError for stores of different tokenizers, a store without one whole
-    row, and weights that are not positive or too small for a slot.
+    Without `weights`, every row of every store appears once per epoch. With weights (one per store, any scale), a fixed
+    pattern of up to 1,024 evenly interleaved slots decides which store global row n comes from, and every row of a
+    store appears once in each of its own epochs. Raises UserError for stores of different tokenizers, a store without a
+    whole row, and weights that are not positive or too small for a slot.
     """
 
     columns: Mapping[str, Any] = {"tokens": np.int32, "segment_ids": np.int32, "word_starts": np.bool_}
@@ -67,8 +67,8 @@ class TrainRows(RowSource):
         self.prepend_begin, self.begin_id, self.pad_id = prepend_begin, begin_id, pad_id
         _check_stores(self.stores)
         self.slots = _slots(self.stores, weights) if weights else np.zeros(1, np.int64)
-        # before[k, j]: how many of the pattern's first j slots are of space k, a space being one store or, without
-        # weights, all of them in a row.
+        # before[k, j]: how many of the pattern's first j slots belong to space k. A space is one store or, without
+        # weights, all stores one after another.
         spaces = np.arange(int(self.slots.max()) + 1)[:, None]
         self.before = np.pad(np.cumsum(self.slots == spaces, axis=1), ((0, 0), (1, 0)))
         self.joined = not weights
@@ -80,7 +80,9 @@ class TrainRows(RowSource):
             else:
                 before = self.phases[number - 1]
                 if before.steps is None:
-                    raise UserError(f"train.phases, entry {number} needs its steps; only the last goes on to the end")
+                    raise UserError(
+                        f"train.phases, entry {number} needs a number of steps; only the last phase may lack one"
+                    )
                 first_step = previous.first_step + before.steps
                 first_row = previous.first_row + before.steps * before.batch_size
                 order = previous.order
@@ -95,7 +97,7 @@ class TrainRows(RowSource):
             if count == 0:
                 fits = store.tokens + self.prepend_begin
                 raise UserError(
-                    f"{store.directory} holds {store.tokens} tokens, less than one row of {length}:"
+                    f"{store.directory} holds {store.tokens} tokens, fewer than one row of {length}:"
                     f" set data.sequence_length to at most {fits}, or add text"
                 )
         return np.asarray(counts, np.int64)
@@ -115,7 +117,7 @@ class TrainRows(RowSource):
         return f"{self.tokens_per_epoch:,} tokens per epoch"
 
     def phase_of_step(self, step: int) -> int:
-        """Returns the number of the phase that `step`, from 0, is in."""
+        """Returns the number of the phase that contains `step`; both count from 0."""
         return max(number for number, plan in enumerate(self.plans) if plan.first_step <= step)
 
     def rows_of_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,10 +125,10 @@ class TrainRows(RowSource):
         number = self.phase_of_step(step)
         return self._locate(number, step, np.arange(self.phases[number].batch_size))
 
-    def _locate(self, number: int, step: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the store and the row of the given places in the global batch."""
+    def _locate(self, number: int, step: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the store and the row of each of the given indices in the global batch."""
         plan = self.plans[number]
-        n = plan.first_row + (step - plan.first_step) * self.phases[number].batch_size + place
+        n = plan.first_row + (step - plan.first_step) * self.phases[number].batch_size + index
         sizes = plan.row_counts.sum(keepdims=True) if self.joined else plan.row_counts
         cycle, slot = np.divmod(n, len(self.slots))
         space = self.slots[slot]
@@ -145,7 +147,7 @@ class TrainRows(RowSource):
         return source, row - (ends - plan.row_counts)[source]
 
     def batch(self, step: int, first: int = 0, last: int | None = None) -> dict[str, np.ndarray]:
-        """Returns rows first to last (excluded) of the global batch of `step`, gathered as `TokenStore.rows` does."""
+        """Returns rows `first` to `last` (exclusive) of the global batch of `step`; arrays as of `TokenStore.rows`."""
         number = self.phase_of_step(step)
         phase = self.phases[number]
         last = phase.batch_size if last is None else last
@@ -181,19 +183,19 @@ class _Plan(NamedTuple):
 
 def _check_stores(stores: Sequence[TokenStore]) -> None:
     if not stores:
-        raise UserError("there is nothing to train on: set data.path")
+        raise UserError("there are no data to train on: set data.path")
     for store in stores:
         if store.tokenizer_fingerprint != stores[0].tokenizer_fingerprint or store.vocab_size != stores[0].vocab_size:
             raise UserError(
                 f"{stores[0].directory} and {store.directory} were made with different tokenizers:"
-                " prepare them again with one"
+                " prepare them again with one tokenizer"
             )
 
 
 def _slots(stores: Sequence[TokenStore], weights: Sequence[float]) -> np.ndarray:
-    """Returns the pattern of stores, int64 [slots], each at even distances in it.
+    """Returns the pattern of stores, int64 [slots], in which each store is evenly spaced.
 
-    The shortest pattern that meets the weights exactly, or one of 1,024 slots, rounded by the largest remainder.
+    It is the shortest pattern that meets the weights exactly, or one of 1,024 slots, rounded by largest remainder.
     """
     if len(weights) != len(stores):
         raise UserError(f"data.weights has {len(weights)} entries for {len(stores)} paths: give one for each path")
@@ -209,14 +211,14 @@ def _slots(stores: Sequence[TokenStore], weights: Sequence[float]) -> np.ndarray
     if (counts == 0).any():
         store = int(np.flatnonzero(counts == 0)[0])
         raise UserError(
-            f"data.weights: {weights[store]} is less than one row in {MAX_SLOTS}: raise it, or leave the path out"
+            f"data.weights: {weights[store]} is less than one row in {MAX_SLOTS}: raise it, or remove the path"
         )
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     return np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
 
 
 def runs_of_parts(held: Sequence[int], parts: int, batch_size: int) -> list[tuple[int, int]]:
-    """Returns the runs (first row, row after the last) of a batch that the parts `held` of `parts` equal ones make.
+    """Returns the runs of rows, as (first, last + 1), that the parts `held` of `parts` equal parts of a batch form.
 
     Raises UserError if `parts` does not divide the batch.
     """
@@ -246,11 +248,11 @@ def held_out_batches(
     held: Sequence[int] = (0,),
     parts: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the store's rows in order, every row once; the first `rows` of them where that is above 0.
+    """Yields the rows of a store in order, each once; only the first `rows` of them if that is above 0.
 
-    The remainder of the stream is a last, padded row, and the last batch is filled with rows of padding up to
-    `batch_size`. `row_index` int32 [B] numbers the rows, -1 for those that only fill. Of each batch a process of
-    several gets the parts `held` of `parts` equal runs.
+    The remainder of the stream is a last, padded row, and the last batch is filled up to `batch_size` with rows of
+    padding. `row_index` int32 [B] numbers the rows, with -1 for rows of padding. A process gets the parts `held` of
+    `parts` equal runs of each batch.
     """
     places = joined([np.arange(*run) for run in runs_of_parts(held, parts, batch_size)])
     whole = store.row_count(length, prepend_begin)

@@ -27,7 +27,9 @@ def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, 
     """Returns a table of each set's loss and accuracy before the first update and at the end of training."""
     lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
     for name, after in last.items():
-        known = first.get(name, {})
-        loss, accuracy = (math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy"))
-        lines.append(f"{name:<16}{loss:>14.3f}{after['loss']:>9.3f}{accuracy:>18.1%}{after['accuracy']:>9.1%}")
+        (loss, accuracy), (last_loss, last_accuracy) = (
+            [math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy")]
+            for known in (first.get(name, {}), after)
+        )
+        lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{accuracy:>18.1%}{last_accuracy:>9.1%}")
     return "\n".join(lines)

@@ -356,7 +356,7 @@ def describe(result: dict[str, Any], name: str) -> str:
         f"{name} on {devices} {chip}{shape}, mesh {mesh}, products in {result['compute_dtype']}",
         f"{result['parameters']:,} parameters",
         f"phase {result['phase']} of {result['phases']}: {result['batch_size']:,} rows of {result['sequence_length']:,}"
-        f" tokens in {result['accumulate']} micro-batches, {rows} rows a device at a time"
+        f" tokens in {result['accumulate']} micro-batches, {rows} rows per device at a time"
         + (f", rematerialise={result['rematerialise']}" if result["rematerialise"] != "none" else ""),
         "",
         "GiB per device, by formula",
