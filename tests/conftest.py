@@ -46,7 +46,8 @@ PLACES = ["in the morning", "near the bridge", "without a word", "after the stor
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # long files first: workers end together
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # long files first, so that the workers end together
 
 
 @pytest.fixture(scope="module", autouse=True)

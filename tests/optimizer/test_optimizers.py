@@ -474,6 +474,7 @@ def test_the_backward_pass_ends_at_the_lowest_trainable_parameter():
     assert backward("layers:0-1") / whole == pytest.approx(3 / 4, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_run_with_frozen_layers_keeps_their_bits_and_resumes_exactly(mini, tmp_path):
     overrides = (
         "optimizer.name=muon", "optimizer.freeze=embeddings,layers:0", "optimizer.layer_decay=0.5",
