@@ -254,6 +254,7 @@ def test_another_document_in_the_row_changes_no_bits(name, execution):
     np.testing.assert_allclose(first[own], alone, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "alibi", "local"])
 def test_a_packed_document_has_the_same_gradients_as_alone(name):
     """With respect to every parameter, for a loss on B only: the gradients of A's embeddings are zero."""

@@ -74,6 +74,7 @@ def test_the_loss_is_the_mean_over_labelled_examples():
     assert metrics["n"] == 4
 
 
+@pytest.mark.slow
 def test_a_batch_without_labels_has_zero_loss_and_finite_gradients():
     objective = make_objective()
     params = grown(objective)

@@ -391,6 +391,7 @@ def test_freezing_nothing_or_everything_is_rejected(freeze, message):
 FREEZE = ("embeddings", "layers:0", "norm/bias$")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 @pytest.mark.parametrize("freeze", [FREEZE, ("layers:0-1",), ("encoder",)])
 def test_trainable_parameters_train_as_if_frozen_ones_did_not_exist(name, freeze):
