@@ -64,6 +64,7 @@ def test_help_takes_less_than_a_second():
     assert best < 1
 
 
+@pytest.mark.slow
 def test_a_work_directory_in_use_is_rejected(jaxlm, text_file, cache, tmp_path):
     arguments = train_arguments(text_file, cache, tmp_path, "train.steps=100000", "checkpoint.every=1000")
     process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL)
@@ -77,6 +78,7 @@ def test_a_work_directory_in_use_is_rejected(jaxlm, text_file, cache, tmp_path):
     assert "in use by another process" in second.stderr
 
 
+@pytest.mark.slow
 def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
     result = jaxlm(
         "fill-mask", f"--model={trained}", "The cat sees the [MASK].", "A [MASK] follows a [MASK].", check=True
@@ -100,6 +102,7 @@ def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
     assert len(json.loads(result.stdout)["masks"]) == 1
 
 
+@pytest.mark.slow
 def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file, cache):
     own = json.loads(jaxlm("evaluate", f"--model={trained}", "--rows=32", "--json", check=True).stdout.splitlines()[-1])
     end = [entry for entry in entries(trained, "evaluation") if entry["step"] == 300][-1]
@@ -118,6 +121,7 @@ def test_three_lines_of_python_do_the_same(trained):
     assert candidates[0].text == f"The cat sees the {candidates[0].word}."
 
 
+@pytest.mark.slow
 def test_bench_of_a_shape_reports_its_figures(jaxlm):
     result = jaxlm(
         "bench", "--shape=2x64", "--vocab=500", "--batch=4", "--length=32", "--steps=3", "--json", check=True
@@ -175,6 +179,7 @@ def test_a_text_without_a_mask_is_told_so(jaxlm, trained):
     assert "no mask in" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_truncated_shard_is_named_and_can_be_replaced(jaxlm, text_file, cache, tmp_path):
     arguments = train_arguments(
         text_file, cache, tmp_path / "run", f"data.cache={tmp_path / 'stores'}", "train.steps=4"

@@ -58,6 +58,7 @@ def run(mini, workdir, steps: int):
     return result["params_sha256"], result["evaluation"]["held_out"]
 
 
+@pytest.mark.slow
 def test_the_objective_learns_and_its_run_resumes_exactly(page, mini, tmp_path):
     _, first = run(mini, tmp_path / "cut", 3)
     resumed, metrics = run(mini, tmp_path / "cut", 40)

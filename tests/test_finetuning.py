@@ -57,6 +57,7 @@ def classify(encoder, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accuracy(classify, tmp_path, capsys):
     result = train(classify(), tmp_path / "run")
     assert result["evaluation"]["dev"]["n"] == 60
@@ -76,6 +77,7 @@ def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accu
     assert config["task"]["labels"] == ["busy", "calm"]
 
 
+@pytest.mark.slow
 def test_a_resumed_classifier_ends_with_the_same_bits(classify, tmp_path):
     dropout = ("model.dropout=0.1", "model.attention_dropout=0.1", "evaluation.every=0", "checkpoint.every=5")
     whole = train(classify("train.steps=12", *dropout), tmp_path / "whole")
@@ -84,6 +86,7 @@ def test_a_resumed_classifier_ends_with_the_same_bits(classify, tmp_path):
     assert parts["params_sha256"] == whole["params_sha256"]
 
 
+@pytest.mark.slow
 def test_accumulation_changes_a_classifier_by_rounding_only(classify, tmp_path):
     losses = []
     for accumulate in (1, 2):

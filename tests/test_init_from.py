@@ -67,6 +67,7 @@ def test_a_run_starts_with_architecture_tokenizer_and_weights_of_a_checkpoint(co
     assert json.loads((tmp_path / "huggingface_config.json").read_text())["id2label"] == {"0": "A"}
 
 
+@pytest.mark.slow
 def test_before_and_after_stand_side_by_side(continued, tmp_path, capsys):
     result = train(continued("train.steps=8"), tmp_path)
     shown = capsys.readouterr().out
@@ -77,6 +78,7 @@ def test_before_and_after_stand_side_by_side(continued, tmp_path, capsys):
     assert load_trained(tmp_path).longest == 40  # of the checkpoint's table, though rows had 32
 
 
+@pytest.mark.slow
 def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp_path, text_file, cache):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
@@ -108,6 +110,7 @@ def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, te
     assert "kernel" in set_up(config, tmp_path / "other").fresh_state()["params"]["head"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_work_directory_too(mini, continued, tmp_path):
     train(mini("model.activation=geglu", "train.steps=2"), tmp_path / "first")
     config = continued("data.prepend_begin=false", "tokenizer.words=unicode", start=tmp_path / "first")

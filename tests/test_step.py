@@ -38,6 +38,7 @@ def test_no_objective_is_named_outside_its_file_and_the_tables(file):
     assert not named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_compiled_from_shapes_trains_on_a_batch(objective):
     assembly = make_assembly(small_config(objective))

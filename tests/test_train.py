@@ -42,6 +42,7 @@ def test_a_run_learns_and_leaves_what_it_promises(mini, tmp_path):
         assert (tmp_path / name).exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("train.accumulate=2", "masking.scheme=whole_word", *LIGHT)])
 def test_six_steps_are_three_and_three(mini, tmp_path, extra):
     settings = ("checkpoint.every=3", *extra)
@@ -52,6 +53,7 @@ def test_six_steps_are_three_and_three(mini, tmp_path, extra):
     assert resumes(tmp_path / "parts") == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_resume_in_a_later_epoch_gives_the_same_bits(mini, tmp_path):
     # About 340 rows of 32 tokens: 8 rows a step begin the second epoch after step 42.
     settings = ("checkpoint.every=25", "evaluation.every=0", "logging.every=20")
@@ -71,10 +73,12 @@ def run_of_seeds(mini, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_model(run_of_seeds):
     assert run_of_seeds("train.seed=0") != run_of_seeds("train.seed=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["init_seed", "data_seed", "mask_seed"])
 def test_each_seed_is_its_own(run_of_seeds, seed):
     given = ["train.init_seed=0", "train.data_seed=0", "train.mask_seed=0"]
@@ -83,6 +87,7 @@ def test_each_seed_is_its_own(run_of_seeds, seed):
     assert run_of_seeds("train.seed=5", *other) != run_of_seeds("train.seed=0")
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_keeps_its_result(mini, tmp_path, capsys):
     config = mini("train.steps=4")
     first = train(config, tmp_path)
@@ -91,6 +96,7 @@ def test_a_finished_run_says_so_and_keeps_its_result(mini, tmp_path, capsys):
     assert "complete at step 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_config_json_replays_the_run(mini, tmp_path):
     from jaxlm.config import load_config
 
@@ -99,6 +105,7 @@ def test_config_json_replays_the_run(mini, tmp_path):
     assert replayed["params_sha256"] == first["params_sha256"]
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_by_the_names_of_what_differs(mini, tmp_path):
     train(mini("train.steps=4"), tmp_path)
     with pytest.raises(UserError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.002"):
@@ -130,6 +137,7 @@ def phased(mini, tmp_path_factory):
     return whole, run(9, whole), ends, judged
 
 
+@pytest.mark.slow
 def test_phases_change_length_batch_and_rate_and_resume_inside(phased):
     workdir, whole, ends, _ = phased
     assert ends[9]["params_sha256"] == whole["params_sha256"]
@@ -138,6 +146,7 @@ def test_phases_change_length_batch_and_rate_and_resume_inside(phased):
     assert abs(shares[8] - 0.15) < 0.03
 
 
+@pytest.mark.slow
 def test_a_causal_phase_comes_before_the_masked_one_and_resumes_inside(mini, tmp_path):
     phases = 'train.phases=[{"steps": 5, "objective": "causal"}, {}]'
     whole = train(mini("train.steps=8", phases, "logging.every=1", *LIGHT), tmp_path / "whole")
@@ -149,6 +158,7 @@ def test_a_causal_phase_comes_before_the_masked_one_and_resumes_inside(mini, tmp
     np.testing.assert_allclose(shares[5:], 0.15, atol=0.04)
 
 
+@pytest.mark.slow
 def test_the_mask_rate_follows_its_line(mini, tmp_path):
     train(mini("train.steps=20", "masking.rate=0.4", "masking.final_rate=0.1", "logging.every=1", *LIGHT), tmp_path)
     entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
@@ -161,6 +171,7 @@ def test_the_mask_rate_follows_its_line(mini, tmp_path):
     np.testing.assert_allclose(flops / flops[0], fixed + logits * rates, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "steps"), [("train.epochs=0.5", None), ("train.tokens=2000", 8)])
 def test_epochs_and_tokens_end_a_run(mini, tmp_path, end, steps):
     result = train(mini("train.steps=none", end, "checkpoint.every=100"), tmp_path)
@@ -172,6 +183,7 @@ def test_epochs_and_tokens_end_a_run(mini, tmp_path, end, steps):
         assert 100 < result["step"] < 110
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path, monkeypatch):
     reads = iter(
         range(10**6)
@@ -187,6 +199,7 @@ def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path, 
     assert Checkpoints(tmp_path / "checkpoints").read_metadata(entries[-1]["step"])["elapsed_seconds"] >= 15
 
 
+@pytest.mark.slow
 def test_a_time_budget_that_is_spent_trains_no_more(mini, tmp_path):
     settings = ("train.steps=none", "train.minutes=0.02")
     first = train(mini(*settings), tmp_path)
@@ -194,6 +207,7 @@ def test_a_time_budget_that_is_spent_trains_no_more(mini, tmp_path):
     assert train(mini(*settings), tmp_path) == first
 
 
+@pytest.mark.slow
 def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, monkeypatch):
     now, save = [0.0], Checkpoints.save
 
@@ -209,6 +223,7 @@ def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, mo
     assert train(mini(*settings), tmp_path)["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monkeypatch):
     settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1", "schedule.name=linear", *LIGHT)
     whole = train(mini(*settings), tmp_path / "whole")
@@ -227,6 +242,7 @@ def test_nan_at_a_save_is_detected_in_the_arrays(mini, tmp_path, monkeypatch):
         train(mini(*settings), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):
     settings = ("train.steps=10", "checkpoint.every=5")
     whole = train(mini(*settings), tmp_path)
@@ -307,6 +323,7 @@ def test_an_attention_kernel_that_is_not_for_this_machine_is_refused_before_anyt
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_log_says_what_computes_attention_and_another_kernel_resumes_the_run(mini, tmp_path):
     settings = ("train.steps=2", "train.rematerialise=dots", "model.layer_pattern=gl", "model.window=2", *LIGHT[1:])
     train(mini(*settings), tmp_path)

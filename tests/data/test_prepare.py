@@ -201,6 +201,7 @@ def test_a_killed_preparation_leaves_no_complete_directory_and_the_next_one_clea
     assert [path for path in Path(config.data.cache).iterdir() if path.suffix != ".lock"] == [prepared.directory]
 
 
+@pytest.mark.slow
 def test_a_running_preparation_is_not_disturbed_by_another(tmp_path, config):
     run = start(tmp_path, config, "slow")
     assert run.stdout is not None

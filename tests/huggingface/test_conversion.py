@@ -58,6 +58,7 @@ def error_of(function, *args) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_loss_and_gradients_equal_those_of_transformers(case, tmp_path):
     record = record_of(case)

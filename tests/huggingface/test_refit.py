@@ -32,6 +32,7 @@ def random_params(encoder: EncoderConfig):
     return jax.tree_util.tree_map_with_path(draw, abstract_params(encoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "changes"),
     [

@@ -254,6 +254,7 @@ def test_another_document_in_the_row_changes_no_bits(name, execution):
     np.testing.assert_allclose(first[own], alone, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "alibi", "local"])
 def test_a_packed_document_has_the_same_gradients_as_alone(name):
     """With respect to every parameter, for a loss on B only: the gradients of A's embeddings are zero."""
@@ -364,6 +365,7 @@ CHOICES = dict.fromkeys(SWITCHES, (True, False)) | {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(
     st.fixed_dictionaries({name: st.sampled_from(values) for name, values in CHOICES.items()}),
@@ -423,6 +425,7 @@ def test_embeddings_of_another_width_are_projected():
 # Execution
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_have_the_same_tree_values_and_gradients():
     config = architecture("bert_base", layers=1, dropout=0.1, attention_dropout=0.1)
     tokens, segment_ids = pack([random_tokens(20)], 24)
@@ -440,6 +443,7 @@ def test_rematerialised_layers_have_the_same_tree_values_and_gradients():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain[1], again[1])
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_need_less_memory():
     config = architecture(layers=4, feed_forward_width=128)
     tokens, params = random_tokens(16, 128), jax.eval_shape(lambda: init_params(config, 0))
@@ -515,6 +519,7 @@ def test_dropout_depends_only_on_the_seeds_of_the_row(rates):
 # Initial weights
 
 
+@pytest.mark.slow
 def test_initial_weights_follow_the_setting():
     cut = 0.8796  # standard deviation of a normal distribution truncated at two deviations
     residual = {"normal": 1, "depth_scaled": 4**-0.5, "zero_output": 0}
@@ -539,6 +544,7 @@ def test_initial_weights_follow_the_setting():
                 np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "scale" else 0.0)
 
 
+@pytest.mark.slow
 def test_the_compiler_does_not_recompute_lower_layers_in_each_layer():
     """On CPU, no fused operation between products may read the outputs of all lower layers: it has few arguments."""
 

@@ -214,6 +214,7 @@ def test_dropout_keeps_the_dtype():
     assert dropout(x, 0.1, seeds_of(2), 0).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.permutations(range(6)), st.sampled_from([1, 2, 3]), st.sampled_from([(5,), (2, 3, 4)]), st.integers(0, 200))
 def test_a_row_has_the_same_bits_at_any_index_and_in_any_micro_batch(order, size, inner, site):

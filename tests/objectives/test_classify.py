@@ -42,6 +42,7 @@ def grown(objective, factor=10.0):
     return jax.tree.map(lambda leaf: factor * leaf, jit(lambda: objective.init(0))())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("model", [{}, {"positions": "learned", "token_types": 2, "norm_position": "post"}])
 def test_a_packed_examples_logits_are_what_they_are_alone(pooling, model):
@@ -73,6 +74,7 @@ def test_the_loss_is_the_mean_over_labelled_examples():
     assert metrics["n"] == 4
 
 
+@pytest.mark.slow
 def test_a_batch_without_labels_has_zero_loss_and_finite_gradients():
     objective = make_objective()
     params = grown(objective)

@@ -212,6 +212,7 @@ def test_rows_of_padding_are_harmless_in_bfloat16_too(params, five_rows):
     assert optax.global_norm(jax.tree.map(jnp.subtract, gradients, expected)) < 0.1 * optax.global_norm(expected)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_gradients_of_the_whole_batch():
     from jaxlm.step import make_train_step  # imports the whole program
 
@@ -265,6 +266,7 @@ def test_mapping_in_pieces_keeps_the_order_of_the_rows(parts, most):
     np.testing.assert_array_equal(found, np.stack([np.arange(24), np.arange(24) ** 2 + 1], -1))
 
 
+@pytest.mark.slow
 def test_mapped_predictions_are_those_of_the_models_logits(params):
     masked, segment_ids = masked_batch([14, 9, 3, 0, 11, 5, 0, 2])
     logits = np.asarray(jit(MaskedLM(ENCODER).apply)({"params": params}, masked.inputs, segment_ids))

@@ -391,6 +391,7 @@ def test_freezing_nothing_or_everything_is_rejected(freeze, message):
 FREEZE = ("embeddings", "layers:0", "norm/bias$")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 @pytest.mark.parametrize("freeze", [FREEZE, ("layers:0-1",), ("encoder",)])
 def test_trainable_parameters_train_as_if_frozen_ones_did_not_exist(name, freeze):
@@ -474,6 +475,7 @@ def test_the_backward_pass_ends_at_the_lowest_trainable_parameter():
     assert backward("layers:0-1") / whole == pytest.approx(3 / 4, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_run_with_frozen_layers_keeps_their_bits_and_resumes_exactly(mini, tmp_path):
     overrides = (
         "optimizer.name=muon", "optimizer.freeze=embeddings,layers:0", "optimizer.layer_decay=0.5",

@@ -44,6 +44,7 @@ def case(request, tmp_path_factory):
     return request.param, model, directory
 
 
+@pytest.mark.slow
 def test_logits_and_gradients_equal_those_of_transformers(case):
     name, model, directory = case
     source, encoder, loaded = load(directory)
@@ -92,6 +93,7 @@ def test_export_writes_the_imported_file(case, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
 
+@pytest.mark.slow
 def test_transformers_loads_exported_checkpoints(case, tmp_path):
     _, model, directory = case
     source, encoder, loaded = load(directory)

@@ -40,6 +40,7 @@ def result(results):
     return results[0]
 
 
+@pytest.mark.slow
 def test_the_figures_agree_with_each_other(result):
     assert result["padding"] == 0.25
     assert result["tokens_per_second"] == pytest.approx(BATCH * LENGTH / result["step_seconds"])
@@ -99,6 +100,7 @@ def test_documents_that_do_not_fit_are_refused(documents, padding):
         synthetic_batch(columns(), 3, 20, documents, padding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["causal", "classify"])
 def test_every_objective_is_timed(objective, monkeypatch):
     monkeypatch.setattr(bench_module, "MEASURING_SECONDS", 0.01)

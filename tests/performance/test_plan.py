@@ -132,6 +132,7 @@ def test_every_objective_is_planned():
     assert result["flops_per_step"] == training_flops(encoder_config(config.model), 16, 128, 0)
 
 
+@pytest.mark.slow
 def test_the_phase_that_needs_the_most_is_planned_and_all_count_for_the_hours():
     rows = ({"steps": 60}, {"sequence_length": 256, "batch_size": 32, "steps": 30}, {"mask_rate": 0.3})
     config = small_config(phases=rows)
@@ -238,6 +239,7 @@ def in_a_process(*arguments, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_parameters_travel_between_devices_and_activations_do_not():
     """The residual stream of a micro-batch is larger than all parameters: what travels is bounded by these."""
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"

@@ -227,6 +227,7 @@ def test_scores_without_a_direction_are_losses(tmp_path, higher_is_better, kept)
     assert scored(tmp_path, {4: 2.0}, keep=1, higher_is_better=higher_is_better) == kept
 
 
+@pytest.mark.slow
 def test_saves_leave_nothing_in_memory(tmp_path):
     checkpoints, state, held = Checkpoints(tmp_path, keep=1), make_state(), []
     for step in range(30):
@@ -502,6 +503,7 @@ for step in itertools.count(start):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_an_intact_step(tmp_path):
     like = {"params": {f"w{i}": jax.ShapeDtypeStruct((128, 128), jnp.float32) for i in range(8)}}
     rng, start = random.Random(1), 0
@@ -589,6 +591,7 @@ print(params_sha256(state["params"]))
 """
 
 
+@pytest.mark.slow
 def test_saved_on_four_devices_restored_on_two_and_one(tmp_path):
     process = run_python(MESHES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     output, errors = process.communicate(timeout=120)

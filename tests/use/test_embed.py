@@ -53,6 +53,7 @@ def states(trained, text):
 POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pooling", "normalise", "layers"),
     [("mean", False, (-1,)), ("mean", True, (1, -1)), ("cls", False, (0,)), ("max", True, (2, 1))],
@@ -78,6 +79,7 @@ def test_a_vector_does_not_depend_on_the_batch(trained):
     assert len({tuple(np.round(vector, 3)) for vector in whole}) == len(set(TEXTS))
 
 
+@pytest.mark.slow
 def test_bfloat16_with_rotary_positions_and_local_windows(rotary):
     whole = Model(rotary).embed(TEXTS, normalise=True)
     exact = load_trained(rotary.directory)

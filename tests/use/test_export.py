@@ -37,6 +37,7 @@ def run(mini, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_an_exported_run_loads_with_the_same_parameters(run, tmp_path, capsys):
     assert cli.main(["export", f"--workdir={run}", f"--to={tmp_path / 'out'}"]) == 0
     listed = capsys.readouterr().out
@@ -78,6 +79,7 @@ def test_the_model_card_describes_the_run(run, tmp_path):
     assert "/text.txt" not in card
 
 
+@pytest.mark.slow
 def test_positions_and_token_types_are_converted_to_the_family(mini, tmp_path):
     train(mini(*ROBERTA), tmp_path / "run")
     trained = load_trained(tmp_path / "run")
@@ -112,6 +114,7 @@ def test_weights_are_exported_in_the_requested_dtype(dtype, size, text_file, tmp
     assert json.loads((out / "config.json").read_text())["dtype"] == dtype
 
 
+@pytest.mark.slow
 def test_invalid_arguments_raise_one_sentence_and_write_nothing(run, mini, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -33,6 +33,7 @@ def results(arrays, mask, execution, rate=0.0, block=None):
     return out, pull(arrays[3])[0][:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "window", "causal", "packed", "rate", "block"),
     [
@@ -62,6 +63,7 @@ def test_blocks_without_visible_pairs_are_skipped():
     assert local.last.tolist() == [[2, 3, 4, 5, 6, 6]]
 
 
+@pytest.mark.slow
 def test_an_encoder_with_flash_matches_one_with_xla():
     """With packed rows, a row of padding alone, dropout, rotary positions, layers of both kinds, values mixed."""
     config = default_config()

@@ -30,6 +30,7 @@ def results(arrays, mask, execution):
     return out, pull(arrays[3])[0][:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "window", "causal", "packed"),
     [(256, None, False, True), (200, 64, False, True), (60, None, True, False), (100, 6, True, True)],
