@@ -96,6 +96,7 @@ def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
     assert all(candidate["text"].startswith("The cat ") for candidate in masks[0])
 
 
+@pytest.mark.slow
 def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
     text = "The cat sees the house in the morning. " * 40 + "The cat sees the [MASK]. " + "A letter. " * 40
     result = jaxlm("fill-mask", f"--model={trained}", "--json", text, check=True)
@@ -153,6 +154,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "error", "output"), WRONG)
 def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, arguments, error, output):
     (tmp_path / "configs").mkdir()

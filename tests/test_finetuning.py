@@ -97,6 +97,7 @@ def test_accumulation_changes_a_classifier_by_rounding_only(classify, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_changed_training_data_are_refused(classify, tmp_path):
     train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "run")
     write_table(tmp_path / "train.tsv", 300, 9)
@@ -104,6 +105,7 @@ def test_changed_training_data_are_refused(classify, tmp_path):
         train(classify("train.steps=4", "evaluation.every=0"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsys):
     train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "run")
     trained = load_trained(tmp_path / "run")

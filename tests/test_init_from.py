@@ -98,6 +98,7 @@ def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp
     assert cli.main(["train", *overrides, f"--workdir={tmp_path / 'new'}", "--config.train.steps=6"]) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, text_file, tmp_path, caplog):
     start = write_checkpoint(tmp_path / "bare", text_file, head=False)
     run = set_up(continued(start=start), tmp_path / "run")
@@ -128,6 +129,7 @@ def test_what_may_differ_and_what_may_not(continued, tmp_path):
             set_up(continued(setting, "data.path=/nowhere"), tmp_path / setting)  # before any text is read
 
 
+@pytest.mark.slow
 def test_learned_positions_end_where_the_table_does_or_are_extended(continued, checkpoint, tmp_path):
     with pytest.raises(
         UserError, match=r"exceeds the 40 rows .*; raise model.max_positions and set model.extend_positions"
@@ -195,6 +197,7 @@ def test_added_tokens_need_a_vocabulary_to_be_added_to(mini, tmp_path):
         set_up(mini(f"tokenizer.add={tmp_path / 'terms.txt'}"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_on_any_text(checkpoint, text_file, tmp_path, cache, capsys):
     text = [f"--data.path={text_file}", f"--data.cache={cache}", "--data.document=paragraph", "--rows=8"]
     assert cli.main(["evaluate", f"--model={checkpoint}", *text, "--data.sequence_length=32", "--json"]) == 0

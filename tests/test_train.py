@@ -308,6 +308,7 @@ def test_rules_of_decay_are_refused_before_anything_is_read(mini, tmp_path, monk
         train(mini(f"optimizer.decay_mask={rule}"), tmp_path)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_rotary_base_of_the_phase(phased):
     _, _, ends, judged = phased
     for steps, base in ((4, 20), (9, 50_000)):

@@ -285,6 +285,7 @@ def test_only_as_much_as_asked_for_is_prepared_ahead(store, monkeypatch):
     assert len(asked) <= 4 + 3 + 2
 
 
+@pytest.mark.slow
 def test_the_rows_need_no_tensorflow_and_an_interrupt_ends_the_process(tmp_path, store):
     program = f"""
         import gc, signal, sys, time

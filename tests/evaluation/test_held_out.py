@@ -176,6 +176,7 @@ def test_batches_are_sharded_first(step, params, rows):
     assert placed == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, *[-1] * 6]]
 
 
+@pytest.mark.slow
 def test_logits_in_pieces_give_the_same_figures(model, step, params, rows):
     small = jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH, most_bytes=3 * 4 * SIZE).function)
     whole, pieces = (evaluate_held_out(evaluate, params, batches(rows, 5)) for evaluate in (step, small))

@@ -240,6 +240,7 @@ def test_attention_dropout_applies_to_weights_not_to_values():
     assert len(np.unique(out[..., 0].round(5))) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("execution", "tolerance"),
     [(FLOAT32, 1e-5), (Execution("float32", transpose_gradients=True), 1e-5), (Execution("bfloat16"), 0.05),

@@ -143,6 +143,7 @@ def test_logits_are_not_rounded_before_the_loss(tied):
     assert {operand.dtype for operand in wide} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_output_bias_starts_at_the_log_of_frequencies():
     counts = np.array([0, 7, 91, 10**9] + [3] * 30)  # the table has six rows more than the tokenizer
     config = architecture(output_bias_from_frequencies=True)

@@ -84,6 +84,7 @@ def test_a_batch_without_labels_has_zero_loss_and_finite_gradients():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_dropout_acts_on_the_head_too():
     objective = make_objective(dropout=0.5)
     params = grown(objective)
@@ -100,6 +101,7 @@ def test_only_the_encoder_of_another_model_is_inherited():
     assert make_objective().inherit({"encoder": 1, "head": 2}) == {"encoder": 1}
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_head_and_the_same_seed_the_same():
     objective = make_objective()
     heads = [jax.tree.leaves(objective.init(seed)["head"]) for seed in (0, 0, 1)]

@@ -159,6 +159,7 @@ def largest_logits(function, *args):
     return max(int(np.prod(shape[:-1])) for shape in shapes if shape and shape[-1] == SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logits_bytes", "rows"), [(2**28, 48), (13 * SIZE * 4, 12), (1, 1)])
 def test_logits_in_pieces_are_small_and_change_nothing(params, logits_bytes, rows):
     masked, segment_ids = masked_batch([14, 9, 3, 0, 11, 5, 0, 2])  # 48 slots
@@ -204,6 +205,7 @@ def test_5_rows_in_a_batch_of_8_give_what_they_give_alone(params, five_rows):
     assert_close(filled, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_padding_are_harmless_in_bfloat16_too(params, five_rows):
     sums, gradients = loss_and_gradients(params, *five_rows[1], Execution("bfloat16", "bfloat16"))
     expected_sums, expected = loss_and_gradients(params, *five_rows[1])

@@ -243,6 +243,7 @@ def test_the_default_rules_cover_every_published_architecture(preset):
 # Learning rates by layer
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(layers=st.integers(1, 12), decay=st.floats(0.1, 1.0), factor=st.floats(1e-3, 100.0))
 def test_layers_decay_from_the_head_down_and_rates_multiply(layers, decay, factor):
@@ -258,6 +259,7 @@ def test_layers_decay_from_the_head_down_and_rates_multiply(layers, decay, facto
         assert value == pytest.approx(expected, rel=1e-6), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_a_multiplier_scales_updates_exactly(name):
     params, gradient = random_like(model_shapes(2), 0), random_like(model_shapes(2), 1)

@@ -57,6 +57,7 @@ def test_the_figures_agree_with_each_other(result):
     assert "the measured" in text
 
 
+@pytest.mark.slow
 def test_the_profile_covers_the_step_and_finds_every_product(config, result):
     profile = result["profile"]
     covered = sum(time.seconds for time in profile.kinds.values())

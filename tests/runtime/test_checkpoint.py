@@ -420,6 +420,7 @@ def test_a_step_damaged_during_the_run_is_renamed_too(tmp_path):
     assert_same(checkpoints.restore(abstract(make_state())).state, make_state(22))
 
 
+@pytest.mark.slow
 def test_a_run_never_starts_over_when_every_checkpoint_is_broken(copied):
     for step in (10, 20, 30):
         path = data_file(copied / str(step), "params")

@@ -69,6 +69,7 @@ def test_vectors_equal_those_of_each_text_alone(trained, pooling, normalise, lay
         assert vector == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_vector_does_not_depend_on_the_batch(trained):
     whole = Model(trained).embed(TEXTS)
     for number in (0, 1, 7, len(TEXTS) - 1):

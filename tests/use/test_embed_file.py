@@ -35,6 +35,7 @@ def run(workdir, texts, output, *more):
     return main(["embed", f"--model={workdir}", f"--input={texts}", f"--output={output}", *more])
 
 
+@pytest.mark.slow
 def test_all_formats_contain_the_same_vectors_in_order(workdir, texts, tmp_path, small_parts, capsys, caplog):
     expected = load(workdir).embed(TEXTS, normalise=True)
     for ending in (".npy", ".jsonl", ".parquet"):

@@ -55,6 +55,7 @@ def test_an_exported_run_loads_with_the_same_parameters(run, tmp_path, capsys):
     np.testing.assert_allclose(*([c.probability for c in masks[0]] for masks in answers), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_exported_tokenizer_gives_the_same_ids(run, tmp_path):
     tokenizer, out = load_trained(run).tokenizer, export(run, tmp_path / "out")
     library = Library.from_file(str(out / "tokenizer.json"))

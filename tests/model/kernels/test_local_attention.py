@@ -60,6 +60,7 @@ def close(first, second, tolerance):
         np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     length=st.integers(1, 40),

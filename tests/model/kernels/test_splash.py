@@ -44,6 +44,7 @@ def test_outputs_and_gradients_match_xla(length, window, causal, packed):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_with_splash_matches_one_with_xla():
     """With packed rows, a row of padding alone, rotary positions and layers of both kinds."""
     config = default_config()
