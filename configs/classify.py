@@ -1,9 +1,10 @@
 """Fine-tune an encoder on labelled sentences or pairs: sequence classification with packed examples.
 
-command:  jaxlm train --config=configs/classify.py --config.init_from=runs/quickstart --workdir=runs/sst2 \
-            --config.task.train=GLUE/SST-2/train.tsv --config.task.evaluation=GLUE/SST-2/dev.tsv
-hardware: 2 CPU cores
-result:   not measured yet
+command:  jaxlm train --config=configs/classify.py --workdir=runs/classify --config.init_from=runs/quickstart
+          --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
+hardware: 2 CPU cores, an Intel Xeon with AMX
+result:   SST-2 dev accuracy 79.1% (n = 872, seed 0, parameters after the last update) in 8 minutes, 2026-11-29; the
+          encoder was the quickstart's after 400 updates
 """
 
 from jaxlm.config import default_config

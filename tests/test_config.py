@@ -16,7 +16,6 @@ from jaxlm.config import (
     load_config,
     phase_number,
     phases_of,
-    predicted_share,
 )
 from jaxlm.errors import UserError
 from jaxlm.settings import FORMER, INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
@@ -277,11 +276,6 @@ def test_phases_inherit_omitted_settings_and_the_last_has_no_end():
         assert type(getattr(first, name)) is kind
     (only,) = phases_of(default_config())
     assert only == Phase(None, 128, 32)  # the defaults of Phase are those of the settings
-
-
-def test_a_causal_phase_predicts_all_tokens_and_a_masked_one_its_share():
-    config = with_overrides('train.phases=[{"steps": 5, "objective": "causal"}, {"mask_rate": 0.3}]')
-    assert [predicted_share(phase) for phase in phases_of(config)] == [1.0, 0.3]
 
 
 def test_a_phase_lasts_for_its_steps_and_the_last_one_until_the_end():

@@ -16,20 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm import train
-from jaxlm.config import default_config, phases_of
+from jaxlm.config import default_config
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.rows import runs_of_parts
 from jaxlm.model import attention, encoder
 from jaxlm.model.config import encoder_config
-from jaxlm.model.execution import choose_execution
-from jaxlm.model.heads import abstract_params
 from jaxlm.model.layers import dropout
-from jaxlm.objectives.masking import make_masking
-from jaxlm.optimizer.optimizers import make_optimizer
-from jaxlm.run import initial_state
+from jaxlm.objectives import masked_lm
+from jaxlm.objectives.table import make_objective
 from jaxlm.runtime import distributed, sharding
+from jaxlm.step import assemble
 
-STEPS, BATCH, LENGTH, VOCABULARY, SPECIAL = 20, 8, 32, 64, (0, 1, 2, 3, 4)
+STEPS, BATCH, LENGTH, VOCABULARY, SPECIAL = 20, 8, 32, 64, SYNTHETIC_FACTS.special_ids
 
 
 def make_config(accumulate: int, name: str):
@@ -67,7 +65,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.masked, self.kept = None, []
-        self.mask_tokens, train.mask_tokens = train.mask_tokens, self.mask
+        self.mask_tokens, masked_lm.mask_tokens = masked_lm.mask_tokens, self.mask
         encoder.dropout = attention.dropout = self.drop
 
     def mask(self, *args):
@@ -82,33 +80,31 @@ class Recorder:
 def make_run(mesh, dtype: str, accumulate: int, name: str):
     """Returns (initial state, its shardings, execution -> train step, the execution chosen for the mesh)."""
     config = make_config(accumulate, name)
+    config.train.compute_dtype = dtype
     architecture = encoder_config(config.model)
     sharding.check_batch(mesh, BATCH, accumulate)
-    (phase,) = phases_of(config)
-    masking = make_masking(config.masking, VOCABULARY, 4, SPECIAL)
-    update = make_optimizer(config.optimizer, abstract_params(architecture), dtype)
-    shardings = sharding.state_shardings(mesh, jax.eval_shape(lambda: initial_state(architecture, update, 0)))
-    state = jax.jit(lambda: initial_state(architecture, update, 0), out_shardings=shardings)()
+    assembly = assemble(config, architecture, SYNTHETIC_FACTS, mesh, "cpu")
 
     def step_of(execution):
-        return train.make_train_step(config, phase, architecture, execution, masking, update, STEPS)
+        objective = make_objective(config, assembly.phases[0], architecture, execution, SYNTHETIC_FACTS)
+        return dataclasses.replace(assembly, execution=execution, objectives=(objective,)).train_step(0, STEPS)
 
-    return state, shardings, step_of, choose_execution(dtype, "cpu", mesh.size)
+    return assembly.fresh_state(), assembly.state_shardings, step_of, assembly.execution
 
 
 def step_inputs(mesh, step: int) -> tuple:
     runs = runs_of_parts(*sharding.local_parts(mesh), BATCH)
     mine = {name: np.concatenate([array[slice(*run)] for run in runs]) for name, array in synthetic_rows(step).items()}
-    return sharding.shard_batch(mesh, mine), np.int32(step), np.float32(step), np.float32(0.15)
+    return sharding.shard_batch(mesh, mine), np.int32(step), np.float32(step), {"mask_rate": np.float32(0.15)}
 
 
 def losses_and_digests(mesh, recorder: Recorder, dtype: str, accumulate: int, name: str) -> dict:
     state, shardings, step_of, execution = make_run(mesh, dtype, accumulate, name)
     step = step_of(execution)
 
-    def recorded_step(state, batch, number, done, rate):
+    def recorded_step(state, batch, number, done, knobs):
         recorder.kept.clear()
-        state, metrics = step(state, batch, number, done, rate)
+        state, metrics = step(state, batch, number, done, knobs)
         # Accumulated steps draw dropout inside a loop, where it cannot be recorded: only the losses are compared.
         seen = {"rows": batch, "masks": recorder.masked, "dropout": list(recorder.kept) if accumulate == 1 else []}
         return state, metrics["loss"], seen

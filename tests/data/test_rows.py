@@ -168,7 +168,7 @@ def test_stores_of_two_tokenizers_are_refused(tmp_path, store):
     other = make_store(tmp_path / "s", 100, tokenizer="other")
     with pytest.raises(UserError, match="different tokenizers"):
         TrainRows([store, other], None, [Phase(None, 10, 4)], 0)
-    with pytest.raises(UserError, match="nothing to train on"):
+    with pytest.raises(UserError, match="there are no data to train on"):
         TrainRows([], None, [Phase(None, 10, 4)], 0)
 
 

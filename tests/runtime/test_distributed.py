@@ -130,14 +130,14 @@ def test_a_step_with_any_inputs_can_be_counted(monkeypatch):
     mesh = jax.make_mesh((1,), ("data",))
     alone = distributed.Votes(mesh)
     assert alone.cast(1.5, True) == ()
-    assert alone.counted(train_step)(1, 2, 3) == (2, {"loss": 6}, None)
+    assert alone.counted(train_step)(1, 2, 3) == (2, ({"loss": 6}, None))
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     votes = distributed.Votes(mesh)
     step = votes.counted(train_step)
     assert step.__name__ == "train_step"
     for inputs in ((1, 2), (1, 2, 3, 4, 5)):
-        state, metrics, agreed = jax.jit(step)(*inputs, *votes.cast(1.5, True))
+        state, (metrics, agreed) = jax.jit(step)(*inputs, *votes.cast(1.5, True))
         assert (int(state), int(metrics["loss"])) == (2, sum(inputs))
         assert agreed.tolist() == [1.5, 1.0]
         assert agreed.dtype == jnp.float32
@@ -298,7 +298,7 @@ with distributed.joined(settings):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     votes = distributed.Votes(mesh)
     step = votes.counted(lambda state, batch: (state + batch, {}))
-    state, _, agreed = jax.jit(step)(np.float32(1), np.float32(2), *votes.cast(3.0 + index, index == 1))
+    state, (_, agreed) = jax.jit(step)(np.float32(1), np.float32(2), *votes.cast(3.0 + index, index == 1))
     assert (float(state), agreed.tolist()) == (3.0, [3.0, 1.0])
     rows = jax.jit(lambda: jnp.arange(4.0), out_shardings=NamedSharding(mesh, P("data")))()
     checkpoints = Checkpoints(Path(sys.argv[3]))
