@@ -1,15 +1,15 @@
-"""BERT-wwm, Chinese: BERT-base with whole words masked, rows of 128 tokens, then of 512.
+"""BERT-wwm, Chinese: BERT-base with whole-word masking; rows of 128 tokens, then 512.
 
 command:  jaxlm train --config=configs/bert_wwm_zh.py --workdir=runs/bert_wwm_zh
-variants: :mini has 4 layers x 256 and learns from a megabyte or two of text in about ten minutes on 2 CPU cores
+variants: :mini has 4 layers of width 256 and trains on 1 or 2 MB of text in about ten minutes on 2 CPU cores
 hardware: none yet; published on a TPU v3
 result:   not yet run
 source:   Cui et al. 2019, arXiv 1906.08101; steps, batches and LAMB also in ymcui/Chinese-BERT-wwm
-differs:  fresh weights; published from those of Google's Chinese BERT. No next-sentence prediction, so no sentence
-          pairs. jieba in place of LTP finds the words. SentencePiece, at most one Chinese character a piece, in
-          place of BERT's own vocabulary unless tokenizer.path is given. One warm-up and one fall of the
-          rate over both phases. What the report leaves open (betas, epsilon, decay, clipping) is BERT's.
-          Chinese Wikipedia is not at hand: data.path is yours.
+differs:  random initial weights; the published run started from Google's Chinese BERT. No next-sentence prediction, so
+          no sentence pairs. Words are segmented by jieba instead of LTP. SentencePiece with at most one Chinese
+          character per piece instead of BERT's vocabulary unless tokenizer.path is set. One schedule (warm-up and
+          decay) over both phases. Settings that the report omits (betas, epsilon, weight decay, clipping) are BERT's.
+          Chinese Wikipedia is not included: set data.path.
 """
 
 from jaxlm.config import default_config
@@ -18,7 +18,7 @@ from jaxlm.model.presets import PRESETS
 
 def get_config(arg=None):
     if arg not in (None, "mini"):
-        raise ValueError(f"{arg} is no variant; there is mini")
+        raise ValueError(f"there is no variant {arg}; the only one is mini")
     config = default_config()
     config.data.update(path=("corpus/*.jsonl",), prepend_begin=True)
     config.tokenizer.update(vocab_size=21_128, words="jieba", split_han=True)
@@ -38,7 +38,7 @@ def get_config(arg=None):
 
 
 def shrink(config):
-    """The same task for a small text: a small vocabulary, and a model that learns fast."""
+    """Returns the config with a small vocabulary and a small, fast-learning model, for a small text."""
     config.tokenizer.vocab_size = 4700
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",

@@ -1,4 +1,4 @@
-"""The smallest run that does everything: pydocs, two layers, a minute on any machine. The tests train it.
+"""The smallest complete run: two layers on Python docstrings (pydocs), a minute on any machine. Used by the tests.
 
 command:  jaxlm train --config=configs/mini.py --workdir=runs/mini
 hardware: 2 CPU cores

@@ -3,11 +3,10 @@
 command:  jaxlm train --config=configs/mosaicbert_base.py --workdir=runs/mosaicbert_base
 hardware: none yet; published on 8 A100 of 80 GB
 result:   not yet run
-source:   Portes et al. 2023, arXiv 2312.17482; epsilon, final rate and what decays from mosaicml/examples
-differs:  the gate's and the up projection's biases are trained, which the published model lacks (73,728 of 137 million
-          parameters). Rows are packed from whole documents; the published ones are a document's first 128 tokens.
-          SentencePiece in place of BERT's WordPiece unless tokenizer.path is given. C4 is not at hand: data.path is
-          yours.
+source:   Portes et al. 2023, arXiv 2312.17482; epsilon, final rate and weight decay mask from mosaicml/examples
+differs:  the gate and up projections have biases, which the published model lacks (73,728 of 137 million parameters).
+          Rows are packed from whole documents; the published ones are the first 128 tokens of a document. SentencePiece
+          instead of BERT's WordPiece unless tokenizer.path is set. C4 is not included: set data.path.
 """
 
 from jaxlm.config import default_config
@@ -23,8 +22,8 @@ def get_config():
     config.train.steps = 70_000
     config.train.update(batch_size=4096, accumulate=4)
     config.evaluation.batch_size = 512
-    # Published as 1e-5, a decay that is not multiplied by the learning rate.
+    # Published as 1e-5, not multiplied by the learning rate.
     config.optimizer.update(learning_rate=5e-4, beta2=0.98, epsilon=1e-6, weight_decay=1e-5 / 5e-4, clip_norm=0.0)
-    config.optimizer.decay = (".=yes",)
+    config.optimizer.decay_mask = (".=yes",)
     config.schedule.update(name="linear", warmup=0.06, final=0.02)
     return config

@@ -3,11 +3,10 @@
 command:  jaxlm train --config=configs/roberta_base.py --workdir=runs/roberta_base
 hardware: none yet; published on V100s of 32 GB
 result:   not yet run
-source:   Liu et al. 2019, arXiv 1907.11692, table 9; what decays from facebookresearch/fairseq
-differs:  attention stays within a document, where the published rows run on over the ends of documents.
-          SentencePiece BPE with bytes for rare characters in place of GPT-2's byte-level BPE unless tokenizer.path is
-          given. The 160 GB of text (BookCorpus, Wikipedia, CC-News, OpenWebText, Stories) are not at hand: data.path is
-          yours.
+source:   Liu et al. 2019, arXiv 1907.11692, table 9; weight decay mask from facebookresearch/fairseq
+differs:  attention stays within a document; in the published rows it crosses the ends of documents. SentencePiece BPE
+          with byte fallback instead of GPT-2's byte-level BPE unless tokenizer.path is set. The 160 GB of text
+          (BookCorpus, Wikipedia, CC-News, OpenWebText, Stories) are not included: set data.path.
 """
 
 from jaxlm.config import default_config
@@ -23,6 +22,6 @@ def get_config():
     config.train.update(batch_size=8192, accumulate=32)
     config.evaluation.batch_size = 256
     config.optimizer.update(learning_rate=6e-4, beta2=0.98, epsilon=1e-6, weight_decay=0.01, clip_norm=0.0)
-    config.optimizer.decay = (".=yes",)
+    config.optimizer.decay_mask = (".=yes",)
     config.schedule.update(name="linear", warmup=24_000)
     return config

@@ -1,9 +1,9 @@
-"""Five minutes of training on two CPU cores: the lowest held-out loss that they give.
+"""The lowest held-out loss after five minutes of training on two CPU cores.
 
 command:  jaxlm train --config=configs/speedrun.py --workdir=runs/speedrun
 hardware: 2 CPU cores, an Intel Xeon with AMX
-result:   held-out loss 3.876 nats (3.872, 3.844, 3.912 from three seeds), accuracy 34.0%, 0.968 nats a byte
-          (unigram baseline 6.951), about 1,100 updates, compilation counted, 2026-11-26; what was tried is in
+result:   held-out loss 3.876 nats (3.872, 3.844, 3.912 with three seeds), accuracy 34.0%, 0.968 nats per byte
+          (unigram baseline 6.951), about 1,100 updates, compilation included, 2026-11-26; experiments are in
           experiments/LOG.md
 """
 

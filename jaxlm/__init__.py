@@ -1,4 +1,4 @@
-"""jaxlm: masked language models in JAX, from raw text to a trained encoder."""
+"""jaxlm: language models of the BERT family in JAX, from raw text to a model in use."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,18 +7,18 @@ from jaxlm.version import __version__ as __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from jaxlm.use.fill_mask import Model
+    from jaxlm.use.model import Model
     from jaxlm.use.neighbours import nearest as nearest
     from jaxlm.use.neighbours import similarity as similarity
 
 
 def load(directory: "str | Path", compute_dtype: str = "float32") -> "Model":
-    """Returns the model of a work directory or a Hugging Face directory: `fill_mask`, `embed`, `score`, `apply`.
+    """Returns the model in a work directory or a Hugging Face directory: `fill_mask`, `embed`, `score`, `apply`.
 
-    compute_dtype is that of products: "float32", "bfloat16", or "auto", which is bfloat16 where it is fast. Raises
-    UserError.
+    compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 on hardware where
+    it is faster. Raises UserError if the directory holds no model that can be loaded.
     """
-    from jaxlm.use.fill_mask import load  # here, so that `import jaxlm` is quick
+    from jaxlm.use.model import load  # here, so that `import jaxlm` is quick
 
     return load(directory, compute_dtype)
 

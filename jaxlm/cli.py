@@ -1,4 +1,4 @@
-"""The program `jaxlm`: a table of verbs, each a module's main, imported when it is called."""
+"""The program `jaxlm`: a table of verbs. The module of a verb is imported only when the verb is called."""
 
 import contextlib
 import errno
@@ -15,47 +15,55 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.runtime.memory import restart_with_kept_memory
+from jaxlm.runtime.memory import restart_with_malloc_settings
 from jaxlm.version import __version__
 
 VERBS = {
-    "train": ("jaxlm.train", "train a masked language model, or go on where it stopped"),
-    "prepare": ("jaxlm.data.prepare", "turn text into a token store, without training"),
-    "config": ("jaxlm.use.show_config", "print every setting, its value and what it means"),
-    "fill-mask": ("jaxlm.use.fill_mask", "fill in the blanks of a text"),
-    "embed": ("jaxlm.use.embed_file", "the vector of each text of a file"),
-    "score": ("jaxlm.use.score", "how probable sentences are, for ranking them"),
-    "evaluate": ("jaxlm.use.evaluate", "the held-out loss of a model on any text"),
-    "export": ("jaxlm.use.export", "write a model as a directory that Transformers loads"),
-    "bench": ("jaxlm.performance.bench", "tokens per second, share of peak, memory, input rate"),
-    "plan": ("jaxlm.performance.plan", "memory, collectives and hours on devices that nobody has yet"),
+    "train": ("jaxlm.train", "train a model, or resume a run from its last checkpoint"),
+    "prepare": ("jaxlm.data.prepare", "train a tokenizer and tokenize text, without training a model"),
+    "config": ("jaxlm.use.show_config", "print every setting with its value and its description"),
+    "fill-mask": ("jaxlm.use.fill_mask", "predict the masked tokens of a text"),
+    "embed": ("jaxlm.use.embed_file", "compute an embedding of each text in a file"),
+    "score": ("jaxlm.use.score", "compute how probable sentences are (pseudo-log-likelihood)"),
+    "evaluate": ("jaxlm.use.evaluate", "compute the loss and accuracy of a model on held-out text"),
+    "export": ("jaxlm.use.export", "write a model as a directory that Hugging Face Transformers loads"),
+    "bench": ("jaxlm.performance.bench", "measure the speed and memory use of the training step"),
+    "plan": ("jaxlm.performance.plan", "estimate memory, communication and time of a run on other devices"),
 }
 
+HELP = """usage: jaxlm VERB [--help] ...
 
-# What the machine refuses, whatever we do: its disk, its rights, its limits.
+Language models of the BERT family in JAX.
+
+verbs:
+{verbs}
+
+example: jaxlm train --config=configs/mini.py --workdir=runs/mini
+
+Compiled programs are cached in ~/.cache/jaxlm/compiled, which may be removed at any time.
+JAX_COMPILATION_CACHE_DIR=DIR selects another directory for them, and
+JAX_ENABLE_COMPILATION_CACHE=false disables the cache."""
+
+# Errors that come from the machine and not from a bug: a full disk, missing permissions, limits.
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
                   errno.EMFILE, errno.ENFILE}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `jaxlm VERB ...`; returns the exit status, 0 or 1."""
-    program = argv is None  # the process is ours, not a test's or a notebook's
+    """Runs `jaxlm VERB ...` and returns its exit status: 0, or 1 after an error."""
+    program = argv is None  # called as a program, not from a test or a notebook
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: jaxlm VERB [--help] ...\n\nmasked language models in JAX\n")
-        print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
-        print("\nexample: jaxlm train --config=configs/mini.py --workdir=runs/mini")
-        print("\ncompiled steps are kept for later runs in ~/.cache/jaxlm/compiled, which may be removed at any time;")
-        print("JAX_COMPILATION_CACHE_DIR names another directory, JAX_ENABLE_COMPILATION_CACHE=false keeps none")
+        print(HELP.format(verbs="\n".join(f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items())))
         return 0
     if argv[0] == "--version":
         print(f"jaxlm {__version__}")
         return 0
     try:
         if argv[0] not in VERBS:
-            raise UserError(f"there is no verb {argv[0]}; they are {', '.join(VERBS)}")
+            raise UserError(f"there is no verb {argv[0]}; the verbs are {', '.join(VERBS)}")
         if program:
-            restart_with_kept_memory()
+            restart_with_malloc_settings()
         _set_environment()
         with _termination():
             return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
@@ -63,20 +71,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"jaxlm: {error}", file=sys.stderr)
     except KeyboardInterrupt as error:
         print(f"jaxlm: {error.args[0] if error.args else 'interrupted'}", file=sys.stderr)
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+    except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        print(f"jaxlm: {error.filename or 'output'}: {error.strerror}; mend that and run it again", file=sys.stderr)
-    except SystemExit as error:  # argparse: 2 for a wrong call is 1 here, as for every other mistake
+        name = error.filename or "output"
+        print(f"jaxlm: {name}: {error.strerror}; fix that and run the same command again", file=sys.stderr)
+    except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
         return 1 if error.code else 0
     return 1
 
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """Lets SIGTERM end a command as Ctrl-C does, with what it was writing cleared away and a sentence."""
+    """Makes SIGTERM end a command as Ctrl-C does: temporary files are removed, and a sentence is printed."""
 
     def end(number: int, frame: object) -> None:
         raise KeyboardInterrupt("stopped by SIGTERM")
@@ -92,9 +101,9 @@ def _termination() -> Iterator[None]:
 
 
 def _set_environment() -> None:
-    """Settings that libraries read when they are imported; what the user has set stays."""
+    """Sets what libraries read when they are imported, unless the user has set it."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(OSError, RuntimeError):  # no home, or none that can be written: compile each time
+        with contextlib.suppress(OSError, RuntimeError):  # no home directory, or not writable: no cache
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "compiled"
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
@@ -103,22 +112,26 @@ def _set_environment() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
     if compiled := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        _mend_compiled(Path(compiled))
+        _replace_damaged_programs(Path(compiled))
 
 
-def _mend_compiled(cache: Path) -> None:
-    """Lets a compiled program that a kill has cut short be written anew: JAX would read it in vain for ever."""
-    usual = warnings.showwarning
-    if usual.__module__ == __name__:
+def _replace_damaged_programs(cache: Path) -> None:
+    """Makes JAX compile a cached program again if a kill truncated its file.
+
+    JAX would warn about the file in every run and never replace it; we remove it when the warning is shown.
+    """
+    original = warnings.showwarning
+    if original.__module__ == __name__:
         return
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
         found = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
         if not found:
-            return usual(message, *where, **more)
+            return original(message, *where, **more)
         for entry in cache.glob(f"{found[1]}-*-cache"):
             entry.unlink(missing_ok=True)
-        logging.getLogger("jaxlm").warning("the compiled %s in %s is damaged, and is made anew", found[1], cache)
+        log = logging.getLogger("jaxlm")
+        log.warning("the compiled program %s in %s is damaged and is compiled again", found[1], cache)
 
     warnings.showwarning = show
 

@@ -1,10 +1,11 @@
-"""Loading, overriding, checking, saving and replaying the config of a run.
+"""Loads, overrides, checks and saves the config of a run.
 
-A config is an `ml_collections.ConfigDict` of sections. A file under `configs/` has a function `get_config(arg=None)`
-that starts from `default_config()` and changes what differs; the command line overrides single settings; the work
-directory's `config.json` holds the resolved result and replays the run.
+A config is an `ml_collections.ConfigDict` of sections. A file in `configs/` defines `get_config(arg=None)`, which
+starts from `default_config()` and changes some settings; the command line overrides single settings; `config.json` in
+the work directory contains the resolved config and reproduces the run.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -20,9 +21,9 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxlm.errors import UserError
 from jaxlm.settings import (
-    FORMER_VALUES,
+    FORMER,
     INTERVALS,
-    OBJECTIVES,
+    PHASE_OBJECTIVES,
     PHASE_SETTINGS,
     RESUMABLE,
     RESUMABLE_SECTIONS,
@@ -30,11 +31,11 @@ from jaxlm.settings import (
     SHORT_NAMES,
     Setting,
 )
-from jaxlm.storage import write_text
+from jaxlm.storage import read_json, write_text
 
 
 def default_config() -> ConfigDict:
-    """Returns a config with every setting at its default; assigning an unknown key or another type raises."""
+    """Returns a config with every setting at its default; assigning an unknown key or a wrong type raises an error."""
     sections = {}
     for section, settings in SETTINGS.items():
         sections[section] = {
@@ -49,9 +50,9 @@ def load_config(
 ) -> ConfigDict:
     """Returns the config of `FILE[:ARG]` with overrides such as `train.steps=100` applied, checked and locked.
 
-    FILE is a Python file with `get_config(arg=None)`, or a `config.json` that a run left behind. start_settings returns
-    what the directory model.init_from says, by section; it goes over the file's settings and under the overrides.
-    Raises UserError.
+    FILE is a Python file that defines `get_config(arg=None)`, or the `config.json` of a run. start_settings returns, by
+    section, the settings of the directory model.init_from; they replace those of the file and are replaced by the
+    overrides. Raises UserError.
     """
     name, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
     path = Path(name)
@@ -59,7 +60,7 @@ def load_config(
         known = {p.stem: p for p in sorted(Path("configs").glob("*.py"))}
         near = difflib.get_close_matches(path.stem, known, 1)
         raise UserError(f"there is no config file {name}" + (f"; did you mean {known[near[0]]}?" if near else ""))
-    replayed = path.suffix == ".json"  # what init_from said is in it
+    replayed = path.suffix == ".json"  # which contains the settings of model.init_from
     config = _read_json(path) if replayed else _run_config_file(path, arg or None)
     named = [override for override in overrides if full_name(override.partition("=")[0]) == "model.init_from"]
     for override in named:
@@ -78,7 +79,7 @@ def load_config(
 def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"jaxlm_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file: a config is FILE.py[:ARG], or a run's config.json")
+        raise UserError(f"{path} is not a Python file; a config is FILE.py[:ARG] or a run's config.json")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -86,7 +87,7 @@ def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
             raise UserError(f"{path} has no function get_config(arg=None) that returns the config")
         takes_arg = bool(inspect.signature(module.get_config).parameters)
         if arg is not None and not takes_arg:
-            raise UserError(f"{path} has no variants, so :{arg} means nothing there")
+            raise UserError(f"{path} has no variants; remove :{arg}")
         config = module.get_config(arg) if takes_arg else module.get_config()
     except UserError:
         raise
@@ -96,45 +97,48 @@ def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         raise UserError(f"{path}{f', line {line}' if line else ''}: {_reason(error)}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config returned {type(config).__name__}, not the config")
+        raise UserError(f"{path}: get_config returned {type(config).__name__}; it must return the config")
     if any(name not in config.get(section, ()) for section, settings in SETTINGS.items() for name in settings):
-        raise UserError(f"{path}: get_config lacks settings; it must start from jaxlm.config.default_config()")
+        raise UserError(f"{path}: the config of get_config lacks settings; start from jaxlm.config.default_config()")
     return config
 
 
 def _reason(error: Exception) -> str:
-    """Returns what an error in a config file says, in one line; of an unknown key only its name and the nearest."""
+    """Returns the message of an error in a config file in one line; for an unknown key, its name and the nearest."""
     wrapped = error.args and isinstance(error.args[0], KeyError)  # ml_collections' AttributeError
     text = " ".join(str((error.args[0] if wrapped else error).args[0] if error.args else "").split())
     if unknown := re.search(r'Did you mean "(.+)" instead of "(.+)"\?$', text):
-        return f"there is no setting {unknown[2]}; did you mean {unknown[1]}?"
+        renamed = [former.name for old, former in FORMER.items() if former.name and old.endswith(f".{unknown[2]}")]
+        return f"there is no setting {unknown[2]}; did you mean {' or '.join(renamed) or unknown[1]}?"
     if unknown := re.match(r'Key "(.+?)" does not exist', text):
-        return f"there is no setting {unknown[1]}; `jaxlm config` prints them all"
+        return f"there is no setting {unknown[1]}{_nearest(unknown[1])}"
     return text if isinstance(error, TypeError | ValueError | SyntaxError) else f"{type(error).__name__}: {text}"
 
 
 def _read_json(path: Path) -> ConfigDict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); config.json is written by `jaxlm train`") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no sections of settings; config.json is written by `jaxlm train`")
+    content = read_json(path, remedy="`jaxlm train` writes config.json; restore it, or name a config file")
     return config_from_dict(content, str(path))
 
 
 def config_from_dict(content: dict, where: str) -> ConfigDict:
-    """Returns the config that `config_to_dict` wrote; settings that it lacks keep their defaults. Raises UserError."""
+    """Returns the config that `config_to_dict` wrote, also under the names that older versions gave to settings.
+
+    Settings that the dict lacks keep their defaults. Raises UserError.
+    """
     config = default_config()
     for section, settings in content.items():
         if not isinstance(settings, dict):
-            raise UserError(f"{where}: {section} is no section of settings")
+            raise UserError(f"{where}: {section} is not a section of settings")
         for name, value in settings.items():
             key = f"{section}.{name}"
+            if former := FORMER.get(key):
+                if former.name is None:
+                    continue
+                key = former.name
+                value = former.values.get(value, value) if isinstance(value, bool) else value
             setting = find_setting(key, where)
-            if isinstance(value, bool):
-                value = FORMER_VALUES.get(key, {}).get(value, value)
-            config[section][name] = _as_kind(key, value, setting)
+            new_section, _, new_name = key.partition(".")
+            config[new_section][new_name] = _as_kind(key, value, setting)
     return config
 
 
@@ -144,7 +148,7 @@ def config_to_dict(config: ConfigDict) -> dict:
 
 
 def save_config(config: ConfigDict, path: Path) -> None:
-    """Writes the config as JSON; a reader sees the old file or the new one, never half of it."""
+    """Writes the config to a JSON file, whole or not at all. Raises UserError."""
     write_text(path, json.dumps(config_to_dict(config), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -153,25 +157,38 @@ def _plain(value: Any) -> Any:
 
 
 def find_setting(key: str, where: str = "") -> Setting:
-    """Returns the setting `section.name`; raises UserError that names the nearest known key."""
+    """Returns the setting `section.name`. Raises UserError that names the nearest setting if there is none."""
     key = full_name(key)
     section, _, name = key.partition(".")
     if section in SETTINGS and name in SETTINGS[section]:
         return SETTINGS[section][name]
+    raise UserError(f"{where + ': ' if where else ''}there is no setting {key}{_nearest(key)}")
+
+
+def _nearest(key: str) -> str:
+    """Returns the end of a message about an unknown setting: which one it was renamed to, or the nearest one."""
     known = [f"{s}.{n}" for s, settings in SETTINGS.items() for n in settings]
-    same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same_name or difflib.get_close_matches(key, known, 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else "; `jaxlm config` prints them all"
-    raise UserError(f"{where + ': ' if where else ''}there is no setting {key}{hint}")
+    name = key.rpartition(".")[2]
+    renamed = {old: former.name for old, former in FORMER.items() if former.name}
+    near = (
+        [new for old, new in renamed.items() if old == key]
+        or [other for other in known if other.rpartition(".")[2] == name][:1]
+        or [new for old, new in renamed.items() if old.rpartition(".")[2] == name]
+        or difflib.get_close_matches(key, known, 1, 0.4)
+    )
+    return f"; did you mean {' or '.join(near)}?" if near else "; `jaxlm config` prints them all"
 
 
 def full_name(key: str) -> str:
-    """Returns `section.name` of a setting that may be given by its short name."""
+    """Returns the key `section.name` of a setting given by its key or its short name."""
     return SHORT_NAMES.get(key, key)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits `--config.section.key=value` (or with a space) from the other arguments of a command line."""
+    """Returns the overrides `section.key=value` in a command line, and its other arguments.
+
+    An override is given as `--config.section.key=value` or with a space. Raises UserError for one without a value.
+    """
     overrides, rest = [], []
     queue = list(arguments)
     while queue:
@@ -189,7 +206,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
-    """Sets `section.key=value` with the setting's own type; raises UserError on an unknown key or another type."""
+    """Sets a setting from `section.key=value`. Raises UserError for an unknown key and a value of the wrong type."""
     key, _, text = override.partition("=")
     key, setting = full_name(key), find_setting(key)
     section, _, name = key.partition(".")
@@ -197,7 +214,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 def parse_value(key: str, text: str, setting: Setting) -> Any:
-    """Returns the text as the setting's type: numbers also as 1e3 or 1_000, tuples with commas or as JSON."""
+    """Returns text as a value of the setting's type: numbers also as 1e3 or 1_000, tuples with commas or as JSON."""
     if text.lower() in ("none", "null") and setting.default is None:
         return None
     if setting.type is str:
@@ -205,14 +222,14 @@ def parse_value(key: str, text: str, setting: Setting) -> Any:
     if setting.type is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if text.lower() not in words:
-            raise UserError(f"{key}={text}: true or false is meant here")
+            raise UserError(f"{key}={text}: expected true or false")
         return words[text.lower()]
     if setting.type is tuple:
         if (text.startswith("[") and text.endswith("]")) or setting.item is dict:
             try:
                 return _as_kind(key, json.loads(text or "[]"), setting)
             except ValueError as error:
-                raise UserError(f"{key}={text}: no valid JSON list ({error})") from error
+                raise UserError(f"{key}={text}: not a valid JSON list ({error})") from error
         return _as_kind(key, [part for part in text.split(",") if part], setting)
     return _as_kind(key, text.replace("_", ""), setting)
 
@@ -239,12 +256,12 @@ def _as_kind(key: str, value: Any, setting: Setting) -> Any:
             raise TypeError
         return value
     except (TypeError, ValueError, OverflowError) as error:
-        meant = {int: "a whole number", float: "a number", tuple: "a list", bool: "true or false", str: "a text"}[kind]
-        raise UserError(f"{key}={value}: {meant} is meant here") from error
+        names = {int: "a whole number", float: "a number", tuple: "a list", bool: "true or false", str: "text"}
+        raise UserError(f"{key}={value}: expected {names[kind]}") from error
 
 
 def changed_settings(before: ConfigDict, after: ConfigDict, resuming: bool = True) -> list[str]:
-    """Returns `section.key: old -> new` for each difference, or only those that a resumed run may not have."""
+    """Returns `section.key: old -> new` for each setting that differs; if resuming, only for those that must not."""
     changed = []
     for section, settings in SETTINGS.items():
         for name in settings:
@@ -256,42 +273,61 @@ def changed_settings(before: ConfigDict, after: ConfigDict, resuming: bool = Tru
     return changed
 
 
-def phases_of(config: ConfigDict) -> list[dict[str, Any]]:
-    """Returns the run's phases, each with every phase setting; the last one's steps are None (until the run ends)."""
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with its own batch shape, rates and objective; the last phase has no number of steps."""
+
+    steps: int | None  # updates; None: until the run ends
+    sequence_length: int
+    batch_size: int  # rows of the global batch
+    accumulate: int = 1  # micro-batches per update
+    mask_rate: float = 0.15  # at the first step; masking.final_rate may change it over the run
+    learning_rate: float = 1e-3  # peak rate, which the schedule multiplies
+    rotary_base: float = 1e4  # of global layers
+    objective: str = "masked"
+
+
+def phases_of(config: ConfigDict) -> tuple[Phase, ...]:
+    """Returns the phases of a run: `train.phases` completed by the config's settings, or one phase without them."""
     common = {
+        "steps": None,
         "sequence_length": config.data.sequence_length,
         "batch_size": config.train.batch_size,
         "accumulate": config.train.accumulate,
         "mask_rate": config.masking.rate,
-        "rotary_base": config.model.rotary_base,
         "learning_rate": config.optimizer.learning_rate,
-        "objective": "masked",
-        "steps": None,
+        "rotary_base": config.model.rotary_base,
+        "objective": config.train.objective,
     }
     given: tuple[dict[str, Any], ...] = config.train.phases or ({},)
-    phases = [common | {name: PHASE_SETTINGS[name](value) for name, value in phase.items()} for phase in given]
-    phases[-1]["steps"] = None
-    return phases
+    phases = [Phase(**common | {name: PHASE_SETTINGS[name](value) for name, value in row.items()}) for row in given]
+    return (*phases[:-1], dataclasses.replace(phases[-1], steps=None))
 
 
-def predicted_share(phase: dict[str, Any], mask_rate: float | None = None) -> float:
-    """Returns which share of the tokens a phase predicts, at the mask rate that it begins with or at another."""
-    if phase["objective"] == "causal":
-        return 1.0
-    return phase["mask_rate"] if mask_rate is None else mask_rate
-
-
-def phase_number(phases: Sequence[dict[str, Any]], step: int) -> int:
-    """Returns which of `phases_of` the update after `step` updates belongs to."""
+def phase_number(phases: Sequence[Phase], step: int) -> int:
+    """Returns the index of the phase that computes update number `step`, counted from 0."""
     for number, phase in enumerate(phases[:-1]):
-        if step < phase["steps"]:
+        if phase.steps is None:
+            raise ValueError(f"phase {number} has no number of steps; only the last phase may lack one")
+        if step < phase.steps:
             return number
-        step -= phase["steps"]
+        step -= phase.steps
     return len(phases) - 1
 
 
+def evaluation_files(config: ConfigDict) -> dict[str, str]:
+    """Returns the files of `task.evaluation` by name; a file without a name is called "evaluation"."""
+    entries = [_named(entry) for entry in config.task.evaluation]
+    return dict(entries)
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, separator, path = entry.partition("=")
+    return (name, path) if separator else ("evaluation", entry)
+
+
 def check_config(config: ConfigDict) -> None:
-    """Refuses values that cannot be meant, before anything is read. Raises UserError."""
+    """Checks every setting, alone and together, before any data is read. Raises UserError for invalid values."""
     for section, settings in SETTINGS.items():
         for name, setting in settings.items():
             value = config[section][name]
@@ -300,92 +336,110 @@ def check_config(config: ConfigDict) -> None:
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"{section}.{name}={value} is not one of {', '.join(setting.choices)}{hint}")
             if setting.within and value is not None:
-                holds, meant = INTERVALS[setting.within]
-                if not (math.isfinite(value) and holds(value)):
-                    raise UserError(f"{section}.{name}={value}: {meant}")
+                contains, message = INTERVALS[setting.within]
+                if not (math.isfinite(value) and contains(value)):
+                    raise UserError(f"{section}.{name}={value}: {message}")
     _check_together(config)
     _check_end(config)
     _check_phases(config)
 
 
 def _check_together(config: ConfigDict) -> None:
-    """Settings that must fit each other."""
+    """Checks settings that depend on each other."""
     data, model, masking, tokenizer, mesh = config.data, config.model, config.masking, config.tokenizer, config.mesh
+    task = config.task
     held_out = [entry.partition("=") for entry in data.held_out]
     names = [name for name, _, _ in held_out]
+    task_files = [_named(entry) for entry in task.evaluation]
+    task_names = [name for name, _ in task_files]
     rules = [
-        (model.width % model.heads == 0, f"model.heads={model.heads} do not divide model.width={model.width}"),
+        (model.width % model.heads == 0, f"model.heads={model.heads} does not divide model.width={model.width}"),
         (model.positions != "rotary" or model.width // model.heads % 2 == 0,
-         f"rotary positions need an even head width, not model.width / model.heads = {model.width // model.heads}"),
+         f"rotary positions need an even head width, but model.width / model.heads = {model.width // model.heads}"),
         (model.layer_pattern and set(model.layer_pattern) <= {"g", "l"},
-         f"model.layer_pattern={model.layer_pattern}: only g (global) and l (local) are known"),
+         f"model.layer_pattern={model.layer_pattern}: must consist of the letters g (global) and l (local)"),
         (masking.mask_share + masking.random_share < 1 + 1e-9,
-         f"masking.mask_share={masking.mask_share} and masking.random_share={masking.random_share} are above 1"),
+         f"masking.mask_share={masking.mask_share} plus masking.random_share={masking.random_share} must not exceed 1"),
         (tokenizer.character_coverage > 0.5,
-         f"tokenizer.character_coverage={tokenizer.character_coverage}: a share such as 0.9995 is meant"),
+         f"tokenizer.character_coverage={tokenizer.character_coverage}: must be above 0.5, for example 0.9995"),
         (len(data.weights) in (0, len(data.path)),
-         f"data.weights has {len(data.weights)} entries for the {len(data.path)} of data.path; one for each is needed"),
+         f"data.weights has {len(data.weights)} entries and data.path {len(data.path)}; give one weight per path"),
         (all(weight > 0 and math.isfinite(weight) for weight in data.weights), "data.weights must all be above 0"),
-        (all(name and path for name, _, path in held_out), f"data.held_out={data.held_out}: NAME=PATH is meant"),
-        (len(set(names)) == len(names), f"data.held_out={data.held_out}: a name stands twice"),
-        (all(name.replace("-", "").replace("_", "").isalnum() for name in names),
-         f"data.held_out={data.held_out}: names are made of letters, digits, - and _"),
-        (mesh.data == -1 or mesh.data >= 1, f"mesh.data={mesh.data}: a number of devices, or -1 for all that are left"),
+        (all(name and path for name, _, path in held_out), f"data.held_out={data.held_out}: expected NAME=PATH"),
+        (len(set(names)) == len(names), f"data.held_out={data.held_out}: a name occurs twice"),
+        (_are_names(names), f"data.held_out={data.held_out}: names may contain letters, digits, - and _"),
+        (config.train.objective != "classify" or task.train,
+         "train.objective=classify needs task.train, a file of labelled examples"),
+        (len(task.text) in (1, 2) and all(task.text),
+         f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma"),
+        (all(name and path for name, path in task_files), f"task.evaluation={task.evaluation}: expected NAME=FILE"),
+        (len(set(task_names)) == len(task_names), f"task.evaluation={task.evaluation}: two files have the same name"),
+        (_are_names(task_names), f"task.evaluation={task.evaluation}: names may contain letters, digits, - and _"),
+        (mesh.data == -1 or mesh.data >= 1, f"mesh.data={mesh.data}: must be a number of devices, or -1 for the rest"),
     ]  # fmt: skip
     for holds, message in rules:
         if not holds:
             raise UserError(message)
 
 
+def _are_names(names: Sequence[str]) -> bool:
+    return all(name.replace("-", "").replace("_", "").isalnum() for name in names)
+
+
 def _check_end(config: ConfigDict) -> None:
-    """One rule ends the run, and a schedule by the clock counts no steps."""
+    """Checks that one setting ends the run, and that with a time budget the schedule uses fractions, not steps."""
     train, schedule = config.train, config.schedule
     ends = [name for name in ("steps", "epochs", "tokens", "minutes") if train[name] is not None]
     if len(ends) > 1:
-        raise UserError(f"only one of train.{' and train.'.join(ends)} can end the run; set the others to none")
-    if "minutes" in ends and (schedule.warmup >= 1 or (schedule.name == "wsd" and schedule.decay >= 1)):
+        raise UserError(f"train.{' and train.'.join(ends)} are set; only one can end the run, set the others to none")
+    if "minutes" in ends and (schedule.warmup >= 1 or (schedule.name == "wsd" and schedule.decay_steps >= 1)):
         raise UserError(
-            "where train.minutes ends the run, schedule.warmup and schedule.decay are shares of it, below 1"
+            "with train.minutes, schedule.warmup and schedule.decay_steps must be below 1: fractions of the run"
         )
 
 
 def _check_phases(config: ConfigDict) -> None:
-    """Each phase is whole, and its rows fit the model."""
-    phases: tuple[dict[str, Any], ...] = config.train.phases
+    """Checks the entries of train.phases, and that the rows of each phase fit the model."""
+    rows: tuple[dict[str, Any], ...] = config.train.phases
     model = config.model
-    for number, phase in enumerate(phases, 1):
+    for number, row in enumerate(rows, 1):
         where = f"train.phases, entry {number}"
-        for name, value in phase.items():
+        for name, value in row.items():
             if name not in PHASE_SETTINGS:
                 raise UserError(f"{where}: {name} is not one of {', '.join(PHASE_SETTINGS)}")
             if name == "objective":
-                if value not in OBJECTIVES:
-                    raise UserError(f"{where}: objective={value} is not one of {', '.join(OBJECTIVES)}")
+                if value not in PHASE_OBJECTIVES:
+                    raise UserError(f"{where}: objective={value} is not one of {', '.join(PHASE_OBJECTIVES)}")
+                if config.train.objective not in PHASE_OBJECTIVES:
+                    raise UserError(
+                        f"{where}: objective={value} cannot be combined with train.objective={config.train.objective};"
+                        " remove it from the phase"
+                    )
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise UserError(f"{where}: {name}={value}: a number above 0 is meant")
+                raise UserError(f"{where}: {name}={value}: expected a number above 0")
             if PHASE_SETTINGS[name] is int and value != int(value):
-                raise UserError(f"{where}: {name}={value}: a whole number is meant")
-        if "steps" not in phase and number < len(phases):
-            raise UserError(f"{where} needs its steps; only the last phase goes on to the end of the run")
+                raise UserError(f"{where}: {name}={value}: expected a whole number")
+        if "steps" not in row and number < len(rows):
+            raise UserError(f"{where} has no steps; only the last phase may omit them, and lasts until the run ends")
     for phase in phases_of(config):
-        length, batch, parts = phase["sequence_length"], phase["batch_size"], phase["accumulate"]
+        length, batch, parts = phase.sequence_length, phase.batch_size, phase.accumulate
         table = model.max_positions - model.position_offset
         if length < 8:
-            raise UserError(f"data.sequence_length={length}: at least 8 tokens are needed in a row")
+            raise UserError(f"data.sequence_length={length}: must be at least 8")
         if model.positions == "learned" and length > table:
-            longer = "; model.max_positions and model.extend_positions can lengthen it" if model.init_from else ""
+            remedy = "raise model.max_positions" + (" and set model.extend_positions" if model.init_from else "")
             raise UserError(
-                f"data.sequence_length={length} is beyond the {table} rows of the model's position table{longer}"
+                f"data.sequence_length={length} exceeds the {table} rows of the model's position table; {remedy}"
             )
         if batch % parts:
-            raise UserError(f"train.batch_size={batch} is not divided by train.accumulate={parts}")
-        if not 0 < phase["mask_rate"] < 1:
-            raise UserError(f"train.phases: mask_rate={phase['mask_rate']}: {INTERVALS['(0,1)'][1]}")
+            raise UserError(f"train.batch_size={batch} must be a multiple of train.accumulate={parts}")
+        if not 0 < phase.mask_rate < 1:
+            raise UserError(f"train.phases: mask_rate={phase.mask_rate}: {INTERVALS['(0,1)'][1]}")
 
 
 def format_config(config: ConfigDict, section: str = "") -> str:
-    """Returns the config as `section.key = value  # meaning`, all of it or one section. Raises UserError."""
+    """Returns the config as lines `section.key = value  # help`, all of it or one section. Raises UserError."""
     if section and section not in SETTINGS:
         near = difflib.get_close_matches(section, SETTINGS, 1)
         raise UserError(

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The one exception for errors that a user can fix."""
 
 
 class UserError(Exception):
-    """One clear sentence: what is wrong, where, and what to do.
+    """An error in one clear sentence: what is wrong, where, and how to fix it.
 
-    `cli.main` prints it without a traceback and exits with status 1. Anything else that is raised is a bug of ours.
+    `cli.main` prints it without a traceback and returns the exit status 1. Any other exception is a bug in jaxlm.
     """

@@ -1,296 +1,252 @@
-"""What a run is made of: the config resolved, its data, its model on the mesh. Only `train.py` moves it."""
+"""What a run is made of: the resolved config, the data, the assembly of its steps, and its evaluators."""
 
 import contextlib
 import dataclasses
-import fcntl
-import functools
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax import Array
-from jax.sharding import Mesh
 
-from jaxlm import config as settings
-from jaxlm import storage
-from jaxlm.data.corpus import Prepared, open_prepared, prepare
+from jaxlm import init_from, storage
+from jaxlm.config import (
+    changed_settings,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    phase_number,
+    phases_of,
+    save_config,
+)
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.prepared import record_crc32
-from jaxlm.data.rows import Phase, TrainRows, held_out_batches
+from jaxlm.data.rows import RowSource
+from jaxlm.data.table import DATA, Data
 from jaxlm.errors import UserError
-from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step
+from jaxlm.evaluation.evaluator import Evaluator, Metrics
+from jaxlm.evaluation.table import EVALUATORS
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
-from jaxlm.init_from import check_start, source_config, start_params
-from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
-from jaxlm.model.heads import MaskedLM, abstract_params, init_params
-from jaxlm.objectives import masking
-from jaxlm.objectives.masking import Masking
-from jaxlm.optimizer import optimizers
+from jaxlm.init_from import Start
+from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
-from jaxlm.runtime.compiling import initial_options
 from jaxlm.runtime.run_log import RunLog
+from jaxlm.step import TIME_UNITS, Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What a run is made of; everything but the state and the clock."""
+    """What a run is made of: everything but the state and the clock."""
 
     config: Any
     workdir: Path
-    prepared: Prepared
-    encoder: EncoderConfig
-    execution: Execution
-    attention: str  # which kernel computes it, and why, for the log
-    masking: Masking
-    mesh: Mesh
-    phases: list[dict[str, Any]]
-    rows: TrainRows
+    data: Data
+    assembly: Assembly
+    rows: RowSource
+    evaluators: list[Evaluator]
     total_steps: int | None  # None: a time budget ends the run
-    update: optax.GradientTransformation
-    abstract_state: dict
+    start: Start | None  # what model.init_from names
     votes: distributed.Votes
 
     @property
-    def counts(self) -> np.ndarray:
-        return np.sum([store.counts for store in self.prepared.train], axis=0)
+    def schedule_length(self) -> float:
+        """The run's length in the schedule's unit: updates, or thousandths of the time budget."""
+        return TIME_UNITS if self.total_steps is None else self.total_steps
 
     def fresh_state(self) -> dict:
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        seed = run_seeds(self.config)["init"]
-        initial = functools.partial(initial_state, self.encoder, self.update, seed, self.counts)
-        options = initial_options(jax.default_backend())
-        state = jax.jit(initial, out_shardings=places, compiler_options=options)()
-        if self.config.model.init_from:
-            state["params"] = _replaced(state["params"], self.start_params())
+        """Returns the state before the first update: fresh parameters, or those of model.init_from."""
+        state = self.assembly.fresh_state()
+        if self.start:
+            model, tokenizer = self.config.model, self.config.tokenizer
+            before = load_tokenizer(tokenizer.path, tokenizer.words)
+            params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
+            state["params"] = _replaced(state["params"], self.assembly.objectives[0].inherit(params))
         return state
 
-    def start_params(self) -> dict:
-        """Returns the weights of model.init_from, on the host; without a head where it has none."""
-        model, tokenizer = self.config.model, self.prepared.tokenizer
-        before = load_tokenizer(self.config.tokenizer.path, self.config.tokenizer.words)
-        return start_params(model.init_from, self.encoder, before, tokenizer, model.extend_positions)
+    def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Returns the global batch on the mesh, of which this process gives its rows."""
+        return sharding.shard_batch(self.assembly.mesh, batch)
 
-    def mask_rate(self, number: int, progress: float) -> float:
-        """Returns the rate of phase `number`, or where masking.final_rate is set a point on the line to it."""
-        first, last = self.phases[number]["mask_rate"], self.config.masking.final_rate
-        return first if last is None else first + (last - first) * progress
-
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        return sharding.put_batch(self.mesh, batch)
-
-    @functools.cache  # noqa: B019  (a process has one run)
-    def evaluation_step(self, rotary_base: float) -> Callable:
-        """Returns the compiled judging step of a phase, by what its model does otherwise than the others."""
-        encoder = dataclasses.replace(self.encoder, rotary_base=rotary_base)
-        model, piece_bytes = MaskedLM(encoder, self.execution), self.prepared.tokenizer.piece_bytes()
-        length, most = self.config.data.sequence_length, hardware.logits_bytes(self.config.train.logits_megabytes)
-        return make_evaluation_step(model, self.masking, self.counts, piece_bytes, length, most)
-
-    def evaluate(self, params: dict, log: RunLog, step: int) -> dict[str, dict[str, float]]:
-        """Judges the held-out sets, logs each, and returns their figures by name, in order."""
-        config, results = self.config, {}
-        phase = self.phases[settings.phase_number(self.phases, max(step - 1, 0))]
-        length = config.data.sequence_length
-        size = config.evaluation.batch_size or config.train.batch_size
-        for name, store in self.prepared.held_out.items():
-            batches = held_out_batches(
-                store, length, size, config.evaluation.rows, config.data.prepend_begin,
-                self.prepared.tokenizer.begin_id, self.prepared.tokenizer.pad_id, *sharding.local_parts(self.mesh),
-            )  # fmt: skip
-            judge = self.evaluation_step(phase["rotary_base"])
-            results[name] = evaluate_held_out(judge, params, batches, self.put)
-            log.evaluation(step, name, results[name])
+    def evaluate(self, evaluators: Sequence[Evaluator], params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
+        """Returns the metrics of each evaluator by its name, and logs them; `step` updates have been done."""
+        number = phase_number(self.assembly.phases, max(step - 1, 0))
+        results = {}
+        for evaluator in evaluators:
+            results[evaluator.name] = evaluator.run(params, number)
+            log.evaluation(step, evaluator.name, results[evaluator.name])
         return results
 
 
-def initial_state(encoder: EncoderConfig, update: optax.GradientTransformation, seed: int, counts: Any = None) -> dict:
-    """Returns {"params", "opt_state"} before the first update; jit it with shardings, or ask only for its shapes."""
-    params = init_params(encoder, seed, counts)
-    return {"params": params, "opt_state": update.init(params)}
-
-
 def _replaced(params: Any, given: Any) -> Any:
-    """Returns the parameters with those of `given`, arrays of the host, in their place, split as they were."""
+    """Returns the parameters with those of `given`, arrays on the host, in their place, sharded as they were."""
     if not isinstance(given, dict):
         return jax.make_array_from_callback(params.shape, params.sharding, lambda index: given[index])
     return params | {name: _replaced(params[name], branch) for name, branch in given.items()}
 
 
-def poisoned(params: dict) -> dict:
-    """Returns the parameters as NaN, where they are: what debug.nan_at_step asks for."""
-    return jax.tree.map(lambda leaf: leaf * np.array(np.nan, leaf.dtype), params)
-
-
-def run_seeds(config: Any) -> dict[str, int]:
-    """Returns the seeds of "init", "data" and "mask": train.seed unless given."""
-    given = {name: config.train[f"{name}_seed"] for name in ("init", "data", "mask")}
-    return {name: config.train.seed if seed is None else seed for name, seed in given.items()}
-
-
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the work directory against other runs on this machine; it is freed when the process ends, however."""
+    """Holds the work directory against other runs on this machine, until the body or the process ends."""
     if jax.process_index() > 0:
         yield
         return
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / "lock", "a+")  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{workdir} is in use by another process; wait for it, or name another --workdir") from error
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written: {error.strerror}; name another --workdir") from error
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            busy = f"{workdir} is in use by another process; wait for it, or name another --workdir"
+            stack.enter_context(storage.lock(workdir / "lock", busy))
+        except OSError as error:
+            raise UserError(f"{workdir} cannot be written: {storage.reason(error)}; name another --workdir") from error
         yield
 
 
-def set_up(config: Any, workdir: Path) -> Run:
-    """Prepares or finds the data, resolves what is "auto", writes config.json, and builds what the loop needs."""
-    before = None
+def load_run_config(spec: str, overrides: Sequence[str], workdir: Path | None = None) -> tuple[Any, Start | None]:
+    """Returns the config of a run and what its model.init_from names, resolved once. Raises UserError.
+
+    Architecture and tokenizer come from the named directory, under the overrides; arguments as of `load_config`.
+    """
+    start: list[Start] = []
+
+    def settings(name: str) -> dict[str, dict[str, Any]]:
+        start.append(init_from.resolve(name, workdir))
+        return start[0].settings
+
+    config = load_config(spec, overrides, settings)
+    return config, start[0] if start else None
+
+
+def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
+    """Resolves what the config leaves open, prepares or finds the data, writes config.json, and returns the run.
+
+    `start` is what model.init_from names, if it has been resolved already. Raises UserError.
+    """
+    config = config_from_dict(config_to_dict(config), "config")
+    before = _config_of_workdir(workdir)
+    _agree_on_config(config)
+    _resolve_execution(config, before)
+    if before:
+        config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
+        config.task.labels = config.task.labels or before.task.labels
+        if changed := changed_settings(before, config):
+            differences = "; ".join(changed)
+            raise UserError(
+                f"{workdir} holds a run with other settings ({differences}); restore them, or use a new --workdir"
+            )
+    if config.model.init_from and start is None:
+        start = init_from.resolve(config.model.init_from, workdir)
+
+    # What the devices or the weights do not allow is reported before any data is read.
+    mesh, platform = sharding.make_mesh(config.mesh), jax.devices()[0].platform
+    kind, phases = DATA[config.train.objective], phases_of(config)
+    kind.check(config, mesh, phases)
+    any_size = encoder_config(config.model, config.model.vocab_size or 8)
+    assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
+    if start and not before:
+        start.check(any_size, config.model.extend_positions)
+
+    data = _data_of_run(config, workdir)
+    if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added
+        config.model.vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
+    encoder = encoder_config(config.model, data.tokenizer.vocab_size)
+    config.model.vocab_size, config.task.labels = encoder.vocab_size, data.facts.labels
+
+    assembly = assemble(config, encoder, data.facts, mesh, platform)
+    multiple = int(np.lcm.reduce([sharding.batch_parts(mesh) * phase.accumulate for phase in phases]))
+    rows = data.rows(config, phases, run_seeds(config)["data"], multiple)
+    if jax.process_index() == 0:
+        save_config(config, workdir / "config.json")
+        if start and start.source_config and not before:
+            storage.write_text(workdir / SOURCE_CONFIG, json.dumps(start.source_config, indent=2) + "\n")
+    evaluators = EVALUATORS[config.train.objective](assembly, data)
+    total = _total_steps(config.train, rows)
+    return Run(config, workdir, data, assembly, rows, evaluators, total, start, distributed.Votes(mesh))
+
+
+def _config_of_workdir(workdir: Path) -> Any:
+    """Returns the config of the run that this work directory holds; None if it holds none."""
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*")):
-        before = settings.load_config(str(workdir / "config.json"))
-    config = settings.config_from_dict(settings.config_to_dict(config), "config")
-    theirs = settings.config_from_dict(distributed.from_first(lambda: settings.config_to_dict(config)), "config")
-    if changed := settings.changed_settings(theirs, config, resuming=False):
+        return load_config(str(workdir / "config.json"))
+    return None
+
+
+def _agree_on_config(config: Any) -> None:
+    """Raises UserError on a process that was started with other settings than the first."""
+    first = config_from_dict(distributed.from_first(lambda: config_to_dict(config)), "config")
+    if changed := changed_settings(first, config, resuming=False):
         raise UserError(
             f"process {jax.process_index()} was started with other settings than the first ({'; '.join(changed)}); "
             "give all of them the same"
         )
+
+
+def _resolve_execution(config: Any, before: Any) -> None:
+    """Sets what train.deterministic and train.compute_dtype=auto mean on this machine."""
     if config.train.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     if config.train.compute_dtype == "auto":
         fast = distributed.from_first(lambda: bool(before) or hardware.fast_bfloat16())
         config.train.compute_dtype = before.train.compute_dtype if before else ("bfloat16" if fast else "float32")
-    if before:
-        config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
-        if changed := settings.changed_settings(before, config):
-            differences = "; ".join(changed)
-            raise UserError(
-                f"{workdir} holds a run with other settings ({differences}); give them as they were, or a new --workdir"
-            )
-    # What the devices cannot do is refused before anything is read.
-    mesh = sharding.make_mesh(config.mesh)
-    phases = settings.phases_of(config)
-    for phase in phases:
-        sharding.check_batch(mesh, phase["batch_size"], phase["accumulate"])
-    sharding.check_batch(mesh, config.evaluation.batch_size or config.train.batch_size, 1, "evaluation.batch_size")
-    any_size = encoder_config(config.model, config.model.vocab_size or 8)
-    optimizers.make_optimizer(config.optimizer, abstract_params(any_size))
-    platform = jax.devices()[0].platform
-    kernel, why = choose_attention(config.train.attention, any_size, config.train.compute_dtype, platform, mesh)
-    if config.model.init_from and not before:
-        check_start(config.model.init_from, any_size, config.model.extend_positions)
-
-    prepared = _prepared_data(config, workdir)
-    if config.tokenizer.add and config.model.vocab_size:  # the table grows with the tokens that are added
-        config.model.vocab_size = max(config.model.vocab_size, prepared.tokenizer.vocab_size)
-    encoder = encoder_config(config.model, prepared.tokenizer.vocab_size)
-    config.model.vocab_size = encoder.vocab_size
-
-    shapes = [Phase(p["steps"], p["sequence_length"], p["batch_size"]) for p in phases]
-    rows = TrainRows(
-        prepared.train, list(config.data.weights) or None, shapes, run_seeds(config)["data"],
-        prepend_begin=config.data.prepend_begin, begin_id=prepared.tokenizer.begin_id, pad_id=prepared.tokenizer.pad_id,
-    )  # fmt: skip
-    seed = run_seeds(config)["init"]
-    update = optimizers.make_optimizer(config.optimizer, abstract_params(encoder), config.train.compute_dtype)
-    abstract = jax.eval_shape(lambda: initial_state(encoder, update, seed))
-    places = sharding.state_shardings(mesh, abstract)
-    abstract = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
-    execution = choose_execution(
-        config.train.compute_dtype, platform, mesh.size, config.train.rematerialise, kernel,
-        sharding.batch_sharding(mesh),
-    )  # fmt: skip
-    how = masking.make_masking(
-        config.masking, encoder.vocab_size, prepared.tokenizer.mask_id, prepared.tokenizer.special_ids
-    )
-    if jax.process_index() == 0:
-        settings.save_config(config, workdir / "config.json")
-        if config.model.init_from and not before and (source := source_config(config.model.init_from)):
-            storage.write_text(workdir / SOURCE_CONFIG, json.dumps(source, indent=2) + "\n")
-    total = _total_steps(config, rows, shapes)
-    attention, votes = f"attention by {kernel} ({why})", distributed.Votes(mesh)
-    return Run(
-        config,
-        workdir,
-        prepared,
-        encoder,
-        execution,
-        attention,
-        how,
-        mesh,
-        phases,
-        rows,
-        total,
-        update,
-        abstract,
-        votes,
-    )
 
 
-def _prepared_data(config: Any, workdir: Path) -> Prepared:
-    """The data of a run: made or found by its first process, while the others wait.
+def _data_of_run(config: Any, workdir: Path) -> Data:
+    """Returns the data of a run: prepared or found by its first process, while the others wait.
 
-    Those that see its disk read them there; on other machines they are made again, of the same text.
+    Processes that see the first one's disk read them there; on other machines they are prepared again.
     """
-    made: list[Prepared] = []
+    kind = DATA[config.train.objective]
+    made: list[Data] = []
 
     def make() -> list[str]:
-        made.append(_data_of_workdir(config, workdir))
+        made.append(_data_of_workdir(config, workdir, kind.prepare, kind.reopen))
         return [str(made[0].directory), made[0].fingerprint]
 
     directory, fingerprint = distributed.from_first(make)
     if made:
         return made[0]
-    if Path(directory).is_dir() and (prepared := open_prepared(directory)).fingerprint == fingerprint:
-        return prepared
-    if (prepared := prepare(config)).fingerprint != fingerprint:
+    data = kind.reopen(Path(directory), config)
+    if data is not None and data.fingerprint == fingerprint:
+        return data
+    if (data := kind.prepare(config)).fingerprint != fingerprint:
         raise UserError(
-            f"process {jax.process_index()} finds another text at data.path than the first; give all of them the same, "
-            "or a data.cache that all of them see"
+            f"process {jax.process_index()} finds other data than the first; give all processes the same files, or a "
+            "data.cache that all of them can read"
         )
-    return prepared
+    return data
 
 
-def _data_of_workdir(config: Any, workdir: Path) -> Prepared:
-    """The data that this work directory was begun with, or those that the config names; keeps its tokenizer."""
+def _data_of_workdir(config: Any, workdir: Path, prepare: Callable, reopen: Callable) -> Data:
+    """Returns the data that this work directory was trained on, or those of the config; saves their tokenizer."""
     record = workdir / "data.json"
     known = _known_data(record)
-    if known and Path(known["directory"]).is_dir():
-        prepared = open_prepared(Path(known["directory"]))
-        if prepared.fingerprint == known["fingerprint"]:
-            return prepared
-    prepared = prepare(config)
-    if known and prepared.fingerprint != known["fingerprint"]:
+    if known:
+        data = reopen(Path(known["directory"]), config)
+        if data is not None and data.fingerprint == known["fingerprint"]:
+            return data
+    data = prepare(config)
+    if known and data.fingerprint != known["fingerprint"]:
         raise UserError(
-            f"the text at data.path is no longer what {workdir} was trained on; bring it back, or use a new --workdir"
+            f"the data have changed since {workdir} was trained on them; restore them, or use a new --workdir"
         )
-    counts = np.sum([store.counts for store in prepared.train], axis=0)
-    content = {"directory": str(prepared.directory), "fingerprint": prepared.fingerprint}
+    content = {"directory": str(data.directory), "fingerprint": data.fingerprint}
     try:
-        prepared.tokenizer.save(workdir / "tokenizer")
-        np.save(workdir / "token_counts.npy", counts, allow_pickle=False)
+        data.tokenizer.save(workdir / "tokenizer")
+        np.save(workdir / "token_counts.npy", data.facts.counts, allow_pickle=False)
     except OSError as error:
         raise UserError(
-            f"cannot write {workdir}: {error.strerror}; mend that and run the same command again"
+            f"cannot write {workdir}: {storage.reason(error)}; fix that and run the same command again"
         ) from error
     storage.write_text(record, json.dumps(content | {"crc32": record_crc32(content)}))
-    return prepared
+    return data
 
 
 def _known_data(record: Path) -> dict[str, str] | None:
-    """Returns what data.json says, None where it is not there or damaged: the data are then found by the config."""
+    """Returns what data.json holds; None if it is missing or damaged: the data are then found by the config."""
     if not record.exists():
         return None
     try:
@@ -301,21 +257,16 @@ def _known_data(record: Path) -> dict[str, str] | None:
         whole = False
     if whole:
         return content
-    logging.getLogger("jaxlm").warning("%s is damaged, and is written anew", record)
+    logging.getLogger("jaxlm").warning("%s is damaged and will be written again", record)
     return None
 
 
-def _total_steps(config: Any, rows: TrainRows, shapes: list[Phase]) -> int | None:
-    """How many updates train.steps, epochs or tokens mean; None for minutes."""
-    train = config.train
+def _total_steps(train: Any, rows: RowSource) -> int | None:
+    """Returns the number of updates of a run; None if a time budget ends it."""
     if train.minutes is not None:
         return None
     if train.steps is not None:
         return train.steps
     if train.tokens is None and train.epochs is None:
-        raise UserError("one of train.steps, train.epochs, train.tokens and train.minutes must say when the run ends")
-    length, batch = shapes[-1].sequence_length, shapes[-1].batch_size
-    wanted = train.tokens if train.tokens is not None else train.epochs * rows.tokens_per_epoch
-    earlier = [(phase.steps or 0, phase.sequence_length * phase.batch_size) for phase in shapes[:-1]]
-    wanted -= sum(steps * tokens for steps, tokens in earlier)
-    return max(sum(steps for steps, _ in earlier) + math.ceil(wanted / (length * batch)), 1)
+        raise UserError("set one of train.steps, train.epochs, train.tokens and train.minutes: it ends the run")
+    return rows.steps_for(train.epochs, train.tokens)

@@ -1,18 +1,19 @@
-"""Every setting of a run: its default, what it means, and which values it takes. `jaxlm config` prints this table."""
+"""Every setting of a run: its default, its meaning, and the values it accepts. `jaxlm config` prints this table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
 class Setting(NamedTuple):
-    """One setting: its default, what it means, the only values or the interval that it takes, and its type."""
+    """One setting: its default, its meaning, its type, and the choices or the interval of its values."""
 
     default: Any
     help: str
     choices: tuple = ()
     within: str = ""  # a key of INTERVALS
-    kind: type | None = None  # where the default does not tell
-    item: type = str  # of the entries, where the setting is a tuple
+    kind: type | None = None  # the type, if the default is None
+    item: type = str  # type of the entries of a tuple
 
     @property
     def type(self) -> type:
@@ -20,287 +21,363 @@ class Setting(NamedTuple):
 
 
 INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
-    ">=1": (lambda x: x >= 1, "at least 1 is needed"),
-    ">=0": (lambda x: x >= 0, "it cannot be negative"),
-    ">0": (lambda x: x > 0, "it must be above 0"),
-    ">1": (lambda x: x > 1, "it must be above 1"),
-    "(0,1)": (lambda x: 0 < x < 1, "a share between 0 and 1 is meant, such as 0.15"),
-    "[0,1)": (lambda x: 0 <= x < 1, "a share from 0 to below 1 is meant"),
-    "[0,1]": (lambda x: 0 <= x <= 1, "a share from 0 to 1 is meant"),
-    "(0,1]": (lambda x: 0 < x <= 1, "a number above 0 and up to 1 is meant"),
+    ">=1": (lambda x: x >= 1, "must be at least 1"),
+    ">=0": (lambda x: x >= 0, "must not be negative"),
+    ">0": (lambda x: x > 0, "must be above 0"),
+    ">1": (lambda x: x > 1, "must be above 1"),
+    "(0,1)": (lambda x: 0 < x < 1, "must be between 0 and 1, for example 0.15"),
+    "[0,1)": (lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
+    "[0,1]": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
+    "(0,1]": (lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
 }
 
 S = Setting
 
 SETTINGS: dict[str, dict[str, Setting]] = {
     "data": {
-        "path": S((), "what to train on: files, folders, globs, 'tfds:NAME[:SPLIT]', 'pydocs'; several with commas"),
+        "path": S(
+            (), "training text: files, folders, globs, 'tfds:NAME[:SPLIT]' or 'pydocs'; separate several with commas"
+        ),
         "weights": S(
-            (), "share of rows from each path, as 9,1; empty: every row of every path once an epoch", item=float
+            (),
+            "relative number of rows from each path, such as 9,1; empty: every row of every path once per epoch",
+            item=float,
         ),
-        "format": S("auto", "auto goes by the file name", ("auto", "text", "jsonl", "csv", "tsv", "parquet")),
-        "document": S("file", "what is one document of a text file", ("file", "paragraph", "line")),
-        "field": S("text", "the field that holds the text (JSON Lines, CSV, TSV, Parquet, TFDS)"),
-        "encoding": S("utf-8", "of text, JSON Lines, CSV and TSV files"),
-        "held_out": S((), "held-out sets with their own paths, as NAME=PATH; several with commas"),
+        "format": S(
+            "auto",
+            "file format; auto: chosen by the file name",
+            ("auto", "text", "jsonl", "csv", "tsv", "parquet"),
+        ),
+        "document": S("file", "unit of a text file that is one document", ("file", "paragraph", "line")),
+        "field": S("text", "field or column that contains the text (JSON Lines, CSV, TSV, Parquet, TFDS)"),
+        "encoding": S("utf-8", "character encoding of text, JSON Lines, CSV and TSV files"),
+        "held_out": S((), "held-out sets with their own files, as NAME=PATH; separate several with commas"),
         "held_out_fraction": S(
-            0.01, "without data.held_out: this share of documents, by a hash of the text, is set aside", within="[0,1)"
+            0.01,
+            "fraction of documents held out, selected by a hash of their text, if data.held_out is empty",
+            within="[0,1)",
         ),
-        "deduplicate": S(True, "drop documents whose text was seen before, held-out text included"),
+        "deduplicate": S(True, "drop documents whose text occurred before or is in a held-out set"),
         "max_document_characters": S(
-            1_000_000, "longer documents are cut there, at a space where there is one", within=">=1"
+            1_000_000, "longer documents are truncated to this length, at a space if possible", within=">=1"
         ),
-        "max_megabytes": S(None, "read only about so much text of each path; none: all", within=">0", kind=float),
-        "sequence_length": S(128, "tokens in a row", within=">=1"),
+        "max_megabytes": S(
+            None, "read only about this many megabytes of each path; none: everything", within=">0", kind=float
+        ),
+        "sequence_length": S(128, "tokens per row", within=">=1"),
         "prepend_begin": S(
-            False, "a row that begins inside a document gets the begin token in front, as inference will"
+            False, "put the begin token before rows that start inside a document, so that they begin as at inference"
         ),
-        "shard_bytes": S(256 * 2**20, "no file of the token store is larger than this", within=">=1"),
+        "shard_bytes": S(256 * 2**20, "maximum size of a file of the token store, in bytes", within=">=1"),
         "cache": S("", "folder of token stores, shared by runs; empty: ~/.cache/jaxlm/stores"),
-        "workers": S(0, "processes that tokenize; 0: one for each processor", within=">=0"),
-        "prefetch": S(4, "batches prepared ahead of the accelerator", within=">=1"),
+        "workers": S(0, "processes that tokenize; 0: one per processor", within=">=0"),
+        "prefetch": S(4, "batches prepared in advance", within=">=1"),
     },
     "tokenizer": {
         "path": S(
-            "", "a .model, tokenizer.json or vocab.txt, or a folder with one; empty: train SentencePiece on the data"
+            "",
+            "a .model, tokenizer.json or vocab.txt file, or a folder that contains one; empty: train a SentencePiece"
+            " vocabulary on the data",
         ),
-        "add": S("", "a file of tokens, one a line, that are added to the vocabulary of tokenizer.path or init_from"),
-        "algorithm": S("unigram", "of the trained vocabulary", ("unigram", "bpe")),
+        "add": S("", "file of tokens, one per line, to add to the vocabulary of tokenizer.path or init_from"),
+        "algorithm": S("unigram", "algorithm of the trained vocabulary", ("unigram", "bpe")),
         "vocab_size": S(8192, "entries of the trained vocabulary, special tokens included", within=">=1"),
-        "lower_case": S(False, "the trained vocabulary folds case"),
+        "lower_case": S(False, "the trained vocabulary lower-cases text"),
         "character_coverage": S(
-            0.9995, "share of characters the trained vocabulary must spell; the rest are unknown", within="(0,1]"
+            0.9995,
+            "fraction of the characters in the text that the trained vocabulary covers; the rest become unknown tokens",
+            within="(0,1]",
         ),
-        "split_han": S(False, "a piece of the trained vocabulary holds at most one Chinese character, as BERT's do"),
-        "byte_fallback": S(False, "spell unknown characters in bytes (256 entries)"),
+        "split_han": S(
+            False, "pieces of the trained vocabulary contain at most one Chinese character, as in BERT's vocabulary"
+        ),
+        "byte_fallback": S(False, "encode unknown characters as bytes (256 additional entries)"),
         "training_megabytes": S(
-            32.0, "text used to train the vocabulary, spread evenly over the documents", within=">0"
+            32.0, "megabytes of text, sampled evenly over the documents, to train the vocabulary on", within=">0"
         ),
         "words": S(
             "unicode",
-            "who finds words: Unicode boundaries, jieba (Chinese), ICU (Thai, Lao, Khmer, Burmese), or"
-            " the spaces of text that is already segmented",
+            "word segmenter: Unicode word boundaries, jieba (Chinese), ICU (Thai, Lao, Khmer, Burmese), or the spaces"
+            " of text that is already segmented",
             ("unicode", "jieba", "icu", "spaces"),
         ),
     },
     "model": {
         "init_from": S(
             "",
-            "start with the weights of this Hugging Face directory or work directory, and take architecture and"
-            " tokenizer from it; --config.init_from for short",
+            "Hugging Face directory or work directory whose weights, architecture and tokenizer the run starts from;"
+            " short form: --config.init_from",
         ),
         "extend_positions": S(
             "refuse",
-            "where model.max_positions is beyond the table of init_from: repeat its rows, or interpolate between them",
+            "how to fill position embeddings beyond those of init_from when model.max_positions is larger: repeat the"
+            " rows, interpolate between them, or refuse",
             ("refuse", "repeat", "interpolate"),
         ),
-        "layers": S(4, "Transformer layers", within=">=1"),
-        "width": S(256, "width of the residual stream", within=">=1"),
-        "heads": S(4, "attention heads; they divide the width", within=">=1"),
-        "feed_forward_width": S(1024, "hidden width of the feed-forward; of each half where it is gated", within=">=1"),
-        "embedding_width": S(0, "width of the embedding tables; 0: the model's; another is projected", within=">=0"),
-        "vocab_size": S(0, "entries of the token table; 0: the tokenizer's size", within=">=0"),
-        "norm": S("layer_norm", "normalisation", ("layer_norm", "rms_norm")),
-        "norm_position": S("pre", "before each sublayer, or after the residual sum as in BERT", ("pre", "post")),
-        "norm_epsilon": S(1e-5, "added to the variance", within=">0"),
-        "norm_bias": S(True, "bias in the norms"),
-        "attention_bias": S(True, "bias in query, key, value and output projections"),
-        "feed_forward_bias": S(True, "bias in the feed-forward"),
-        "first_norm": S(True, "attention norm of the first layer; ModernBERT leaves it out"),
-        "embedding_norm": S(False, "norm after the embeddings"),
+        "layers": S(4, "number of Transformer layers", within=">=1"),
+        "width": S(256, "width of the hidden states", within=">=1"),
+        "heads": S(4, "attention heads; must divide model.width", within=">=1"),
+        "feed_forward_width": S(
+            1024, "hidden width of the feed-forward network; with a gate, the width of each half", within=">=1"
+        ),
+        "embedding_width": S(
+            0, "width of the embedding tables; 0: model.width; any other width is projected to it", within=">=0"
+        ),
+        "vocab_size": S(0, "rows of the token embedding table; 0: the tokenizer's size", within=">=0"),
+        "norm": S("layer_norm", "type of normalization", ("layer_norm", "rms_norm")),
+        "norm_position": S(
+            "pre", "pre: before each sublayer; post: after each residual sum, as in BERT", ("pre", "post")
+        ),
+        "norm_epsilon": S(1e-5, "epsilon added to the variance", within=">0"),
+        "norm_bias": S(True, "use biases in the norms"),
+        "attention_bias": S(True, "use biases in the query, key, value and output projections"),
+        "feed_forward_bias": S(True, "use biases in the feed-forward network"),
+        "first_norm": S(True, "use the attention norm of the first layer; ModernBERT omits it"),
+        "embedding_norm": S(False, "normalize the embeddings"),
         "activation": S(
             "relu_squared",
-            "of the feed-forward; geglu, swiglu and reglu are gated",
+            "activation of the feed-forward network; geglu, swiglu and reglu are gated",
             ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "geglu", "swiglu", "reglu"),
         ),
-        "positions": S("rotary", "how tokens know their place", ("learned", "rotary", "alibi", "none")),
+        "positions": S("rotary", "type of position encoding", ("learned", "rotary", "alibi", "none")),
         "max_positions": S(512, "rows of the learned position table", within=">=1"),
-        "position_offset": S(0, "first row of the position table that is used; RoBERTa's is 2", within=">=0"),
-        "rotary_base": S(10_000.0, "rotary base of global layers", within=">1"),
-        "local_rotary_base": S(10_000.0, "rotary base of local layers", within=">1"),
-        "layer_pattern": S("g", "tiled over the layers: g sees all of a document, l a window; ModernBERT's is gll"),
-        "window": S(128, "a local layer's window: half of it on each side", within=">=1"),
+        "position_offset": S(0, "row of the position table for the first position; 2 in RoBERTa", within=">=0"),
+        "rotary_base": S(10_000.0, "base of the rotary frequencies in global layers", within=">1"),
+        "local_rotary_base": S(10_000.0, "base of the rotary frequencies in local layers", within=">1"),
+        "layer_pattern": S(
+            "g",
+            "attention of the layers, repeated over them: g (global: the whole document), l (local: a window);"
+            " ModernBERT's is gll",
+        ),
+        "window": S(128, "attention window of local layers in tokens: half of it on each side", within=">=1"),
         "value_residual": S(
-            0.0, "share of the first layer's values in those of each later layer; 0.5 in the paper", within="[0,1)"
+            0.0,
+            "fraction of the first layer's attention values mixed into those of each later layer; 0.5 in the paper"
+            " (arXiv 2410.17897)",
+            within="[0,1)",
         ),
-        "token_types": S(0, "rows of the token-type table; 0: none", within=">=0"),
-        "tied_output": S(True, "the output projection is the token table"),
-        "output_bias": S(True, "bias on the vocabulary logits"),
-        "output_bias_from_frequencies": S(False, "the output bias starts at the log of token frequencies"),
-        "head_transform": S(True, "dense layer, activation and norm between encoder and logits"),
-        "head_bias": S(True, "bias in the head's dense layer"),
+        "token_types": S(0, "rows of the token-type table; 0: no table", within=">=0"),
+        "tied_output": S(True, "use the token embedding table as the output projection"),
+        "output_bias": S(True, "use a bias for the vocabulary logits"),
+        "output_bias_from_frequencies": S(
+            False, "initialize the output bias with the log frequencies of tokens in the training text"
+        ),
+        "head_transform": S(True, "use a dense layer, an activation and a norm between encoder and logits, as BERT"),
+        "head_bias": S(True, "use a bias in the head's dense layer"),
         "head_activation": S(
-            "gelu", "of the head's dense layer", ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "none")
+            "gelu",
+            "activation of the head's dense layer",
+            ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "none"),
         ),
-        "dropout": S(0.0, "after embeddings and each sublayer", within="[0,1)"),
-        "attention_dropout": S(0.0, "of attention weights", within="[0,1)"),
+        "dropout": S(0.0, "dropout rate after the embeddings and each sublayer", within="[0,1)"),
+        "attention_dropout": S(0.0, "dropout rate of the attention weights", within="[0,1)"),
         "initialization": S(
             "normal",
-            "normal: truncated at two deviations; depth_scaled: output projections divided by"
-            " sqrt(2 layers); zero_output: output projections at zero",
+            "normal: truncated at two standard deviations; depth_scaled: as normal, with residual output projections"
+            " divided by sqrt(2 layers); zero_output: as normal, with output projections and logits at zero",
             ("normal", "depth_scaled", "zero_output"),
         ),
         "initialization_std": S(0.02, "standard deviation of the initial weights", within=">0"),
     },
     "masking": {
-        "scheme": S("token", "what is masked as one", ("token", "whole_word", "span")),
-        "rate": S(0.15, "share of a row's ordinary tokens that are predicted", within="(0,1)"),
+        "scheme": S("token", "unit that is masked as a whole", ("token", "whole_word", "span")),
+        "rate": S(0.15, "fraction of a row's ordinary tokens that are predicted", within="(0,1)"),
         "final_rate": S(
             None,
-            "the rate falls or rises on a line to this one at the end of the run; none: constant",
+            "rate at the end of the run, to which masking.rate changes linearly; none: the rate stays constant",
             kind=float,
             within="(0,1)",
         ),
-        "mask_share": S(0.8, "of the predicted tokens: replaced by the mask token", within="[0,1]"),
+        "mask_share": S(0.8, "fraction of the predicted tokens replaced by the mask token", within="[0,1]"),
         "random_share": S(
-            0.1, "of the predicted tokens: replaced by an ordinary token; the rest stay as they are", within="[0,1]"
+            0.1,
+            "fraction of the predicted tokens replaced by a random ordinary token; the others are left unchanged",
+            within="[0,1]",
         ),
         "span_p": S(
             0.2,
-            "of the geometric distribution of a span's words: 0.2, clipped at 10, has a mean of 3.8",
+            "parameter of the geometric distribution of span lengths in words; 0.2, clipped at 10, has mean 3.8",
             within="(0,1]",
         ),
-        "span_max": S(10, "words of the longest span", within=">=1"),
+        "span_max": S(10, "maximum length of a span in words", within=">=1"),
     },
     "train": {
-        "steps": S(None, "stop after so many updates (one of steps, epochs, tokens, minutes)", kind=int, within=">0"),
-        "epochs": S(None, "stop after so many passes over the data", kind=float, within=">0"),
-        "tokens": S(None, "stop after so many tokens", kind=float, within=">0"),
-        "minutes": S(
-            None, "stop after so many minutes of training; the schedule follows the clock", kind=float, within=">0"
+        "objective": S(
+            "masked",
+            "masked: predict masked tokens; causal: predict each token from those before it; classify: predict the"
+            " label of an example (section task)",
+            ("masked", "causal", "classify"),
         ),
-        "batch_size": S(32, "rows in the global batch", within=">=1"),
+        "steps": S(
+            None, "stop after this many updates; set one of steps, epochs, tokens, minutes", kind=int, within=">0"
+        ),
+        "epochs": S(None, "stop after this many passes over the data", kind=float, within=">0"),
+        "tokens": S(None, "stop after this many tokens", kind=float, within=">0"),
+        "minutes": S(
+            None,
+            "stop after this many minutes of training; the schedule then follows elapsed time",
+            kind=float,
+            within=">0",
+        ),
+        "batch_size": S(32, "rows, or labelled examples, in the global batch", within=">=1"),
         "accumulate": S(
-            1, "micro-batches a step, one after another; the result is that of the whole batch", within=">=1"
+            1, "micro-batches per update, computed one after another; the result is that of one batch", within=">=1"
         ),
         "phases": S(
             (),
-            "rows of settings that hold one after another, as JSON: steps (all but the last), sequence_length,"
-            " batch_size, accumulate, mask_rate, learning_rate, rotary_base, objective (masked; causal: each token"
-            " after those before it)",
+            "settings that change during the run, as a JSON list with one object per phase: steps (required but in the"
+            " last), sequence_length, batch_size, accumulate, mask_rate, learning_rate, rotary_base, objective (masked,"
+            " causal)",
             item=dict,
         ),
-        "seed": S(0, "of initialization, data order, masks and dropout", within=">=0"),
-        "init_seed": S(None, "of the initial weights; none: train.seed", kind=int, within=">=0"),
-        "data_seed": S(None, "of the order of rows; none: train.seed", kind=int, within=">=0"),
-        "mask_seed": S(None, "of masks and dropout; none: train.seed", kind=int, within=">=0"),
+        "seed": S(0, "seed of initialization, data order, masks and dropout", within=">=0"),
+        "init_seed": S(None, "seed of the initial weights; none: train.seed", kind=int, within=">=0"),
+        "data_seed": S(None, "seed of the order of rows; none: train.seed", kind=int, within=">=0"),
+        "mask_seed": S(None, "seed of masks and dropout; none: train.seed", kind=int, within=">=0"),
         "compute_dtype": S(
             "auto",
-            "of matrix products; auto: bfloat16 where the processor is fast at it",
+            "dtype of matrix products; auto: bfloat16 where the hardware is fast at it, else float32",
             ("auto", "float32", "bfloat16"),
         ),
-        "deterministic": S(False, "the same bits each time on GPUs too, slower"),
+        "deterministic": S(False, "use deterministic operations on GPUs, which are slower"),
         "attention": S(
             "auto",
-            "what computes it; auto: flash on GPUs and splash on TPUs where they can do what the model asks, else xla",
+            "attention kernel; auto: flash on GPUs and splash on TPUs if they support the model, else xla",
             ("auto", "xla", "flash", "splash"),
         ),
         "rematerialise": S(
             "none",
-            "what the backward pass computes again, to save memory; attention: its weights; dots: all but the results"
-            " of products with parameters and of attention; full: whole layers",
+            "values that the backward pass recomputes to save memory; attention: attention weights; dots: all but the"
+            " outputs of products with parameters and of attention; full: whole layers",
             ("none", "attention", "dots", "full"),
         ),
         "logits_megabytes": S(
             0,
-            "vocabulary logits are computed in pieces of at most this size on a device; 0: 256, or on an accelerator a"
-            " 32nd of its memory",
+            "compute vocabulary logits in chunks of at most this many megabytes per device; 0: 256, or 1/32 of an"
+            " accelerator's memory",
             within=">=0",
         ),
     },
-    "optimizer": {
-        "name": S("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "lamb", "muon")),
-        "learning_rate": S(1e-3, "peak rate", within="(0,1]"),
-        "muon_learning_rate": S(0.02, "peak rate of the matrices under muon", within="(0,1]"),
-        "muon_momentum": S(0.95, "momentum of the matrices under muon", within="[0,1)"),
-        "beta1": S(0.9, "decay of the mean of gradients", within="[0,1)"),
-        "beta2": S(0.98, "decay of the mean of squared gradients", within="[0,1)"),
-        "epsilon": S(1e-8, "added to the root of the mean square", within=">0"),
-        "weight_decay": S(0.01, "decoupled weight decay, times the learning rate", within=">=0"),
-        "decay": S(
-            ("/(kernel|embedding)$=yes", "/(bias|scale)$=no"),
-            "which parameters decay: PATTERN=yes or no, the first that matches a parameter's path counts",
-        ),
-        "rates": S(
+    "task": {
+        "train": S("", "file of labelled training examples: .tsv, .csv or .jsonl"),
+        "evaluation": S(
             (),
-            "factors on the learning rate, and so on weight decay: PATTERN=FACTOR, the first that matches counts, 1 for"
-            " the rest; embeddings, encoder, head and layers:0-5 are patterns too",
+            "files of evaluation examples, as NAME=FILE, several with commas; a bare FILE is named evaluation",
+        ),
+        "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
+        "label": S("label", "column with the label"),
+        "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
+        "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),
+        "pooling": S("mean", "how the states of an example become one vector", ("mean", "cls", "max")),
+        "metric": S(
+            "accuracy", "metric of the first evaluation file that selects the best checkpoint", ("accuracy", "loss")
+        ),
+    },
+    "optimizer": {
+        "name": S("adamw", "muon: for the matrices of layers, with AdamW for the rest", ("adamw", "lamb", "muon")),
+        "learning_rate": S(1e-3, "peak learning rate", within="(0,1]"),
+        "muon_learning_rate": S(0.02, "peak learning rate of matrices that muon updates", within="(0,1]"),
+        "muon_momentum": S(0.95, "momentum of matrices that muon updates", within="[0,1)"),
+        "beta1": S(0.9, "decay rate of the running mean of gradients", within="[0,1)"),
+        "beta2": S(0.98, "decay rate of the running mean of squared gradients", within="[0,1)"),
+        "epsilon": S(1e-8, "epsilon added to the square root of the second moment", within=">0"),
+        "weight_decay": S(0.01, "decoupled weight decay, multiplied by the learning rate", within=">=0"),
+        "decay_mask": S(
+            ("/(kernel|embedding)$=yes", "/(bias|scale)$=no"),
+            "parameters with weight decay, as PATTERN=yes or PATTERN=no; the first pattern found in a parameter's path"
+            " applies",
+        ),
+        "rate_multipliers": S(
+            (),
+            "multipliers of the learning rate (and so of weight decay), as PATTERN=FACTOR; the first pattern found in a"
+            " parameter's path applies, else 1; embeddings, encoder, head and layers:0-5 are patterns too",
         ),
         "layer_decay": S(
             1.0,
-            "each layer learns at this share of the rate of what stands on it: of n layers the last at layer_decay, the"
-            " first at its nth power, embeddings at one more, the head at 1",
+            "learning rate of each layer relative to the layer above it; of n layers, the last has layer_decay, the"
+            " first layer_decay^n, the embeddings layer_decay^(n+1), the head 1",
             within="(0,1]",
         ),
         "freeze": S(
             (),
-            "what does not learn: embeddings, encoder, head, layers:0-5, layers:0,1,2, patterns of parameter paths; a"
-            " tied output is part of the embeddings",
+            "parameters that are not trained: embeddings, encoder, head, layers:0-5, layers:0,1,2 or patterns of"
+            " parameter paths; a tied output belongs to the embeddings",
         ),
-        "clip_norm": S(1.0, "gradients are scaled down to this global norm; 0: never", within=">=0"),
+        "clip_norm": S(1.0, "maximum global norm of the gradients; 0: no clipping", within=">=0"),
     },
     "schedule": {
         "name": S(
             "linear",
-            "after the warm-up: falls on a line, on a cosine, stays and falls at the end (wsd), stays",
+            "learning rate after the warm-up: linear decay, cosine decay, constant with a decay at the end (wsd), or"
+            " constant",
             ("linear", "cosine", "wsd", "constant"),
         ),
-        "warmup": S(0.06, "steps of linear warm-up, or, below 1, its share of the run", within=">=0"),
-        "decay": S(0.1, "wsd: steps of the fall at the end, or, below 1, its share of the run", within=">=0"),
-        "decay_shape": S("linear", "wsd: 1-sqrt falls fast at first", ("linear", "1-sqrt")),
-        "final": S(0.0, "share of the peak rate that is left at the end", within="[0,1]"),
+        "warmup": S(0.06, "steps of linear warm-up; below 1: fraction of the run", within=">=0"),
+        "decay_steps": S(0.1, "wsd: steps of the decay at the end; below 1: fraction of the run", within=">=0"),
+        "decay_shape": S("linear", "wsd: shape of the decay; 1-sqrt is steepest at its start", ("linear", "1-sqrt")),
+        "final": S(0.0, "learning rate at the end as a fraction of the peak rate", within="[0,1]"),
     },
     "mesh": {
-        "slices": S(0, "TPU slices, the outermost split of the batch; 0: as many as there are", within=">=0"),
-        "data": S(-1, "devices of a slice that split the batch; -1: all that are left"),
-        "fsdp": S(1, "devices that split batch and parameters", within=">=1"),
-        "tensor": S(1, "devices that split the matrices' widths", within=">=1"),
+        "slices": S(0, "number of TPU slices, the outermost split of the batch; 0: all that exist", within=">=0"),
+        "data": S(-1, "devices per slice that split the batch; -1: all that remain"),
+        "fsdp": S(1, "devices that split both the batch and the parameters", within=">=1"),
+        "tensor": S(1, "devices that split the widths of matrices", within=">=1"),
         "coordinator": S(
             "auto",
-            "HOST:PORT of the first of several processes; auto: where Slurm's, Open MPI's or a TPU pod's environment"
-            " tells of several; detect: wherever JAX finds them, Kubernetes and Google's TPU machines too",
+            "HOST:PORT of the first of several processes; auto: detected from the environment of Slurm, Open MPI or a"
+            " TPU pod if there are several; detect: any environment that JAX detects, including Kubernetes and Google"
+            " Cloud TPU VMs",
         ),
-        "processes": S(0, "how many there are, where mesh.coordinator is given", within=">=0"),
-        "process_id": S(-1, "which of them this is, from 0, where mesh.coordinator is given"),
-        "heartbeat_seconds": S(30.0, "a process that is silent for so long is dead, and ends the others", within=">=1"),
+        "processes": S(0, "number of processes, if mesh.coordinator is HOST:PORT", within=">=0"),
+        "process_id": S(-1, "index of this process from 0, if mesh.coordinator is HOST:PORT"),
+        "heartbeat_seconds": S(
+            30.0, "a process that is silent for this many seconds is considered dead, and ends the others", within=">=1"
+        ),
     },
     "checkpoint": {
         "every": S(
-            1000, "steps that a kill may cost at most: a checkpoint begins there and halfway between", within=">=1"
+            1000,
+            "maximum number of steps lost if the run is killed; checkpoints start at multiples of it and midway",
+            within=">=1",
         ),
-        "keep": S(2, "newest checkpoints kept", within=">=1"),
-        "keep_best": S(True, "keep the one with the lowest held-out loss too"),
+        "keep": S(2, "number of newest checkpoints to keep", within=">=1"),
+        "keep_best": S(True, "also keep the checkpoint with the lowest held-out loss"),
     },
     "evaluation": {
         "every": S(1000, "steps between evaluations on the held-out sets; 0: only at the end", within=">=0"),
-        "rows": S(512, "rows of each held-out set that are used, the first ones; 0: all", within=">=0"),
-        "batch_size": S(0, "rows in a batch; 0: train.batch_size", within=">=0"),
+        "rows": S(512, "number of rows of each held-out set to evaluate on, from its start; 0: all", within=">=0"),
+        "batch_size": S(0, "rows per evaluation batch; 0: train.batch_size", within=">=0"),
     },
     "logging": {
         "every": S(10, "steps between lines of metrics.jsonl", within=">=1"),
         "tensorboard": S(True, "write TensorBoard events"),
         "curve": S(True, "draw curve.png"),
     },
-    "debug": {
-        "nan_at_step": S(
-            None,
-            "for trying one's own alarms: after so many updates the parameters become NaN; none: never",
-            kind=int,
-            within=">=0",
-        ),
-    },
 }
 
-# What may differ when a run is resumed: it only prolongs, spreads or watches the run.
+# Settings that may change when a run is resumed: they extend it, distribute it or monitor it.
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
              "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
-RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging", "debug"}
+RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
-SHORT_NAMES = {"init_from": "model.init_from"}  # of settings whose section says nothing
+SHORT_NAMES = {"init_from": "model.init_from"}  # settings that need no section on the command line
 
-# What the values of a setting that was a switch are called now; old config.json have the switch.
-FORMER_VALUES: dict[str, dict[bool, str]] = {"train.rematerialise": {True: "full", False: "none"}}
+
+class Former(NamedTuple):
+    """What became of a setting that older versions wrote into config.json."""
+
+    name: str | None  # the setting's name now; None if it was removed
+    values: Mapping[bool, str] = MappingProxyType({})  # if it was a switch: what replaces True and False
+
+
+FORMER: dict[str, Former] = {
+    "optimizer.decay": Former("optimizer.decay_mask"),
+    "optimizer.rates": Former("optimizer.rate_multipliers"),
+    "schedule.decay": Former("schedule.decay_steps"),
+    "train.rematerialise": Former("train.rematerialise", {True: "full", False: "none"}),
+    "debug.nan_at_step": Former(None),
+}
 
 PHASE_SETTINGS = {"steps": int, "sequence_length": int, "batch_size": int, "accumulate": int, "mask_rate": float,
                   "rotary_base": float, "learning_rate": float, "objective": str}  # fmt: skip
-OBJECTIVES = ("masked", "causal")
+PHASE_OBJECTIVES = ("masked", "causal")  # that phases of one run may alternate between

@@ -1,12 +1,13 @@
-"""Files: reading with one sentence for what fails, writing whole or not at all, and locks between processes.
+"""Files: reading with clear errors, atomic writing, and locks between processes.
 
-Readers see the old content of a file or the new one, never half of it: a writer fills a temporary file beside the
-target, flushes it to disk, and renames it.
+A reader sees either the old content of a file or the new content, never a part of it: a writer fills a temporary file
+beside the target, flushes it to disk, and renames it.
 """
 
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_text(file: Path) -> str:
-    """Returns the content of a UTF-8 file without its byte order mark. Raises UserError that names line and byte."""
+    """Returns the content of a UTF-8 file without its byte order mark. Raises UserError with the line and the byte."""
     content = read_bytes(file)
     try:
         return content.decode("utf-8-sig")
@@ -43,13 +44,13 @@ def read_text(file: Path) -> str:
 def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> Any:
     """Returns the JSON object (kind=dict) or array (kind=list) in a file.
 
-    Raises UserError, which ends with `remedy`, if the file cannot be read, is not JSON, or holds another kind of value.
+    Raises UserError if the file cannot be read, is not JSON in UTF-8, or holds another kind of value; the sentence ends
+    with `remedy`.
     """
-    text = read_text(file)
     try:
-        content = json.loads(text)
+        content = json.loads(read_bytes(file).decode("utf-8-sig"))
     except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): {remedy}") from error
+        raise UserError(f"{file} is not valid JSON ({reason(error)}): {remedy}") from error
     if not isinstance(content, kind):
         raise UserError(f"{file} does not hold a JSON {'object' if kind is dict else 'array'}: {remedy}")
     return content
@@ -57,16 +58,16 @@ def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; when the body ends without an error, it takes the place of `path`.
+    """Yields a temporary path beside `path`, which replaces `path` when the body ends without an error.
 
-    Raises UserError if the file cannot be written; the temporary file is then removed.
+    After an error, the temporary file is removed. Raises UserError if the file cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         try:
             yield temporary
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # without it, a power cut may leave the new name on an empty file
+                os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the new name
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -76,13 +77,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all. Raises UserError."""
+    """Writes a file atomically. Raises UserError if it cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file whole or not at all, with line ends as they are in `text`. Raises UserError."""
+    """Writes a UTF-8 file atomically, with the line ends of `text`. Raises UserError if it cannot be written."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -96,20 +97,28 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, busy: str = "") -> Iterator[None]:
-    """Holds the lock file `path` against other processes of this machine; the system frees it when this one ends.
+def lock(path: Path, busy: str = "", waiting: str = "", remove: bool = False) -> Iterator[None]:
+    """Holds a lock on the file `path` against other processes of this machine, until the body or the process ends.
 
-    If another process holds it, raises UserError with the sentence `busy`, or waits for it if `busy` is empty.
-    Raises OSError if the file cannot be opened.
+    If another process holds it, raises UserError with the sentence `busy`; if `busy` is empty, prints the line
+    `waiting`, if any, to standard error and waits. With `remove`, the lock file is removed at the end. Raises OSError
+    if the file cannot be opened.
     """
     from filelock import FileLock, Timeout
 
     held = FileLock(path)
     try:
-        held.acquire(timeout=0 if busy else -1)
+        held.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(busy) from error
+        if busy:
+            raise UserError(busy) from error
+        if waiting:
+            print(waiting, file=sys.stderr, flush=True)
+        held.acquire()
     try:
         yield
     finally:
+        if remove:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: a process that then locks the removed file notices and tries again
         held.release()

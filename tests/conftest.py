@@ -1,8 +1,11 @@
 """Text, configs and commands that several tests share."""
 
 import atexit
+import ctypes
+import gc
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# Compiled steps are shared by all tests and commands of a session (of a worker of it); set before JAX is imported.
+# All tests and commands of a worker share one cache of compiled programs; set before JAX is imported.
 COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -43,7 +46,42 @@ PLACES = ["in the morning", "near the bridge", "without a word", "after the stor
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # long files first: workers end together
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # long files first, so that the workers end together
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _release_memory():
+    """Frees the programs that a test file compiled; otherwise they accumulate to gigabytes in each worker."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc
+        library.malloc_trim(0)
+
+
+PEAKS: dict[str, int] = {}  # by worker, in MiB
+
+
+def pytest_sessionfinish(session):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if output := getattr(session.config, "workeroutput", None):  # a worker of xdist: sent to the main process
+        output["peak_memory"] = peak
+    else:
+        PEAKS["main process"] = peak
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    PEAKS[f"worker {node.gateway.id}"] = getattr(node, "workeroutput", {}).get("peak_memory", 0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    peaks = ", ".join(f"{name} {peak:,} MiB" for name, peak in sorted(PEAKS.items()))
+    terminalreporter.write_line(f"peak memory: {peaks}")
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -1,10 +1,11 @@
-"""Runs `jaxlm ARGS...` with a fault inside this process, as the environment says; `tests/faults.py` sets it.
+"""Runs `jaxlm ARGS...` with faults injected into this process; environment variables, set by `tests/sandbox.py`:
 
-FAULT_FOLDER     what is counted: the operations that change files below this folder
-FAULT_OPERATION  the process kills itself, as kill -9 does, right before the operation of this number (from 1)
-FAULT_TRACE      a file that gets a line for each of them
-FAULT_FILE_BYTES the size that no file may exceed, as on a full disk
-FAULT_CLOCK      seconds by which the system's clock is wrong
+FAULT_FOLDER      directory below which operations that change files are counted
+FAULT_OPERATION   number of the operation, from 1, immediately before which the process kills itself with SIGKILL
+FAULT_TRACE       file to which one line per counted operation is written
+FAULT_FILE_BYTES  maximum size of a file, to imitate a full disk
+FAULT_CLOCK       error of the system clock in seconds
+FAULT_NAN_STEP    step, from 0, at whose beginning all parameters become NaN
 """
 
 import os
@@ -12,32 +13,57 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> int:
-    """Sets the faults up and runs the command."""
+    """Installs the faults and runs the command; returns its exit status."""
     if clock := float(os.environ.get("FAULT_CLOCK", 0)):
-        _turn_clock(clock)
+        _shift_clock(clock)
     if limit := os.environ.get("FAULT_FILE_BYTES"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     if folder := os.environ.get("FAULT_FOLDER"):
         _count_operations(folder, int(os.environ.get("FAULT_OPERATION", 0)), os.environ.get("FAULT_TRACE"))
+    if at := os.environ.get("FAULT_NAN_STEP"):
+        from jaxlm import train
+
+        train.compile_step = with_nan_params(train.compile_step, int(at))
     from jaxlm.cli import main as command
 
     return command(sys.argv[1:])
 
 
-def _turn_clock(seconds: float) -> None:
-    true, true_ns = time.time, time.time_ns
-    time.time = lambda: true() + seconds
-    time.time_ns = lambda: true_ns() + int(seconds * 1e9)
+def with_nan_params(compile_step: Callable, at: int) -> Callable:
+    """Wraps `jaxlm.train.compile_step`: the steps that it compiles replace all parameters by NaN at step `at`."""
+    import jax
+    import numpy as np
+
+    def compile_with_nan(*arguments: Any) -> Callable:
+        compiled = compile_step(*arguments)
+
+        def step_with_nan(state: dict, batch: dict, step: np.int32, *rest: Any) -> Any:
+            if step == at:
+                params = jax.tree.map(lambda leaf: leaf * np.array(np.nan, leaf.dtype), state["params"])
+                state = state | {"params": params}
+            return compiled(state, batch, step, *rest)
+
+        return step_with_nan
+
+    return compile_with_nan
+
+
+def _shift_clock(seconds: float) -> None:
+    real, real_ns = time.time, time.time_ns
+    time.time = lambda: real() + seconds
+    time.time_ns = lambda: real_ns() + int(seconds * 1e9)
 
 
 def _count_operations(folder: str, last: int, trace: str | None) -> None:
     count = 0
     file = open(trace, "a", buffering=1) if trace else None  # noqa: SIM115
 
-    def look(event: str, arguments: tuple) -> None:
+    def count_and_kill(event: str, arguments: tuple) -> None:
         nonlocal count
         if event == "open":
             path, mode, flags = arguments
@@ -57,7 +83,7 @@ def _count_operations(folder: str, last: int, trace: str | None) -> None:
             os.write(2, f"killed before {event.removeprefix('os.')} {path[len(folder) + 1 :]}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(look)
+    sys.addaudithook(count_and_kill)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The real commands, run as users run them: killed, stopped, resumed, and given wrong input."""
+"""The commands as users run them: killed, stopped, resumed, and with invalid input."""
 
 import errno
 import json
@@ -33,12 +33,12 @@ def entries(workdir: Path, kind: str) -> list[dict]:
 
 
 def wait_for(condition, process, seconds: float = 120) -> bool:
-    """Waits until the condition holds; False where the process ended before it did."""
+    """Waits until the condition holds; returns False if the process ends first."""
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
             return False
-        assert time.monotonic() < end, "the run does not move"
+        assert time.monotonic() < end, "the run makes no progress"
         time.sleep(0.01)
     return True
 
@@ -53,7 +53,7 @@ def trained(jaxlm, text_file, cache, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_help_answers_in_under_a_second():
+def test_help_takes_less_than_a_second():
     best = float("inf")
     for _ in range(3):
         begin = time.monotonic()
@@ -64,7 +64,8 @@ def test_help_answers_in_under_a_second():
     assert best < 1
 
 
-def test_a_work_directory_in_use_is_refused(jaxlm, text_file, cache, tmp_path):
+@pytest.mark.slow
+def test_a_work_directory_in_use_is_rejected(jaxlm, text_file, cache, tmp_path):
     arguments = train_arguments(text_file, cache, tmp_path, "train.steps=100000", "checkpoint.every=1000")
     process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL)
     try:
@@ -77,6 +78,7 @@ def test_a_work_directory_in_use_is_refused(jaxlm, text_file, cache, tmp_path):
     assert "in use by another process" in second.stderr
 
 
+@pytest.mark.slow
 def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
     result = jaxlm(
         "fill-mask", f"--model={trained}", "The cat sees the [MASK].", "A [MASK] follows a [MASK].", check=True
@@ -84,22 +86,24 @@ def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
     first = result.stdout.splitlines()[1].split()  # probability, word, filled sentence
     assert " ".join(first[2:]) == f"The cat sees the {first[1]}."
     assert float(first[0].rstrip("%")) > 15  # the objects begin with few pieces
-    assert "blank 2" in result.stdout
+    assert "mask 2" in result.stdout
     answer = jaxlm(
         "fill-mask", f"--model={trained}", "--json", "--top=3", input="The cat [MASK] the house.\n", check=True
     )
-    blanks = json.loads(answer.stdout)["blanks"]
-    assert len(blanks) == 1
-    assert len(blanks[0]) == 3
-    assert all(candidate["text"].startswith("The cat ") for candidate in blanks[0])
+    masks = json.loads(answer.stdout)["masks"]
+    assert len(masks) == 1
+    assert len(masks[0]) == 3
+    assert all(candidate["text"].startswith("The cat ") for candidate in masks[0])
 
 
+@pytest.mark.slow
 def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
     text = "The cat sees the house in the morning. " * 40 + "The cat sees the [MASK]. " + "A letter. " * 40
     result = jaxlm("fill-mask", f"--model={trained}", "--json", text, check=True)
-    assert len(json.loads(result.stdout)["blanks"]) == 1
+    assert len(json.loads(result.stdout)["masks"]) == 1
 
 
+@pytest.mark.slow
 def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file, cache):
     own = json.loads(jaxlm("evaluate", f"--model={trained}", "--rows=32", "--json", check=True).stdout.splitlines()[-1])
     end = [entry for entry in entries(trained, "evaluation") if entry["step"] == 300][-1]
@@ -118,7 +122,8 @@ def test_three_lines_of_python_do_the_same(trained):
     assert candidates[0].text == f"The cat sees the {candidates[0].word}."
 
 
-def test_bench_by_shape_gives_its_figures(jaxlm):
+@pytest.mark.slow
+def test_bench_of_a_shape_reports_its_figures(jaxlm):
     result = jaxlm(
         "bench", "--shape=2x64", "--vocab=500", "--batch=4", "--length=32", "--steps=3", "--json", check=True
     )
@@ -134,7 +139,7 @@ WRONG = [
     (("train", "--config=configs/min.py", "--workdir=w"), "did you mean configs/mini.py", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.train.stepz=3"), "did you mean train.steps", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.masking.rate=15"), "masking.rate=15", None),
-    (("train", f"--config={RECIPE}", "--workdir=w", "--config.model.heads=3"), "model.heads=3 do not divide", None),
+    (("train", f"--config={RECIPE}", "--workdir=w", "--config.model.heads=3"), "model.heads=3 does not divide", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=nowhere/*.txt"), "nowhere", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=bad.txt"), "bad.txt, line 2", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.data.path=broken.jsonl"), "broken.jsonl, line 2", None),
@@ -149,8 +154,9 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "error", "output"), WRONG)
-def test_wrong_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, arguments, error, output):
+def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, arguments, error, output):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mini.py").write_text(RECIPE.read_text())
     (tmp_path / "bad.txt").write_bytes(b"good\ncaf\xe9 bad\n")
@@ -175,7 +181,8 @@ def test_a_text_without_a_mask_is_told_so(jaxlm, trained):
     assert "no mask in" in result.stderr
 
 
-def test_a_truncated_shard_is_named_and_the_run_can_be_mended(jaxlm, text_file, cache, tmp_path):
+@pytest.mark.slow
+def test_a_truncated_shard_is_named_and_can_be_replaced(jaxlm, text_file, cache, tmp_path):
     arguments = train_arguments(
         text_file, cache, tmp_path / "run", f"data.cache={tmp_path / 'stores'}", "train.steps=4"
     )
@@ -192,31 +199,34 @@ def test_a_truncated_shard_is_named_and_the_run_can_be_mended(jaxlm, text_file, 
 
 
 @pytest.mark.parametrize(("number", "name"), [(errno.ENOSPC, None), (errno.EROFS, "a/b"), (errno.EMFILE, "a/b")])
-def test_what_the_machine_refuses_is_a_sentence(monkeypatch, capsys, number, name):
-    from jaxlm import cli, config
+def test_an_error_of_the_machine_is_one_sentence(monkeypatch, capsys, number, name):
+    from jaxlm import cli
+    from jaxlm.use import show_config
 
-    def refuse(argv):
+    def fail(argv):
         raise OSError(number, os.strerror(number), name)
 
-    monkeypatch.setattr(config, "main", refuse)
+    monkeypatch.setattr(show_config, "main", fail)
     assert cli.main(["config"]) == 1
-    assert capsys.readouterr().err == f"jaxlm: {name or 'output'}: {os.strerror(number)}; mend that and run it again\n"
-    monkeypatch.setattr(config, "main", lambda argv: Path("/nowhere/at/all").read_text())
-    with pytest.raises(FileNotFoundError):  # a bug of ours stays one
+    fix = "fix that and run the same command again"
+    assert capsys.readouterr().err == f"jaxlm: {name or 'output'}: {os.strerror(number)}; {fix}\n"
+    monkeypatch.setattr(show_config, "main", lambda argv: Path("/nowhere/at/all").read_text())
+    with pytest.raises(FileNotFoundError):  # a bug is not hidden
         cli.main(["config"])
 
 
 def test_sigterm_ends_a_command_with_a_sentence(monkeypatch, capsys):
-    from jaxlm import cli, config
+    from jaxlm import cli
+    from jaxlm.use import show_config
 
-    monkeypatch.setattr(config, "main", lambda argv: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(show_config, "main", lambda argv: os.kill(os.getpid(), signal.SIGTERM))
     usual = signal.getsignal(signal.SIGTERM)
     assert cli.main(["config"]) == 1
     assert capsys.readouterr().err == "jaxlm: stopped by SIGTERM\n"
     assert signal.getsignal(signal.SIGTERM) == usual
 
 
-def test_a_compiled_program_that_a_kill_cut_short_is_made_anew(tmp_path):
+def test_a_truncated_compiled_program_is_compiled_again(tmp_path):
     code = """
 from jaxlm import cli
 cli._set_environment()
@@ -237,4 +247,4 @@ print(int(jax.jit(lambda x: x * 2 + 1)(20)))
     assert [run.stdout for run in runs] == ["41\n"] * 3
     assert whole
     assert sizes == whole
-    assert ["is damaged, and is made anew" in run.stderr for run in runs] == [False, True, False]
+    assert ["is damaged and is compiled again" in run.stderr for run in runs] == [False, True, False]

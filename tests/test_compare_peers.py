@@ -1,62 +1,54 @@
-"""The script that times peers: what it runs, the work that it counts, and the table that it writes."""
+"""scripts/compare_peers: the commands that it runs, the FLOPs that it counts, and the table that it writes."""
 
-import importlib.util
 import sys
 from argparse import Namespace
-from importlib.machinery import SourceFileLoader
 
 import pytest
 
 from jaxlm.errors import UserError
-from tests.conftest import ROOT
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    loader = SourceFileLoader("compare_peers", str(ROOT / "scripts" / "compare_peers"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("compare_peers", loader))
-    sys.modules["compare_peers"] = module  # where dataclasses look for it
-    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    loader.exec_module(module)
-    sys.dont_write_bytecode = bytecode
-    return module
+    return load_script("compare_peers")
 
 
 @pytest.mark.parametrize(("text", "rows"), [
     ("4x256", (32, 128, 1)), ("2x64:4x32", (4, 32, 1)), ("12x768:32x1024:8", (32, 1024, 8)),
-    ("modernbert_base", (4, 512, 4)),
+    ("modernbert_base", (4, 512, 4)), ("bert_large:128x128:2", (128, 128, 2)),
 ])  # fmt: skip
-def test_a_shape_is_read(script, text, rows):
+def test_shapes_are_read(script, text, rows):
     shape = script.read_shape(text)
     assert (shape.batch, shape.length, shape.documents) == rows
 
 
-@pytest.mark.parametrize("text", ["4y256", "4x256:32", "bert_base", "modernbert_huge", "4x256:8x128:x"])
-def test_a_shape_that_is_none_is_refused(script, text):
+@pytest.mark.parametrize("text", ["4y256", "4x256:32", "roberta_base", "modernbert_huge", "4x256:8x128:x"])
+def test_an_invalid_shape_is_rejected(script, text):
     with pytest.raises(UserError, match="--shapes"):
         script.read_shape(text)
 
 
-def test_each_sides_work_is_counted(script):
+def test_flops_are_those_that_each_side_computes(script):
     shape, tokens = script.read_shape("4x256"), 32 * 128
     dense, sparse = shape.flops("Transformers, bf16"), shape.flops("KerasHub on JAX")
     assert sparse == shape.flops("jaxlm")
     assert sparse == shape.flops("Transformers, bf16, compiled, head at masked tokens")
     assert dense - sparse == pytest.approx(6 * (tokens - int(0.15 * tokens)) * 256 * (30_522 + 256))
     modern = script.read_shape("modernbert_base")
-    # 14 of 22 layers see 129 tokens of 512; sparse prediction is ModernBERT's own.
+    # 14 of 22 layers are local, 129 of 512 tokens; ModernBERT predicts masked tokens only.
     squares = 6 * 4 * 512 * 2 * 768 * 14 * (512 - 129)
     assert modern.flops("Transformers") - modern.flops("jaxlm") == pytest.approx(squares)
 
 
-def test_all_sides_are_asked_for_the_same_work(script):
+def test_all_sides_get_the_same_sizes(script):
     args = Namespace(steps=3, warmup=1, python="peer")
     shape = script.read_shape("modernbert_base")
     ours, peer = (script.command_of(shape, name, args) for name in ("jaxlm", "Transformers, bf16"))
     assert {"--batch=4", "--length=512", "--steps=3", "--documents=4", "--config.masking.rate=0.15"} <= set(ours)
     sizes = {"--layers=22", "--width=768", "--heads=12", "--feed-forward=1152", "--vocab=50368", "--rate=0.15"}
     assert {"peer", "--batch=4", "--length=512", "--steps=3", "--model=modernbert", "--bf16", *sizes} <= set(peer)
-    assert "--documents=1" in script.command_of(shape, "jaxlm, one document a row", args)
+    assert "--documents=1" in script.command_of(shape, "jaxlm, one document per row", args)
     assert "--config.train.compute_dtype=float32" in script.command_of(shape, "jaxlm, float32", args)
 
 
@@ -94,13 +86,13 @@ def test_the_table_has_medians_ranges_and_ratios_within_rounds(script, monkeypat
     assert rows["Transformers, bf16"][0].startswith("failed: out of memory")
     assert "P, 2 cores; commit abc; jaxlm 1.0" in text
     assert "`scripts/compare_peers --rounds=2`" in text
-    assert "jaxlm does 50% of the peak" in text
+    assert "jaxlm reaches 50% of the peak" in text
 
 
-def test_peers_that_are_not_there_are_named(script, monkeypatch, capsys):
+def test_missing_peers_are_named(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare_peers", "--python=/nowhere/python"])
     assert script.main() == 1
     assert "--python=/nowhere/python has no torch, transformers" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["compare_peers", "--peers=fairseq"])
     assert script.main() == 1
-    assert "there is no fairseq" in capsys.readouterr().err
+    assert "there is no peer fairseq" in capsys.readouterr().err

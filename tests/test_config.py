@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,16 +8,17 @@ from hypothesis import strategies as st
 
 from jaxlm import cli, config
 from jaxlm.config import (
+    Phase,
     apply_override,
     check_config,
     default_config,
+    evaluation_files,
     load_config,
     phase_number,
     phases_of,
-    predicted_share,
 )
 from jaxlm.errors import UserError
-from jaxlm.settings import INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
+from jaxlm.settings import FORMER, INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
 
 ROOT = Path(__file__).parents[1]
 KEYS = {f"{section}.{name}": setting for section, table in SETTINGS.items() for name, setting in table.items()}
@@ -29,8 +31,8 @@ def with_overrides(*overrides):
     return result
 
 
-def refusal(*overrides):
-    """Returns the one sentence that refuses these settings."""
+def rejection(*overrides):
+    """Returns the message, one sentence, that rejects these settings."""
     with pytest.raises(UserError) as error:
         check_config(with_overrides(*overrides))
     return one_sentence(str(error.value))
@@ -64,7 +66,7 @@ def test_every_setting_has_help_and_a_default_of_its_own_type(key):
         assert setting.type in (int, float)
 
 
-def test_the_defaults_pass_the_check_and_each_key_is_in_one_place():
+def test_the_defaults_are_valid():
     check_config(default_config())
     for key, setting in KEYS.items():
         section, _, name = key.partition(".")
@@ -117,7 +119,7 @@ def test_an_override_keeps_the_settings_type(key, text, value):
     assert type(result) is type(value)
 
 
-@pytest.mark.parametrize(("override", "meant"), [
+@pytest.mark.parametrize(("override", "expected"), [
     ("train.steps=1.5", "whole number"),
     ("train.steps=many", "whole number"),
     ("train.steps=1e400", "whole number"),
@@ -134,9 +136,9 @@ def test_an_override_keeps_the_settings_type(key, text, value):
     ("train.phases=[3]", "list"),
     ("train.phases=[{]", "JSON"),
 ])  # fmt: skip
-def test_an_override_of_another_type_is_refused(override, meant):
-    message = refusal(override)
-    assert meant in message
+def test_an_override_of_the_wrong_type_is_rejected(override, expected):
+    message = rejection(override)
+    assert expected in message
     assert override.partition("=")[0] in message
 
 
@@ -149,14 +151,14 @@ def test_an_override_of_another_type_is_refused(override, meant):
     ("model.hidden_widht", "model.width"),
 ])  # fmt: skip
 def test_an_unknown_key_names_the_nearest(key, nearest):
-    message = refusal(f"{key}=1")
+    message = rejection(f"{key}=1")
     assert key in message
     assert "did you mean" in message
     assert nearest.rpartition(".")[2] in message.partition("did you mean")[2]
 
 
-def test_an_unknown_key_that_is_near_to_nothing_says_where_they_all_are():
-    assert "jaxlm config" in refusal("xyzzy=1")
+def test_an_unknown_key_without_a_near_one_points_to_jaxlm_config():
+    assert "jaxlm config" in rejection("xyzzy=1")
 
 
 @settings(deadline=None)
@@ -165,7 +167,7 @@ def test_a_key_with_one_wrong_letter_names_the_right_one(key, place, letter):
     place %= len(key)
     wrong = key[:place] + letter + key[place:]
     if wrong not in KEYS:
-        hint = refusal(f"{wrong}=1").partition("did you mean ")[2]
+        hint = rejection(f"{wrong}=1").partition("did you mean ")[2]
         assert hint.rstrip("?") in KEYS
 
 
@@ -180,7 +182,7 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
             config.split_overrides(arguments)
 
 
-# What cannot be meant
+# Invalid values
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
@@ -212,7 +214,7 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
     (["train.seed=-1"], ["train.seed"]),
     (["train.batch_size=10", "train.accumulate=4"], ["train.batch_size=10", "train.accumulate=4"]),
     (["train.minutes=1", "schedule.warmup=100"], ["train.minutes", "schedule.warmup"]),
-    (["train.minutes=1", "schedule.name=wsd", "schedule.decay=100"], ["train.minutes", "schedule.decay"]),
+    (["train.minutes=1", "schedule.name=wsd", "schedule.decay_steps=100"], ["train.minutes", "schedule.decay_steps"]),
     (['train.phases=[{"sequence_length": 128}, {}]'], ["train.phases, entry 1", "steps"]),
     (['train.phases=[{"steps": 5, "length": 128}, {}]'], ["train.phases, entry 1", "length", "sequence_length"]),
     (['train.phases=[{"steps": 5}, {"mask_rate": 15}]'], ["train.phases", "mask_rate=15"]),
@@ -227,12 +229,19 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
     (['train.phases=[{"steps": 5, "batch_size": 9, "accumulate": 2}, {}]'], ["9", "accumulate=2"]),
     (["optimizer.learning_rate=3"], ["optimizer.learning_rate"]),
     (["schedule.final=2"], ["schedule.final"]),
+    (["train.objective=electra"], ["train.objective=electra", "masked, causal, classify"]),
+    (["train.objective=classify"], ["train.objective=classify", "task.train"]),
+    (["task.text="], ["task.text=", "column"]),
+    (["task.text=a,b,c"], ["task.text=a,b,c", "two columns"]),
+    (["task.evaluation=a.tsv,b.tsv"], ["task.evaluation", "same name"]),
+    (["task.evaluation=../x=a.tsv"], ["task.evaluation", "letters"]),
+    (["task.evaluation=x="], ["task.evaluation", "NAME=FILE"]),
     (["mesh.data=0"], ["mesh.data"]),
     (["tokenizer.character_coverage=0.1"], ["tokenizer.character_coverage"]),
     (["checkpoint.every=0"], ["checkpoint.every"]),
 ])  # fmt: skip
-def test_values_that_cannot_be_meant_are_refused_in_one_sentence(overrides, words):
-    message = refusal(*overrides)
+def test_invalid_values_are_rejected_with_one_sentence(overrides, words):
+    message = rejection(*overrides)
     for word in words:
         assert word in message, message
 
@@ -245,34 +254,52 @@ def test_no_value_outside_a_settings_interval_passes(data, key):
     value = data.draw(values)
     inside = value == value and abs(value) != float("inf") and INTERVALS[setting.within][0](value)
     if not inside:
-        assert key in refusal(f"{key}={value!r}")
+        assert key in rejection(f"{key}={value!r}")
 
 
-def test_phases_fill_in_what_they_leave_out_and_the_last_goes_on_to_the_end():
+def test_phases_inherit_omitted_settings_and_the_last_has_no_end():
     result = with_overrides(
         'train.phases=[{"steps": 1e2, "sequence_length": 64.0, "mask_rate": 0.3}, {"steps": 5, "rotary_base": 160000}]'
     )
     check_config(result)
     first, last = phases_of(result)
-    assert first == {"steps": 100, "sequence_length": 64, "batch_size": 32, "accumulate": 1, "mask_rate": 0.3,
-                     "rotary_base": 10_000.0, "learning_rate": 1e-3, "objective": "masked"}  # fmt: skip
-    assert last == {"steps": None, "sequence_length": 128, "batch_size": 32, "accumulate": 1, "mask_rate": 0.15,
-                    "rotary_base": 160_000.0, "learning_rate": 1e-3, "objective": "masked"}  # fmt: skip
+    assert first == Phase(
+        steps=100, sequence_length=64, batch_size=32, accumulate=1, mask_rate=0.3,
+        learning_rate=1e-3, rotary_base=10_000.0, objective="masked",
+    )  # fmt: skip
+    assert last == Phase(
+        steps=None, sequence_length=128, batch_size=32, accumulate=1, mask_rate=0.15,
+        learning_rate=1e-3, rotary_base=160_000.0, objective="masked",
+    )  # fmt: skip
+    assert {field.name for field in dataclasses.fields(Phase)} == set(PHASE_SETTINGS)
     for name, kind in PHASE_SETTINGS.items():
-        assert type(first[name]) is kind
+        assert type(getattr(first, name)) is kind
     (only,) = phases_of(default_config())
-    assert only["steps"] is None
+    assert only == Phase(None, 128, 32)  # the defaults of Phase are those of the settings
 
 
-def test_a_causal_phase_predicts_all_tokens_and_a_masked_one_its_share():
-    config = with_overrides('train.phases=[{"steps": 5, "objective": "causal"}, {"mask_rate": 0.3}]')
-    assert [predicted_share(phase) for phase in phases_of(config)] == [1.0, 0.3]
-
-
-def test_a_phase_lasts_its_steps_and_the_last_one_for_ever():
-    phases = [{"steps": 3}, {"steps": 1}, {"steps": None}]
+def test_a_phase_lasts_for_its_steps_and_the_last_one_until_the_end():
+    phases = [Phase(steps, 128, 32) for steps in (3, 1, None)]
     assert [phase_number(phases, step) for step in (0, 2, 3, 4, 10**9)] == [0, 0, 1, 2, 2]
-    assert phase_number([{"steps": None}], 7) == 0
+    assert phase_number(phases[-1:], 7) == 0
+
+
+def test_phases_take_the_objective_of_the_run_unless_they_have_their_own():
+    rows = 'train.phases=[{"steps": 5, "objective": "masked"}, {}]'
+    config = with_overrides("train.objective=causal", rows)
+    check_config(config)
+    assert [phase.objective for phase in phases_of(config)] == ["masked", "causal"]
+    message = rejection("train.objective=classify", "task.train=train.tsv", rows)
+    assert "train.phases, entry 1: objective=masked" in message
+    assert "train.objective=classify" in message
+
+
+def test_evaluation_files_have_names_and_one_without_is_called_evaluation():
+    overrides = "task.evaluation=matched=a.tsv,b.tsv", "task.text=premise,hypothesis"
+    config = with_overrides("train.objective=classify", "task.train=t.tsv", *overrides)
+    check_config(config)
+    assert evaluation_files(config) == {"matched": "a.tsv", "evaluation": "b.tsv"}
+    assert config.task.text == ("premise", "hypothesis")
 
 
 # Config files
@@ -354,7 +381,7 @@ def test_a_file_that_gives_no_config_is_refused(tmp_path, body, words):
 
 def test_a_variant_of_a_file_that_has_none_is_refused(tmp_path):
     path = write_config(tmp_path, "def get_config():\n    return default_config()\n")
-    assert load_error(f"{path}:large") == f"{path} has no variants, so :large means nothing there"
+    assert load_error(f"{path}:large") == f"{path} has no variants; remove :large"
 
 
 def test_values_of_a_file_are_checked_like_overrides(tmp_path):
@@ -436,9 +463,9 @@ def test_the_saved_config_replays_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ('{"train": {"steps": 5', "no valid JSON"),
-    ("[1, 2]", "no sections"),
-    ('{"train": 3}', "train is no section"),
+    ('{"train": {"steps": 5', "not valid JSON"),
+    ("[1, 2]", "JSON object"),
+    ('{"train": 3}', "train is not a section"),
     ('{"train": {"stpes": 5}}', "did you mean train.steps?"),
     ('{"trian": {"steps": 5}}', "did you mean train.steps?"),
     ('{"train": {"steps": "five"}}', "train.steps=five"),
@@ -449,14 +476,14 @@ def test_the_saved_config_replays_the_run(tmp_path):
     ('{"model": {"width": null}}', "whole number"),
     ('{"masking": {"rate": 15}}', "masking.rate=15"),
 ])  # fmt: skip
-def test_a_broken_config_json_is_refused(tmp_path, content, words):
+def test_a_broken_config_json_is_rejected(tmp_path, content, words):
     (tmp_path / "config.json").write_text(content)
     assert words in load_error(tmp_path / "config.json")
 
 
-def test_a_config_json_that_is_not_utf8_is_refused(tmp_path):
+def test_a_config_json_that_is_not_utf8_is_rejected(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"data": {"field": "caf\xe9"}}')
-    assert "config.json is no valid JSON" in load_error(tmp_path / "config.json")
+    assert "config.json is not valid JSON" in load_error(tmp_path / "config.json")
 
 
 # Resuming
@@ -466,7 +493,7 @@ ANOTHER = {bool: "false", int: "77", float: "0.77", str: "other", tuple: "3,4"}
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
+def test_a_resumed_run_may_change_only_settings_that_extend_or_monitor_it(key):
     setting, before, after = KEYS[key], default_config(), default_config()
     text = ANOTHER[setting.type]
     if setting.type is bool:
@@ -475,7 +502,7 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
         text = '[{"steps": 3}, {}]'
     apply_override(after, f"{key}={text}")
     section, _, name = key.partition(".")
-    allowed = section in ("mesh", "checkpoint", "evaluation", "logging", "debug") or key in (
+    allowed = section in ("mesh", "checkpoint", "evaluation", "logging") or key in (
         "train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
         "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
     )  # fmt: skip
@@ -487,14 +514,60 @@ def test_a_resumed_run_may_change_only_what_prolongs_or_watches_it(key):
         assert changed == [f"{key}: {old} -> {new}"]
 
 
-def test_a_config_json_from_when_rematerialise_was_a_switch_still_loads(tmp_path):
+def test_a_config_json_with_former_names_loads_as_the_current_one(tmp_path):
+    now = with_overrides(
+        "optimizer.decay_mask=.=yes", "optimizer.rate_multipliers=head=3", "schedule.name=wsd",
+        "schedule.decay_steps=0.2", "train.rematerialise=full", "train.steps=5",
+    )  # fmt: skip
+    content = config.config_to_dict(now)
+    for section, old, new in (
+        ("optimizer", "decay", "decay_mask"),
+        ("optimizer", "rates", "rate_multipliers"),
+        ("schedule", "decay", "decay_steps"),
+    ):
+        content[section][old] = content[section].pop(new)
+    content["train"]["rematerialise"] = True
+    content["debug"] = {"nan_at_step": None}
+    del content["task"], content["train"]["objective"]
     path = tmp_path / "config.json"
-    for former, now in ((True, "full"), (False, "none"), ("dots", "dots")):
-        path.write_text(json.dumps({"train": {"rematerialise": former}}))
-        assert load_config(str(path)).train.rematerialise == now
+    path.write_text(json.dumps(content))
+    former = load_config(str(path))
+    assert former == now
+    assert config.changed_settings(former, now) == []
+    assert config.changed_settings(former, now, resuming=False) == []
 
 
-def test_all_changed_settings_are_named_in_order():
+def test_every_former_name_leads_to_a_setting():
+    for old, former in FORMER.items():
+        assert former.name is None or former.name in KEYS
+        assert old not in KEYS or former.values
+        assert not old.startswith(("data.", "tokenizer."))  # stores are found by these names
+
+
+@pytest.mark.parametrize(("former", "now"), [(True, "full"), (False, "none"), ("dots", "dots")])
+def test_a_switch_becomes_the_value_that_replaces_it(former, now):
+    content = {"train": {"rematerialise": former}}
+    assert config.config_from_dict(content, "config.json").train.rematerialise == now
+
+
+@pytest.mark.parametrize(("old", "hint"), [
+    ("optimizer.decay", "did you mean optimizer.decay_mask?"),
+    ("optimizer.rates", "did you mean optimizer.rate_multipliers?"),
+    ("schedule.decay", "did you mean schedule.decay_steps?"),
+    ("decay", "did you mean optimizer.decay_mask or schedule.decay_steps?"),
+    ("debug.nan_at_step", "there is no setting debug.nan_at_step"),
+])  # fmt: skip
+def test_a_former_name_on_the_command_line_is_rejected_with_the_new_one(old, hint):
+    assert hint in rejection(f"{old}=1")
+
+
+def test_a_former_name_in_a_config_file_is_rejected_with_the_new_one(tmp_path):
+    for line in ("c.optimizer.rates = ()", "c.optimizer.update(rates=())"):
+        path = write_config(tmp_path, f"def get_config():\n    c = default_config()\n    {line}\n    return c\n")
+        assert "rates; did you mean optimizer.rate_multipliers?" in load_error(path)
+
+
+def test_all_changed_settings_are_listed_in_order():
     after = with_overrides("train.steps=5", "model.layers=9", "data.path=a")
     assert config.changed_settings(default_config(), after) == ['data.path: [] -> ["a"]', "model.layers: 4 -> 9"]
 
@@ -529,7 +602,7 @@ def test_the_command_prints_one_section_with_files_and_overrides_applied(monkeyp
     assert f"train.steps = {load_config(str(mini)).train.steps} " in out
 
 
-def test_what_the_command_prints_as_json_can_be_loaded_again(monkeypatch, capsys, tmp_path):
+def test_json_printed_by_the_command_can_be_loaded(monkeypatch, capsys, tmp_path):
     path = tmp_path / "printed.json"
     overrides = ["--config.train.steps=5", "--config.data.path=é,b", "--config.model.layers=7"]
     assert run_cli(monkeypatch, *overrides, "--json") == 0
@@ -548,7 +621,7 @@ def test_what_the_command_prints_as_json_can_be_loaded_again(monkeypatch, capsys
     (["--config.masking.rate=15"], "masking.rate=15"),
     (["--config.train.steps"], "--config.train.steps=VALUE"),
 ])  # fmt: skip
-def test_the_command_answers_a_mistake_with_one_sentence_and_status_1(monkeypatch, capsys, arguments, words):
+def test_the_command_reports_an_error_in_one_sentence_with_status_1(monkeypatch, capsys, arguments, words):
     assert run_cli(monkeypatch, *arguments) == 1
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""The same run on any number of devices: each mesh is a process of its own, with as many forced host devices."""
+"""A run sees the same data and losses on any mesh; each mesh is a process of its own with forced host devices."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MESHES: dict[str, tuple[int, dict[str, int]]] = {
 
 def train_on(mesh):
     devices, axes = MESHES[mesh]
-    # Without LLVM's optimizations, which are most of the time and nothing that a mesh changes.
+    # LLVM's optimizations take most of the time and do not depend on the mesh.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "train_on_mesh.py"), json.dumps(axes)],
@@ -51,7 +51,7 @@ def test_every_mesh_has_its_devices(results):
 @pytest.mark.parametrize("what", ["rows", "masks", "dropout"])
 def test_every_step_sees_the_same_bits_on_any_mesh(results, what):
     digests = {name: run[what] for name, run in results["1"]["runs"].items()}
-    assert len(set(digests["float32"])) == 20, "a step repeats another one's"
+    assert len(set(digests["float32"])) == 20, "two steps have the same bits"
     for result in results.values():
         assert {name: run[what] for name, run in result["runs"].items()} == digests
 
@@ -67,7 +67,9 @@ def test_losses_in_float32_are_the_same_on_any_mesh(results, mesh, name):
 def test_micro_batches_give_the_losses_of_the_whole_batch(results, mesh):
     runs = results[mesh]["runs"]
     assert largest_difference(runs["accumulated"]["losses"], runs["float32"]["losses"]) < 1e-5
-    assert largest_difference(runs["muon"]["losses"], runs["float32"]["losses"]) > 1e-3, "these runs show nothing"
+    assert largest_difference(runs["muon"]["losses"], runs["float32"]["losses"]) > 1e-3, (
+        "runs with different optimizers have equal losses"
+    )
 
 
 def test_losses_in_bfloat16_are_close_on_any_mesh(results, capsys):
@@ -77,7 +79,7 @@ def test_losses_in_bfloat16_are_close_on_any_mesh(results, capsys):
         losses = result["runs"]["bfloat16"]["losses"]
         same = largest_difference(losses, exact["bfloat16"]["losses"])
         float32 = largest_difference(losses, exact["float32"]["losses"])
-        lines.append(f"bfloat16 on {mesh}: at most {same:.1e} nats from one device, {float32:.1e} from float32")
+        lines.append(f"bfloat16 on {mesh}: at most {same:.1e} nats from one device and {float32:.1e} from float32")
         assert same < 0.02
         assert float32 < 0.05
     with capsys.disabled():
@@ -85,7 +87,7 @@ def test_losses_in_bfloat16_are_close_on_any_mesh(results, capsys):
 
 
 def test_state_is_divided_among_fsdp_and_tensor(results):
-    """What is left whole are norms, biases of the residual stream, and counters."""
+    """Only norms, biases of the residual stream and counters are replicated."""
     shares = {mesh: result["runs"]["float32"]["share_of_state"] for mesh, result in results.items()}
     assert shares["4"] == 1
     assert shares["4 as fsdp 2 x tensor 2"] < 0.35
@@ -94,4 +96,4 @@ def test_state_is_divided_among_fsdp_and_tensor(results):
 def test_gradients_of_kernels_gather_nothing_on_a_data_mesh(results):
     gathers = results["2"]["all_gathers"]
     assert gathers["False"] == 0
-    assert gathers["True"] > 0, "transposes in memory no longer cost anything here: choose_execution can have them"
+    assert gathers["True"] > 0, "transposed gradients no longer add all-gathers: enable them in choose_execution"

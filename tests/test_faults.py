@@ -1,4 +1,4 @@
-"""The real commands under faults: each ends in the same parameters, or in one sentence with nothing lost."""
+"""Real commands under faults: each ends with the same parameters, or with one message and nothing lost."""
 
 import itertools
 import json
@@ -12,6 +12,7 @@ import pytest
 
 from tests import faults
 from tests.conftest import ROOT, write_text
+from tests.sandbox import HUNG, Outcome, Reference, Result, Sandbox, check_outcome, reference_run
 
 pytestmark = pytest.mark.slow
 
@@ -23,113 +24,112 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make(text, tmp_path):
-    """Makes new scenes."""
+    """Returns a function that makes a new sandbox."""
     numbers = itertools.count()
-    return lambda: faults.Scene(tmp_path / f"scene-{next(numbers)}", text)
+    return lambda: Sandbox(tmp_path / f"sandbox-{next(numbers)}", text)
 
 
 @pytest.fixture(scope="module")
-def reference(text, tmp_path_factory) -> faults.Reference:
-    return faults.refer(faults.Scene(tmp_path_factory.mktemp("reference"), text))
+def reference(text, tmp_path_factory) -> Reference:
+    return reference_run(Sandbox(tmp_path_factory.mktemp("reference"), text))
 
 
 @pytest.fixture(scope="module")
-def part(text, tmp_path_factory) -> faults.Scene:
-    """A run that ended after two thirds of its updates."""
-    scene = faults.Scene(tmp_path_factory.mktemp("part"), text)
-    assert scene.run_here("train.steps=40").status == 0
-    return scene
+def partial(text, tmp_path_factory) -> Sandbox:
+    """A run that ended after two thirds of its steps."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("partial"), text)
+    assert sandbox.run_in_process("train.steps=40").status == 0
+    return sandbox
 
 
-def demand(results, count: int) -> list[faults.Result]:
-    """Demands that each of so many faults ended as promised."""
+def require_passed(results, count: int) -> list[Result]:
+    """Returns the results; fails unless there are `count` of them and all passed."""
     results = list(results)
-    assert all(result.good for result in results), "\n".join(result.line() for result in results)
+    assert all(result.passed for result in results), "\n".join(result.line() for result in results)
     assert len(results) == count
     return results
 
 
 def test_kills_at_random_moments_change_nothing(make, reference):
-    demand(faults.kills(make, reference, random.Random(3), 5), 5)
+    require_passed(faults.kills(make, reference, random.Random(3), 5), 5)
 
 
-def test_signals_save_and_the_same_command_goes_on(make, reference):
+def test_a_signal_saves_and_the_same_command_resumes(make, reference):
     moments = ("prepare", "steps", "steps")
-    results = demand(
-        faults.signals(make, reference, random.Random(0), moments, ("SIGTERM", "SIGTERM", "SIGINT")), len(moments)
-    )
+    names = ("SIGTERM", "SIGTERM", "SIGINT")
+    results = require_passed(faults.signals(make, reference, random.Random(0), moments, names), len(moments))
     assert "stopped by SIGTERM; step " in results[1].outcome
     assert "stopped by SIGINT; step " in results[2].outcome
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(make, reference):
-    demand(faults.full_disks(make, reference, random.Random(0), 2), 2)
+def test_a_full_disk_is_reported_and_the_same_command_resumes(make, reference):
+    require_passed(faults.full_disks(make, reference, random.Random(0), 2), 2)
 
 
-def test_a_folder_that_cannot_be_written_is_said(part, tmp_path, reference):
+def test_a_read_only_directory_is_reported(partial, tmp_path, reference):
     try:
         with faults.read_only(tmp_path):
             pass
     except PermissionError as error:
         pytest.skip(str(error))
-    results = demand(faults.read_only_folders(part, tmp_path / "copy", reference), 4)
+    results = require_passed(faults.read_only_folders(partial, tmp_path / "copy", reference), 4)
     assert [result.outcome.startswith('"') for result in results] == [True, True, True, False]
     assert all("cannot " in result.outcome for result in results[:3])
 
 
-def test_a_damaged_file_is_noticed_or_harmless(part, tmp_path, reference):
-    demand(faults.damage(part, tmp_path / "copy", reference, random.Random(0), 16), 16)
+def test_a_damaged_file_is_detected_or_harmless(partial, tmp_path, reference):
+    require_passed(faults.damage(partial, tmp_path / "copy", reference, random.Random(0), 16), 16)
 
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"directory": "x"}', '{"directory": "/", "fingerprint": "f", "crc32": 1}']
 )
-def test_a_damaged_data_json_is_written_anew(part, tmp_path, content, caplog):
-    scene = part.copied(tmp_path / "copy")
-    record = scene.workdir / "data.json"
+def test_a_damaged_data_json_is_rewritten(partial, tmp_path, content, caplog):
+    sandbox = partial.copy_to(tmp_path / "copy")
+    record = sandbox.workdir / "data.json"
     whole = record.read_text()
     record.write_text(content)
-    outcome = scene.run_here("train.steps=40")
+    outcome = sandbox.run_in_process("train.steps=40")
     assert outcome.status == 0, outcome.errors
     assert "data.json is damaged" in caplog.text
     assert json.loads(record.read_text())["fingerprint"] == json.loads(whole)["fingerprint"]
 
 
-def test_nan_by_a_setting_stops_the_run_with_the_last_good_step_kept(part, tmp_path, reference):
-    demand(faults.not_a_number(part, tmp_path / "copy", reference, random.Random(1), 1), 1)
+def test_nan_params_stop_the_run_and_the_last_good_step_is_kept(partial, tmp_path, reference):
+    require_passed(faults.nan_params(partial, tmp_path / "copy", reference, random.Random(1), 1), 1)
 
 
 def test_clocks_and_file_times_change_nothing(make, reference):
-    demand(faults.clocks(make, reference, random.Random(0), 1), 1)
+    require_passed(faults.clocks(make, reference, random.Random(0), 1), 1)
 
 
-def test_another_working_directory_changes_nothing(part, tmp_path, reference):
-    results = demand(faults.folders(part, tmp_path / "elsewhere", reference), 3)
+def test_another_working_directory_changes_nothing(partial, tmp_path, reference):
+    results = require_passed(faults.folders(partial, tmp_path / "elsewhere", reference), 3)
     assert [result.outcome.startswith('"') for result in results] == [False, True, False]
     assert "data.path" in results[1].outcome
 
 
-def test_nothing_leaks(make):
+def test_a_run_does_not_leak(make):
     samples, outcome = faults.leaks(make(), 400, 40, 10)
     assert len(samples) >= 5
-    assert faults.judge_leaks(samples, outcome).good, samples
+    assert faults.check_leaks(samples, outcome).passed, samples
 
 
-def test_what_is_judged_good():
-    sentence, trace = "jaxlm: the disk is full\n", "Traceback (most recent call last):\n"
-    same, other = (faults.Outcome(0, f"params sha256 {digits}\n", "") for digits in ("aa", "bb"))
-    said = faults.Outcome(1, "", f"a warning\n{sentence}")
-    good = [(same, None), (said, None), (said, same)]
-    bad = [(other, None), (said, other), (said, said), (faults.Outcome(-15, "", ""), same)]
-    bad += [(faults.Outcome(1, "", text), same) for text in (sentence + trace, sentence * 2, "words\n")]
-    bad += [(faults.Outcome(faults.HUNG, "", sentence), same), (faults.Outcome(2, "", sentence), same)]
+def test_which_outcomes_pass():
+    message, trace = "jaxlm: the disk is full\n", "Traceback (most recent call last):\n"
+    same, other = (Outcome(0, f"params sha256 {digits}\n", "") for digits in ("aa", "bb"))
+    failed = Outcome(1, "", f"a warning\n{message}")
+    good = [(same, None), (failed, None), (failed, same)]
+    bad = [(other, None), (failed, other), (failed, failed), (Outcome(-15, "", ""), same)]
+    bad += [(Outcome(1, "", text), same) for text in (message + trace, message * 2, "words\n")]
+    bad += [(Outcome(HUNG, "", message), same), (Outcome(2, "", message), same)]
     for expected, cases in ((True, good), (False, bad)):
-        for outcome, again in cases:
-            assert faults.judge("", "", "", outcome, "aa", again).good is expected, (outcome, again)
+        for outcome, resumed in cases:
+            assert check_outcome("", "", "", outcome, "aa", resumed).passed is expected, (outcome, resumed)
     flat = [faults.Sample(step, 10**9 + step, 30, 40) for step in range(10, 200, 10)]
-    assert faults.judge_leaks(flat, same).good
+    assert faults.check_leaks(flat, same).passed
     for leak in ({"memory": 2 * 10**9}, {"files": 33}, {"threads": 43}):
-        assert not faults.judge_leaks([*flat[:-6], *(sample._replace(**leak) for sample in flat[-6:])], same).good
+        assert not faults.check_leaks([*flat[:-6], *(one._replace(**leak) for one in flat[-6:])], same).passed
 
 
 def test_the_soak_reports_each_fault_and_its_failures(tmp_path):

@@ -1,4 +1,4 @@
-"""One run as several processes: the same rows, masks and losses, and an end of all of them when one of them ends."""
+"""A run of several processes sees the same rows, masks and losses as one, and its processes end together."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from tests.conftest import ROOT, environment, mini_overrides
 
 pytestmark = pytest.mark.slow
 
-# Losses of a run that is cut anywhere are those of the whole one; float32, so that rounding is all that differs.
+# In float32, the losses of a resumed run differ from those of an uninterrupted run only by rounding.
 SETTINGS = ("train.compute_dtype=float32", "schedule.name=constant", "schedule.warmup=0", "logging.every=1",
             "checkpoint.every=4", "evaluation.every=0", "masking.scheme=whole_word", "model.dropout=0.1")  # fmt: skip
 HEARTBEAT = 5
-# Only the first process of several finds compiled programs in the cache: the others compile all of theirs, each time.
+# Of several processes only the first uses the compilation cache; the others compile every program each time.
 FAST_TO_COMPILE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 class Launched:
-    """`scripts/launch_local COUNT train ...` under way in a work directory."""
+    """A running `scripts/launch_local COUNT train ...` with its work directory."""
 
     def __init__(self, count: int, workdir: Path, text_file: Path, cache: Path, *settings: str) -> None:
         self.workdir = workdir
@@ -53,10 +53,10 @@ class Launched:
             if ours:
                 os.kill(int(entry.name), number)
                 return
-        raise AssertionError(f"there is no process {index}: {self.end()}")
+        raise AssertionError(f"process {index} does not exist: {self.end()}")
 
     def end(self) -> tuple[int, str, str]:
-        """Waits for the end; returns exit status, standard output, and what was said on standard error."""
+        """Waits for the end and returns (exit status, standard output, standard error)."""
         out, err = self.process.communicate()
         assert "Traceback" not in err, err
         assert "Check failure" not in err, err
@@ -74,9 +74,9 @@ def checksum(out: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(mini, tmp_path_factory):
-    """The losses of 400 steps of the same run as one process, and its held-out losses by step."""
-    workdir = tmp_path_factory.mktemp("alone")
+def single(mini, tmp_path_factory):
+    """The losses by step of the same run as one process, for 400 steps."""
+    workdir = tmp_path_factory.mktemp("single")
     train(mini(*SETTINGS, "train.steps=400", "checkpoint.every=200"), workdir)
     return losses(workdir)
 
@@ -101,7 +101,7 @@ def test_four_processes_see_the_rows_masks_and_dropout_of_one(tmp_path):
     assert [process.returncode for process in running] == [0] * 5, [err[-2000:] for _, err in ends]
     one, *four = (json.loads(out.splitlines()[-1]) for out, _ in ends)
     expected = one["runs"]["float32"]
-    assert len(set(expected["masks"])) == 20, "a step repeats another one's"
+    assert len(set(expected["masks"])) == 20, "two steps have the same masks"
     for result in four:
         assert result["mesh"] == {"slice": 2, "data": 1, "fsdp": 1, "tensor": 2}
         run = result["runs"]["float32"]
@@ -118,32 +118,32 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_signal_to_one_of_two_stops_both_at_one_step_and_the_resumed_run_is_the_whole_one(
-    text_file, cache, alone, tmp_path
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_the_run_can_be_resumed(
+    text_file, cache, single, tmp_path
 ):
-    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    parts, uninterrupted = tmp_path / "parts", tmp_path / "uninterrupted"
     run = Launched(2, parts, text_file, cache, "train.steps=1000000")
     run.wait_for_step(6)
     run.signal(1, signal.SIGTERM)
     status, _, err = run.end()
     assert status == 1
-    said = re.findall(r"^.*jaxlm: .*$", err, re.MULTILINE)
-    assert len(said) == 1, err
-    step = int(re.fullmatch(r"jaxlm: stopped by a signal to one of .*; step (\d+) is saved, .*", said[0])[1])
+    messages = re.findall(r"^.*jaxlm: .*$", err, re.MULTILINE)
+    assert len(messages) == 1, err
+    step = int(re.fullmatch(r"jaxlm: stopped by a signal to one of .*; step (\d+) is saved, .*", messages[0])[1])
     assert str(step) in os.listdir(parts / "checkpoints")
     assert max(losses(parts)) == step < 390
 
-    # Resumed on two, it is bit for bit what two do at a stretch; and what one does, to rounding.
+    # Resumed on two processes, the run has the bits of two uninterrupted ones, and the losses of one to rounding.
     status, out, err = Launched(2, parts, text_file, cache, f"train.steps={step + 5}").end()
     assert status == 0, err
-    status, at_a_stretch, err = Launched(2, whole, text_file, cache, f"train.steps={step + 5}").end()
+    status, expected, err = Launched(2, uninterrupted, text_file, cache, f"train.steps={step + 5}").end()
     assert status == 0, err
-    assert checksum(out) == checksum(at_a_stretch)
-    assert_same(losses(parts), alone, range(1, step + 6))
+    assert checksum(out) == checksum(expected)
+    assert_same(losses(parts), single, range(1, step + 6))
 
 
-def test_a_killed_process_ends_the_other_three_with_a_sentence_and_one_process_goes_on(
-    mini, text_file, cache, alone, tmp_path
+def test_after_a_kill_the_other_three_processes_report_it_and_one_process_can_resume(
+    mini, text_file, cache, single, tmp_path
 ):
     run = Launched(4, tmp_path, text_file, cache, "train.steps=1000000", "mesh.fsdp=2")
     run.wait_for_step(10)
@@ -152,23 +152,23 @@ def test_a_killed_process_ends_the_other_three_with_a_sentence_and_one_process_g
     status, _, err = run.end()
     assert time.monotonic() - killed < 60
     assert status == 137
-    said = re.findall(r"^(?:\[\d\] )?jaxlm: (.*)$", err, re.MULTILINE)
-    assert len(said) == 3, err
-    assert all(sentence.startswith(f"process 2 was not heard of for {HEARTBEAT} s") for sentence in said), err
+    messages = re.findall(r"^(?:\[\d\] )?jaxlm: (.*)$", err, re.MULTILINE)
+    assert len(messages) == 3, err
+    assert all(sentence.startswith(f"process 2 has not responded for {HEARTBEAT} s") for sentence in messages), err
 
     last = max(losses(tmp_path))
     resumed = train(mini(*SETTINGS, f"train.steps={last + 5}"), tmp_path)
     assert resumed["step"] == last + 5
     (start,) = [entry["step"] for entry in read_metrics(tmp_path) if entry["kind"] == "start" and entry["step"]]
     assert last - 8 <= start <= last
-    assert_same(losses(tmp_path), alone, range(1, last + 6))
+    assert_same(losses(tmp_path), single, range(1, last + 6))
 
 
-def test_a_batch_that_the_processes_do_not_divide_is_refused_before_anything_starts(text_file, cache, tmp_path):
+def test_a_batch_that_the_processes_do_not_divide_is_rejected_before_anything_starts(text_file, cache, tmp_path):
     status, out, err = Launched(2, tmp_path / "run", text_file, cache, "train.steps=5", "train.batch_size=7").end()
     assert status == 1
     assert re.findall(r"jaxlm: (.*)", err) == [
-        "train.batch_size=7 is not divided by the 2 devices that split the batch"
+        "train.batch_size=7 is not divisible by the 2 devices that split the batch"
     ]
     assert "step" not in out
     assert os.listdir(tmp_path / "run") == ["lock"]

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from jaxlm import cli
 from jaxlm.config import load_config
 from jaxlm.errors import UserError
-from jaxlm.init_from import start_params, start_settings
+from jaxlm.init_from import resolve, start_settings
 from jaxlm.run import set_up
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.train import train
@@ -63,21 +63,23 @@ def test_a_run_starts_with_architecture_tokenizer_and_weights_of_a_checkpoint(co
         given["bert.encoder.layer.1.output.dense.weight"].T,
     )
     np.testing.assert_array_equal(params["head"]["bias"], given["cls.predictions.bias"])
-    assert run.prepared.tokenizer.mask_token == "[MASK]"
+    assert run.data.tokenizer.mask_token == "[MASK]"
     assert json.loads((tmp_path / "huggingface_config.json").read_text())["id2label"] == {"0": "A"}
 
 
+@pytest.mark.slow
 def test_before_and_after_stand_side_by_side(continued, tmp_path, capsys):
     result = train(continued("train.steps=8"), tmp_path)
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     before = [e for e in read_metrics(tmp_path) if e["kind"] == "evaluation" and e["step"] == 0]
-    assert f"{before[0]['loss']:.3f}" in told.split("loss before")[1]
-    assert f"{result['held_out']['held_out']['loss']:.3f}" in told.split("loss before")[1]
-    assert result["held_out"]["held_out"]["loss"] < before[0]["loss"]
+    assert f"{before[0]['loss']:.3f}" in shown.split("loss before")[1]
+    assert f"{result['evaluation']['held_out']['loss']:.3f}" in shown.split("loss before")[1]
+    assert result["evaluation"]["held_out"]["loss"] < before[0]["loss"]
     assert load_trained(tmp_path).longest == 40  # of the checkpoint's table, though rows had 32
 
 
-def test_a_resumed_run_needs_the_checkpoint_no_more(continued, checkpoint, tmp_path, text_file, cache):
+@pytest.mark.slow
+def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp_path, text_file, cache):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     overrides = [
@@ -96,18 +98,20 @@ def test_a_resumed_run_needs_the_checkpoint_no_more(continued, checkpoint, tmp_p
     assert cli.main(["train", *overrides, f"--workdir={tmp_path / 'new'}", "--config.train.steps=6"]) == 1
 
 
-def test_a_checkpoint_without_a_head_gets_a_fresh_one_and_it_is_said(continued, text_file, tmp_path, caplog):
+@pytest.mark.slow
+def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, text_file, tmp_path, caplog):
     start = write_checkpoint(tmp_path / "bare", text_file, head=False)
     run = set_up(continued(start=start), tmp_path / "run")
     with caplog.at_level(logging.WARNING, "jaxlm"):
         params = run.fresh_state()["params"]
-    assert "has no masked-LM head: a fresh one is trained" in caplog.text
+    assert "has no masked-LM head: a new head is initialized" in caplog.text
     np.testing.assert_allclose(np.exp(np.asarray(params["head"]["bias"])).sum(), 1, rtol=1e-4)  # log frequencies
     # A fresh head may be of another kind.
     config = continued("model.head_transform=false", "model.tied_output=false", start=start)
     assert "kernel" in set_up(config, tmp_path / "other").fresh_state()["params"]["head"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_work_directory_too(mini, continued, tmp_path):
     train(mini("model.activation=geglu", "train.steps=2"), tmp_path / "first")
     config = continued("data.prepend_begin=false", "tokenizer.words=unicode", start=tmp_path / "first")
@@ -118,20 +122,23 @@ def test_a_run_starts_from_a_work_directory_too(mini, continued, tmp_path):
 
 def test_what_may_differ_and_what_may_not(continued, tmp_path):
     config = continued("model.dropout=0.2", "optimizer.name=lamb")
-    assert set_up(config, tmp_path / "one").encoder.dropout == 0.2
+    assert set_up(config, tmp_path / "one").assembly.encoder.dropout == 0.2
     for setting in ("model.activation=relu", "model.head_activation=relu", "model.norm_epsilon=0.1"):
         name, _, value = setting.partition("=")
-        with pytest.raises(UserError, match=rf"{name}={value} is not that of .*bert, which has .*; leave it away"):
+        with pytest.raises(UserError, match=rf"{name}={value}, but .*bert has .*; remove the setting"):
             set_up(continued(setting, "data.path=/nowhere"), tmp_path / setting)  # before any text is read
 
 
+@pytest.mark.slow
 def test_learned_positions_end_where_the_table_does_or_are_extended(continued, checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"beyond the 40 rows .*; model.max_positions and model.extend_positions can"):
+    with pytest.raises(
+        UserError, match=r"exceeds the 40 rows .*; raise model.max_positions and set model.extend_positions"
+    ):
         continued("data.sequence_length=64")
     longer = ("data.sequence_length=64", "model.max_positions=64")
     with pytest.raises(UserError, match=r"set model\.extend_positions to repeat or interpolate"):
         set_up(continued(*longer), tmp_path / "one")
-    with pytest.raises(UserError, match=r"model\.max_positions=36 would cut the 40 of"):
+    with pytest.raises(UserError, match=r"model\.max_positions=36 would cut the 40 positions of"):
         set_up(continued("model.max_positions=36"), tmp_path / "one")
     table = load_file(checkpoint / "model.safetensors")["bert.embeddings.position_embeddings.weight"]
     found = {}
@@ -147,31 +154,31 @@ def test_learned_positions_end_where_the_table_does_or_are_extended(continued, c
 def test_a_discriminator_gives_its_encoder_alone(tmp_path):
     directory = write_golden(tmp_path, "electra_discriminator")
     encoder, tokenizer = load_golden(directory)[1], types.SimpleNamespace(vocab_size=41)
-    params = start_params(str(directory), encoder, tokenizer, tokenizer, "refuse")
+    params = resolve(str(directory)).params(encoder, tokenizer, tokenizer, "refuse")
     assert params.keys() == {"encoder"}
 
 
 def test_a_larger_table_keeps_its_rows(continued, checkpoint, tmp_path):
-    tokenizer = set_up(continued(), tmp_path).prepared.tokenizer
+    tokenizer = set_up(continued(), tmp_path).data.tokenizer
     encoder = load_trained(checkpoint).encoder
     larger = dataclasses.replace(encoder, vocab_size=encoder.vocab_size + 3)
-    params = start_params(str(checkpoint), larger, tokenizer, tokenizer, "refuse")
+    params = resolve(str(checkpoint)).params(larger, tokenizer, tokenizer, "refuse")
     given = load_file(checkpoint / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
     table = params["encoder"]["embeddings"]["token"]["embedding"]
     np.testing.assert_array_equal(table[:-3], given)
     np.testing.assert_allclose(table[-3:], np.repeat(given.mean(0, keepdims=True), 3, 0), atol=1e-6)
     smaller = dataclasses.replace(encoder, vocab_size=encoder.vocab_size - 1)
     with pytest.raises(UserError, match="would cut"):
-        start_params(str(checkpoint), smaller, tokenizer, tokenizer, "refuse")
+        resolve(str(checkpoint)).params(smaller, tokenizer, tokenizer, "refuse")
 
 
 def test_added_tokens_start_at_the_mean_of_their_old_pieces(continued, checkpoint, tmp_path, capsys):
     (tmp_path / "terms.txt").write_text("\ufeffzzyzx\nthe cat\nzzyzx\nthe\n\n")
     run = set_up(continued(f"tokenizer.add={tmp_path / 'terms.txt'}"), tmp_path / "run")
-    tokenizer, before = run.prepared.tokenizer, load_trained(checkpoint).tokenizer
+    tokenizer, before = run.data.tokenizer, load_trained(checkpoint).tokenizer
     assert tokenizer.added == ("zzyzx", "the cat")  # "the" is one token already, or its pieces are
     rows = before.vocab_size
-    assert run.encoder.vocab_size == rows + 2
+    assert run.assembly.encoder.vocab_size == rows + 2
     assert tokenizer.encode("a zzyzx").ids[-1] == rows
     params, given = run.fresh_state()["params"], load_file(checkpoint / "model.safetensors")
     table = np.asarray(params["encoder"]["embeddings"]["token"]["embedding"])
@@ -186,37 +193,41 @@ def test_added_tokens_start_at_the_mean_of_their_old_pieces(continued, checkpoin
 
 def test_added_tokens_need_a_vocabulary_to_be_added_to(mini, tmp_path):
     (tmp_path / "terms.txt").write_text("zzyzx\n")
-    with pytest.raises(UserError, match=r"tokenizer\.add adds to a vocabulary that is there"):
+    with pytest.raises(UserError, match=r"tokenizer\.add needs an existing vocabulary"):
         set_up(mini(f"tokenizer.add={tmp_path / 'terms.txt'}"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_on_any_text(checkpoint, text_file, tmp_path, cache, capsys):
     text = [f"--data.path={text_file}", f"--data.cache={cache}", "--data.document=paragraph", "--rows=8"]
     assert cli.main(["evaluate", f"--model={checkpoint}", *text, "--data.sequence_length=32", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])[str(text_file)]
     assert result["unigram_loss"] < result["loss"] < 10
     for more, message in (
-        (["--data.sequence_length=64"], "data.sequence_length=64 is beyond the 40 tokens that the model takes"),
-        ([], "has no held-out sets; name a text with --data.path"),
+        (["--data.sequence_length=64"], "data.sequence_length=64 exceeds the 40 tokens that the model can read"),
+        ([], "has no held-out sets; give a text with --data.path"),
     ):
         arguments = [f"--model={checkpoint}", *(text if more else []), *more]
         assert cli.main(["evaluate", *arguments]) == 1
         assert message in capsys.readouterr().err
     bare = write_checkpoint(tmp_path / "bare", text_file, head=False)
     assert cli.main(["evaluate", f"--model={bare}", *text, "--data.sequence_length=32"]) == 1
-    assert "has no masked-LM head, so there is no loss to measure" in capsys.readouterr().err
+    assert "has no masked-LM head, so it has no masked-LM loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda d: (d / "config.json").unlink(), "holds no config.json"),
-        (lambda d: (d / "config.json").write_text('{"model_type": "t5"}'), "which jaxlm does not know; it knows bert"),
-        (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
+        (lambda d: (d / "config.json").unlink(), "has no config.json"),
+        (
+            lambda d: (d / "config.json").write_text('{"model_type": "t5"}'),
+            "which is not supported; supported are bert",
+        ),
+        (lambda d: (d / "model.safetensors").unlink(), "contains no weights"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x10" + bytes(30)), "is cut short or damaged"),
     ],
 )
-def test_a_broken_checkpoint_is_told_before_any_text_is_read(break_it, message, continued, checkpoint, tmp_path):
+def test_a_broken_checkpoint_is_reported_before_any_text_is_read(break_it, message, continued, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "broken")
     break_it(tmp_path / "broken")
     with pytest.raises(UserError, match=message):
@@ -227,11 +238,11 @@ def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(checkpoint
     start = write_checkpoint(tmp_path / "bert", text_file)
     with open(start / "vocab.txt", "a") as file:
         file.write("antidisestablishment\n")
-    with pytest.raises(UserError, match=r"has ids up to \d+, beyond the \d+ rows of its token table"):
+    with pytest.raises(UserError, match=r"has ids up to \d+, but the token embedding has only \d+ rows"):
         load_trained(start)
 
 
-def test_the_config_command_shows_what_a_checkpoint_says(checkpoint, capsys):
+def test_the_config_command_shows_the_settings_of_a_checkpoint(checkpoint, capsys):
     assert (
         cli.main(
             [

@@ -1,7 +1,7 @@
-"""Trains a small model with dropout on all devices of this process, and prints what each step saw, as JSON.
+"""Trains a small model with dropout on all devices of this process, and prints digests of each step's data as JSON.
 
-`test_devices.py` runs it with one, two and four devices: python tests/train_on_mesh.py '{"fsdp": 2, "tensor": 2}'
-`test_hosts.py` runs it as four processes, with their place among them in the same settings, for one variant:
+`test_devices.py` runs it on one, two and four devices: python tests/train_on_mesh.py '{"fsdp": 2, "tensor": 2}'
+`test_hosts.py` runs it as four processes, each with its own process_id, for one variant:
 python tests/train_on_mesh.py '{"coordinator": "127.0.0.1:8476", "processes": 4, "process_id": 0}' float32
 """
 
@@ -16,20 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm import train
-from jaxlm.config import default_config, phases_of
+from jaxlm.config import default_config
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.rows import runs_of_parts
 from jaxlm.model import attention, encoder
 from jaxlm.model.config import encoder_config
-from jaxlm.model.execution import choose_execution
-from jaxlm.model.heads import abstract_params
 from jaxlm.model.layers import dropout
-from jaxlm.objectives.masking import make_masking
-from jaxlm.optimizer.optimizers import make_optimizer
-from jaxlm.run import initial_state
+from jaxlm.objectives import masked_lm
+from jaxlm.objectives.table import make_objective
 from jaxlm.runtime import distributed, sharding
+from jaxlm.step import assemble
 
-STEPS, BATCH, LENGTH, VOCABULARY, SPECIAL = 20, 8, 32, 64, (0, 1, 2, 3, 4)
+STEPS, BATCH, LENGTH, VOCABULARY, SPECIAL = 20, 8, 32, 64, SYNTHETIC_FACTS.special_ids
 
 
 def make_config(accumulate: int, name: str):
@@ -45,7 +43,7 @@ def make_config(accumulate: int, name: str):
 
 
 def synthetic_rows(step: int) -> dict[str, np.ndarray]:
-    """Packed rows of several documents, some with much padding, so that predictions differ from row to row."""
+    """Returns packed rows of several documents; padding, and so the number of predictions, varies by row."""
     random = np.random.default_rng(step)
     tokens = random.integers(len(SPECIAL), VOCABULARY, (BATCH, LENGTH)).astype(np.int32)
     tokens[:, 1::2] = (tokens[:, ::2] + 7) % (VOCABULARY - 5) + 5  # something to learn
@@ -55,19 +53,19 @@ def synthetic_rows(step: int) -> dict[str, np.ndarray]:
 
 
 def digest(tree) -> str:
-    whole = hashlib.sha256()
+    result = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        here = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
-        whole.update(np.asarray(here).tobytes())
-    return whole.hexdigest()[:16]
+        local = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+        result.update(np.asarray(local).tobytes())
+    return result.hexdigest()[:16]
 
 
-class Watch:
-    """Stands where the train step finds `mask_tokens` and `dropout`, and notes what they gave while it is traced."""
+class Recorder:
+    """Replaces the train step's `mask_tokens` and `dropout`, and records what they return while the step is traced."""
 
     def __init__(self) -> None:
         self.masked, self.kept = None, []
-        self.mask_tokens, train.mask_tokens = train.mask_tokens, self.mask
+        self.mask_tokens, masked_lm.mask_tokens = masked_lm.mask_tokens, self.mask
         encoder.dropout = attention.dropout = self.drop
 
     def mask(self, *args):
@@ -80,43 +78,41 @@ class Watch:
 
 
 def make_run(mesh, dtype: str, accumulate: int, name: str):
-    """Returns a fresh state on the mesh, where its arrays lie, and the step with its execution as an argument."""
+    """Returns (initial state, its shardings, execution -> train step, the execution chosen for the mesh)."""
     config = make_config(accumulate, name)
+    config.train.compute_dtype = dtype
     architecture = encoder_config(config.model)
     sharding.check_batch(mesh, BATCH, accumulate)
-    (phase,) = phases_of(config)
-    masking = make_masking(config.masking, VOCABULARY, 4, SPECIAL)
-    update = make_optimizer(config.optimizer, abstract_params(architecture), dtype)
-    places = sharding.state_shardings(mesh, jax.eval_shape(lambda: initial_state(architecture, update, 0)))
-    state = jax.jit(lambda: initial_state(architecture, update, 0), out_shardings=places)()
+    assembly = assemble(config, architecture, SYNTHETIC_FACTS, mesh, "cpu")
 
     def step_of(execution):
-        return train.make_train_step(config, phase, architecture, execution, masking, update, STEPS)
+        objective = make_objective(config, assembly.phases[0], architecture, execution, SYNTHETIC_FACTS)
+        return dataclasses.replace(assembly, execution=execution, objectives=(objective,)).train_step(0, STEPS)
 
-    return state, places, step_of, choose_execution(dtype, "cpu", mesh.size)
+    return assembly.fresh_state(), assembly.state_shardings, step_of, assembly.execution
 
 
-def put(mesh, step: int) -> tuple:
+def step_inputs(mesh, step: int) -> tuple:
     runs = runs_of_parts(*sharding.local_parts(mesh), BATCH)
     mine = {name: np.concatenate([array[slice(*run)] for run in runs]) for name, array in synthetic_rows(step).items()}
-    return sharding.put_batch(mesh, mine), np.int32(step), np.float32(step), np.float32(0.15)
+    return sharding.shard_batch(mesh, mine), np.int32(step), np.float32(step), {"mask_rate": np.float32(0.15)}
 
 
-def losses_and_digests(mesh, watch: Watch, dtype: str, accumulate: int, name: str) -> dict:
-    state, places, step_of, execution = make_run(mesh, dtype, accumulate, name)
+def losses_and_digests(mesh, recorder: Recorder, dtype: str, accumulate: int, name: str) -> dict:
+    state, shardings, step_of, execution = make_run(mesh, dtype, accumulate, name)
     step = step_of(execution)
 
-    def watched(state, batch, number, done, rate):
-        watch.kept.clear()
-        state, metrics = step(state, batch, number, done, rate)
-        # Under accumulation the bits live inside a loop: there the losses must tell.
-        seen = {"rows": batch, "masks": watch.masked, "dropout": list(watch.kept) if accumulate == 1 else []}
+    def recorded_step(state, batch, number, done, knobs):
+        recorder.kept.clear()
+        state, metrics = step(state, batch, number, done, knobs)
+        # Accumulated steps draw dropout inside a loop, where it cannot be recorded: only the losses are compared.
+        seen = {"rows": batch, "masks": recorder.masked, "dropout": list(recorder.kept) if accumulate == 1 else []}
         return state, metrics["loss"], seen
 
-    jitted = jax.jit(watched, out_shardings=(places, None, None))
+    jitted = jax.jit(recorded_step, out_shardings=(shardings, None, None))
     result: dict = {"losses": [], "rows": [], "masks": [], "dropout": []}
     for number in range(STEPS):
-        state, loss, seen = jitted(state, *put(mesh, number))
+        state, loss, seen = jitted(state, *step_inputs(mesh, number))
         result["losses"].append(float(loss))
         for what, arrays in seen.items():
             result[what].append(digest(arrays))
@@ -125,9 +121,9 @@ def losses_and_digests(mesh, watch: Watch, dtype: str, accumulate: int, name: st
 
 
 def all_gathers(mesh, transpose_gradients: bool) -> int:
-    state, places, step_of, execution = make_run(mesh, "bfloat16", 1, "adamw")
+    state, shardings, step_of, execution = make_run(mesh, "bfloat16", 1, "adamw")
     step = step_of(dataclasses.replace(execution, transpose_gradients=transpose_gradients))
-    text = jax.jit(step, out_shardings=(places, None)).lower(state, *put(mesh, 0)).compile().as_text()
+    text = jax.jit(step, out_shardings=(shardings, None)).lower(state, *step_inputs(mesh, 0)).compile().as_text()
     return len(re.findall(r" all-gather(?:-start)?\(", text))
 
 
@@ -139,9 +135,9 @@ def main() -> None:
 
 
 def on_mesh(mesh, chosen: list[str]) -> None:
-    counted = not chosen and dict(mesh.shape)["data"] == 2
-    gathers = {str(on): all_gathers(mesh, on) for on in (False, True)} if counted else {}
-    watch = Watch()
+    count = not chosen and dict(mesh.shape)["data"] == 2
+    gathers = {str(on): all_gathers(mesh, on) for on in (False, True)} if count else {}
+    recorder = Recorder()
     variants = {
         "float32": ("float32", 1, "adamw"),
         "accumulated": ("float32", 2, "adamw"),
@@ -149,7 +145,7 @@ def on_mesh(mesh, chosen: list[str]) -> None:
         "bfloat16": ("bfloat16", 1, "adamw"),
     }
     names = chosen or list(variants)
-    runs = {name: losses_and_digests(mesh, watch, *variants[name]) for name in names}
+    runs = {name: losses_and_digests(mesh, recorder, *variants[name]) for name in names}
     print(json.dumps({"devices": mesh.size, "mesh": dict(mesh.shape), "all_gathers": gathers, "runs": runs}))
 
 

@@ -1,4 +1,4 @@
-"""A work directory with a small model of random weights, for tests of what uses a model."""
+"""A work directory with a small untrained model, for tests of the verbs that use a model."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ LENGTH = 40
 
 
 def make_workdir(path: Path, **model) -> Path:
-    """Returns the folder of a model that reads LENGTH tokens; its vocabulary of 80 pieces lacks many words."""
+    """Writes a work directory and returns it; the model reads LENGTH tokens and has a vocabulary of 80 pieces."""
     config = default_config()
     config.model.update(TINY | model)
     config.data.update(sequence_length=LENGTH, path=("text.txt",))
@@ -37,7 +37,7 @@ def make_workdir(path: Path, **model) -> Path:
 
 
 def random_params(encoder, seed: int = 0) -> dict:
-    """Returns weights that hide nothing: no bias is zero, no scale one, and no product shrinks its input."""
+    """Returns random weights with which every parameter affects the output: no bias is zero and no scale is one."""
     random = np.random.default_rng(seed)
 
     def leaf(path, shape):

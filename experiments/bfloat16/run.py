@@ -1,9 +1,9 @@
-"""Does a step with bfloat16 products learn what a float32 step learns? Trains both over 2,000 steps from three seeds.
+"""Trains with bfloat16 products and in float32, 2,000 steps with three seeds each, and compares the held-out losses.
 
     .venv/bin/python experiments/bfloat16/run.py --workdir=runs/bfloat16
 
-A seed sets the initial weights, the order of rows and the masks, so the two runs of a seed differ in the products
-alone. Runs that are there already are not made again. Writes results.csv and curves.png, beside it.
+A seed determines the initial weights, the order of rows and the masks, so the two runs of a seed differ only in the
+products. Runs that are already complete are reused. Writes results.csv and curves.png next to this file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STUDENT_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95%, by deg
 
 
 def train(workdir: Path, dtype: str, seed: int) -> list[dict]:
-    """Returns the lines of a run's metrics."""
+    """Returns the lines of a run's metrics.jsonl; trains first if the run is not complete."""
     folder = workdir / f"{dtype}_{seed}"
     lines = _read(folder)
     if not any(line["kind"] == "end" for line in lines):
@@ -54,12 +54,12 @@ def held_out(lines: list[dict]) -> dict[int, float]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean of values and half its 95% interval by Student's t."""
+    """Returns the mean of the values and half the width of its 95% interval by Student's t."""
     return float(values.mean()), STUDENT_975[len(values) - 1] * float(values.std(ddof=1)) / len(values) ** 0.5
 
 
 def main() -> None:
-    """Runs what is missing, and writes what came out."""
+    """Trains the missing runs, and writes and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/bfloat16"))
     workdir = parser.parse_args().workdir
@@ -92,7 +92,7 @@ def main() -> None:
     mean, half = interval(difference[:, -1])
     for dtype, runs in curves.items():
         last = runs[:, -1]
-        print(f"{dtype}: {', '.join(f'{loss:.3f}' for loss in last)} nats, deviation {last.std(ddof=1):.4f}")
+        print(f"{dtype}: {', '.join(f'{loss:.3f}' for loss in last)} nats, standard deviation {last.std(ddof=1):.4f}")
     print(f"bfloat16 - float32, same seed: {mean:+.4f} nats, 95% from {mean - half:+.4f} to {mean + half:+.4f}")
 
 

@@ -1,15 +1,16 @@
-"""The same preparation by Apache Beam, for text that outgrows one machine: the same stores, byte for byte.
+"""Preparation by Apache Beam, for text that is too large for one machine; writes the same bytes as the local runner.
 
-A document's place is its path, its file and its number in the file, whoever reads it; of copies the first place counts.
-Three pipelines, each of which leaves files in `work/` and what it counted in one JSON file:
+The position of a document is its path, its file and its number in the file, whichever worker reads it. Of several
+copies of a text, the one at the first position is kept. There are three pipelines, each of which writes files below
+`work/` and its counts to one JSON file:
 
-    read        files -> documents -> the first of each text -> chunks of documents that follow each other
+    read        files -> documents -> the first copy of each text -> chunks of consecutive documents
     tokenize    chunk -> its tokens
-    write       a file of a token store <- the chunks whose tokens it holds
+    write       the chunks whose tokens a file of a token store contains -> the file
 
-Between them the vocabulary is trained here on the sample that the local path takes, and the places of the chunks in
-the stores are added up. Only `read` moves text between workers, and none holds more than a chunk or a document. A file
-is read by one worker: give large texts in many files.
+Between them, this process trains the tokenizer on the same sample as the local runner and computes the offsets of the
+chunks in the stores. Text moves between workers only in `read`, and a worker holds at most one chunk or one document in
+memory. Each file is read by one worker, so large texts should be split into many files.
 """
 
 import json
@@ -27,22 +28,26 @@ from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict
 from jaxlm.data.beam_stores import Chunk, as_file, read_chunk, run_pipeline, tokenize, write_stores
-from jaxlm.data.corpus import need_documents, paths_of_stores
+from jaxlm.data.corpus import check_documents, store_paths
 from jaxlm.data.origin import held_out_paths
 from jaxlm.data.prepared import write_record
-from jaxlm.data.progress import Progress
 from jaxlm.data.sampling import Sample, hashes_of
 from jaxlm.errors import UserError
+from jaxlm.runtime.progress import Progress
 from jaxlm.text.files import Folder, file_in, read_file, remove_folder, write_file
-from jaxlm.text.sources import Tally, find_files, read_documents
+from jaxlm.text.filters import Tally
+from jaxlm.text.sources import find_files, read_documents
 from jaxlm.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
-CHUNK_BYTES = 2**22  # of text in a file, before the duplicates are dropped
+CHUNK_BYTES = 2**22  # of text, counted before duplicates are dropped
 HELD_OUT_BY_HASH = "held_out/held_out"
 
 
-def build(options: Sequence[str], config: ConfigDict, given: Tokenizer | None, origin: Any, folder: Folder) -> str:
-    """Writes a prepared directory, local or remote, by pipelines with Beam's own options; returns the closing table."""
+def build(options: Sequence[str], config: ConfigDict, tokenizer: Tokenizer | None, origin: Any, folder: Folder) -> str:
+    """Writes a local or remote prepared directory and returns the closing table; `options` are Beam's own.
+
+    Trains a tokenizer if it is None. Raises UserError if a pipeline fails or a path of the config yields no documents.
+    """
     work = folder / "work" if isinstance(folder, Path) else f"{folder}/work"
     seconds: dict[str, float] = {}
     began = time.monotonic()
@@ -56,11 +61,10 @@ def build(options: Sequence[str], config: ConfigDict, given: Tokenizer | None, o
         documents = Counter[str]()
         for chunk in chunks:
             documents[chunk.store] += chunk.documents
-        need_documents(config, tallies, documents)
+        check_documents(config, tallies, documents)
         clock("read")
-        trained_on = None
-        if given:
-            tokenizer = given
+        sample_size = None
+        if tokenizer:
             with tempfile.TemporaryDirectory() as local:
                 tokenizer.save(local)
                 _copy_tokenizer(Path(local), folder)
@@ -70,17 +74,17 @@ def build(options: Sequence[str], config: ConfigDict, given: Tokenizer | None, o
             with tempfile.TemporaryDirectory() as local:
                 tokenizer = train_tokenizer(sample.texts(), config.tokenizer, local)
                 _copy_tokenizer(Path(local), folder)
-            trained_on = {"pieces": len(sample.heap), "bytes": sample.bytes}
+            sample_size = {"pieces": len(sample.heap), "bytes": sample.bytes}
             clock("train the tokenizer")
         progress.begin("tokenize")
-        counted = tokenize(config, chunks, folder, work, options)
+        token_counts = tokenize(config, chunks, folder, work, options)
         clock("tokenize")
         progress.begin("write")
-        stores = write_stores(config, chunks, counted, tokenizer, folder, work, options)
+        stores = write_stores(config, chunks, token_counts, tokenizer, folder, work, options)
         clock("write")
     remove_folder(work)
     return write_record(
-        folder, origin, config_to_dict(config), paths_of_stores(config), tallies, tokenizer, stores, seconds, trained_on
+        folder, origin, config_to_dict(config), store_paths(config), tallies, tokenizer, stores, seconds, sample_size
     )
 
 
@@ -93,34 +97,34 @@ def _copy_tokenizer(directory: Path, folder: Folder) -> None:
 
 
 class _ReadFile(beam.DoFn):
-    """(source, file number, path, file or "") -> (hash of the text, document), and what was counted of the file."""
+    """(source, file number, path, file or "") -> (hash of the text, document), and a report with the file's counts."""
 
     def __init__(self, settings: dict[str, Any], held_out: int) -> None:
-        self.settings, self.held_out = settings, held_out
+        self.settings, self.held_out = settings, held_out  # the sources from number `held_out` on are for training
 
     def process(self, unit: tuple[int, int, str, str]) -> Iterator[Any]:
         source, number, path, file = unit
-        settings, tally, before = SimpleNamespace(**self.settings), Tally(), 0
+        settings, tally, bytes_before = SimpleNamespace(**self.settings), Tally(), 0
         train = source >= self.held_out
-        below = 0 if self.settings["held_out"] or not train else int(self.settings["held_out_fraction"] * 2**64)
+        threshold = 0 if self.settings["held_out"] or not train else int(self.settings["held_out_fraction"] * 2**64)
         files = [as_file(file)] if file else None
         error = None
         try:
             limit = settings.max_megabytes if train else None
             for index, text in enumerate(read_documents(path, settings, tally, files, limit)):
                 first, second, key = hashes_of(text)
-                place = (source, number, before // CHUNK_BYTES, index)
-                before = tally.bytes
-                # The local path's set of hashes keeps zero as one.
-                yield (first or 1).to_bytes(8), (place, second < below, key.to_bytes(8), text)
-        except UserError as raised:  # the first file's is told, whichever worker comes to it first
+                position = (source, number, bytes_before // CHUNK_BYTES, index)
+                bytes_before = tally.bytes
+                # The local runner's set of hashes stores 0 as 1.
+                yield (first or 1).to_bytes(8), (position, second < threshold, key.to_bytes(8), text)
+        except UserError as raised:  # collected, so that the error of the first file is reported, in any order of work
             error = str(raised)
         counts = [tally.documents, tally.bytes, tally.cut, dict(tally.dropped), tally.places]
-        yield beam.pvalue.TaggedOutput("told", json.dumps(["file", source, number, error, counts]))
+        yield beam.pvalue.TaggedOutput("reports", json.dumps(["file", source, number, error, counts]))
 
 
-class _FirstOfEach(beam.CombineFn):
-    """Of the copies of a text: the first of each held-out set, the first of the paths, and how many each source has."""
+class _FirstCopies(beam.CombineFn):
+    """The copies of a text -> the first in each held-out set, the first for training, and the count in each source."""
 
     def __init__(self, held_out: int) -> None:
         self.held_out = held_out
@@ -151,7 +155,7 @@ class _FirstOfEach(beam.CombineFn):
 
 
 class _KeepFirst(beam.DoFn):
-    """The copies of a text -> those documents that are kept; what is dropped is told."""
+    """The first copies of a text -> the documents that are kept, and the counts of those that are dropped."""
 
     def __init__(self, held_out: int) -> None:
         self.held_out = held_out
@@ -159,20 +163,20 @@ class _KeepFirst(beam.DoFn):
     def process(self, copies: tuple[bytes, tuple[dict, dict]]) -> Iterator[Any]:
         _, (kept, counts) = copies
         in_held_out = any(group < self.held_out for group in kept)
-        left = Counter(counts)
+        dropped = Counter(counts)
         for group, document in kept.items():
             if group < self.held_out or not in_held_out:
-                left[document[0][0]] -= 1
+                dropped[document[0][0]] -= 1
                 yield document
-        for source, count in left.items():
+        for source, count in dropped.items():
             if count:
-                of_held_out = source >= self.held_out and in_held_out
-                reason = "documents of a held-out set" if of_held_out else "duplicates"
+                is_held_out = source >= self.held_out and in_held_out
+                reason = "documents of a held-out set" if is_held_out else "duplicates"
                 yield beam.pvalue.TaggedOutput("dropped", ((source, reason), count))
 
 
 class _WriteChunk(beam.DoFn):
-    """The documents of a chunk, in any order -> a file with them in order; tells of it."""
+    """The documents of a chunk, in any order -> a file with the documents in order, and a report with its counts."""
 
     def __init__(self, work: Folder) -> None:
         self.work = str(work)
@@ -182,14 +186,15 @@ class _WriteChunk(beam.DoFn):
 
         (source, store, number, block), documents = chunk
         texts = [(text, key.hex()) for _, key, text in sorted(documents)]
-        made = Chunk(source, store, number, block, len(texts), sum(len(text.encode()) for text, _ in texts))
+        written = Chunk(source, store, number, block, len(texts), sum(len(text.encode()) for text, _ in texts))
         content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in texts).encode()
-        write_file(as_file(f"{self.work}/documents/{made.name}"), [zstandard.ZstdCompressor(1).compress(content)])
-        yield json.dumps(["chunk", *made])
+        write_file(as_file(f"{self.work}/documents/{written.name}"), [zstandard.ZstdCompressor(1).compress(content)])
+        yield json.dumps(["chunk", *written])
 
 
 def _read(config: ConfigDict, work: Folder, options: Sequence[str]) -> tuple[list[Chunk], dict[str, Tally]]:
-    stores = paths_of_stores(config)
+    """Writes the chunks of documents to `work`; returns them in order, with the tally of each store's path."""
+    stores = store_paths(config)
     names, held_out = list(stores), len(held_out_paths(config))
     settings = config_to_dict(config)["data"] | {"workers": 1}
     units = [unit for source, path in enumerate(stores.values()) for unit in _units(source, path, config, held_out)]
@@ -199,21 +204,21 @@ def _read(config: ConfigDict, work: Folder, options: Sequence[str]) -> tuple[lis
         return (source, HELD_OUT_BY_HASH if by_hash else names[source], number, block), (index, key, text)
 
     def steps(pipeline: Any) -> Any:
-        # Without a shuffle one worker would read what one list of files became.
+        # Without the reshuffle, Beam may fuse the steps, and one worker would read all files.
         files = pipeline | "Files" >> beam.Create(units) | "Spread" >> beam.Reshuffle()
-        read = files | "Read" >> beam.ParDo(_ReadFile(settings, held_out)).with_outputs("told", main="documents")
-        told = [read.told]
+        read = files | "Read" >> beam.ParDo(_ReadFile(settings, held_out)).with_outputs("reports", main="documents")
+        reports = [read.reports]
         if settings["deduplicate"]:
-            copies = read.documents | "Copies" >> beam.CombinePerKey(_FirstOfEach(held_out))
+            copies = read.documents | "Copies" >> beam.CombinePerKey(_FirstCopies(held_out))
             first = copies | "First" >> beam.ParDo(_KeepFirst(held_out)).with_outputs("dropped", main="kept")
             documents = first.kept
             sums = first.dropped | "Dropped" >> beam.CombinePerKey(sum)
-            told.append(sums | "Tell" >> beam.Map(lambda drop: json.dumps(["dropped", *drop[0], drop[1]])))
+            reports.append(sums | "Report" >> beam.Map(lambda drop: json.dumps(["dropped", *drop[0], drop[1]])))
         else:
             documents = read.documents | "Documents" >> beam.Values()
         chunks = documents | "Route" >> beam.Map(route) | "Chunks" >> beam.GroupByKey()
-        told.append(chunks | "Write" >> beam.ParDo(_WriteChunk(work)))
-        return tuple(told) | "All" >> beam.Flatten()
+        reports.append(chunks | "Write" >> beam.ParDo(_WriteChunk(work)))
+        return tuple(reports) | "All" >> beam.Flatten()
 
     results = run_pipeline(options, work, "read", steps)
     tallies = {name: Tally() for name in names}
@@ -222,7 +227,9 @@ def _read(config: ConfigDict, work: Folder, options: Sequence[str]) -> tuple[lis
             raise UserError(error)
         tally = tallies[names[source]]
         documents, size, cut, dropped, places = counts
-        tally.documents, tally.bytes, tally.cut = tally.documents + documents, tally.bytes + size, tally.cut + cut
+        tally.documents += documents
+        tally.bytes += size
+        tally.cut += cut
         for reason, count in dropped.items():
             known = len(tally.places.get(reason, []))
             tally.dropped[reason] += count
@@ -234,9 +241,9 @@ def _read(config: ConfigDict, work: Folder, options: Sequence[str]) -> tuple[lis
 
 
 def _units(source: int, path: str, config: ConfigDict, held_out: int) -> list[tuple[int, int, str, str]]:
-    """Returns what one worker reads each: a file, or a path that must be read in one go."""
+    """Returns the units of work of a path: its files, or the whole path if it cannot be split."""
     if path == "pydocs":
-        raise UserError("pydocs is the text of this machine, not of Beam's workers: prepare it without --runner=beam")
+        raise UserError("pydocs is installed on this machine, not on Beam's workers: prepare it without --runner=beam")
     if path.startswith("tfds:") or (source >= held_out and config.data.max_megabytes):
         return [(source, 0, path, "")]
     return [(source, number, path, str(file)) for number, file in enumerate(find_files(path, config.data))]
@@ -246,30 +253,30 @@ def _units(source: int, path: str, config: ConfigDict, held_out: int) -> list[tu
 
 
 class _Candidates(beam.DoFn):
-    """A chunk -> a file of the pieces of its documents with a key below the limit."""
+    """A chunk -> a file with those pieces of its documents whose key is below the limit, and their size."""
 
     def __init__(self, work: Folder, limit: int) -> None:
         self.work, self.limit = str(work), limit
 
     def process(self, chunk: tuple) -> Iterator[str]:
-        made = Chunk(*chunk)
+        source = Chunk(*chunk)
         sample = Sample(2**63)
         sample.limit = self.limit
-        for text, key in read_chunk(self.work, made):
+        for text, key in read_chunk(self.work, source):
             sample.offer(text, int(key, 16))
         pieces = [(-key, content.decode()) for key, _, content in sorted(sample.heap, key=lambda entry: entry[1])]
         content = "".join(json.dumps(piece, ensure_ascii=False) + "\n" for piece in pieces).encode()
-        write_file(as_file(f"{self.work}/sample/{made.name}"), [zlib.compress(content, 1)])
-        yield json.dumps([*made, sample.bytes])
+        write_file(as_file(f"{self.work}/sample/{source.name}"), [zlib.compress(content, 1)])
+        yield json.dumps([*source, sample.bytes])
 
 
 def _sample(config: ConfigDict, chunks: list[Chunk], work: Folder, options: Sequence[str]) -> Sample:
-    """Returns the sample that the local path takes: the pieces of training text with the smallest keys."""
+    """Returns the same sample as the local runner: the pieces of training text with the smallest keys."""
     train = [chunk for chunk in chunks if chunk.store.startswith("train/")]
     size = int(config.tokenizer.training_megabytes * 1e6)
     total = sum(chunk.bytes for chunk in train)
     share = 1.1 * size / total + 0.001
-    while True:  # keys are spread evenly, so the first try does, but where documents are few and long
+    while True:  # keys are uniform, so the first try suffices unless there are only a few, long documents
         limit = int(min(share, 1.0) * 2**64)
 
         def steps(pipeline: Any, limit: int = limit) -> Any:

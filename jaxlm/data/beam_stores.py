@@ -1,6 +1,6 @@
-"""The later half of the preparation by Apache Beam: chunks of documents to the files of token stores.
+"""Preparation by Apache Beam, second half: from chunks of documents to the files of token stores.
 
-What the pipelines share is here too: how one is run, and what a chunk is.
+Also contains what all pipelines share: chunks, and running a pipeline.
 """
 
 import io
@@ -19,18 +19,19 @@ from ml_collections import ConfigDict
 from jaxlm.data.corpus import encode_documents
 from jaxlm.data.token_store import array_file, array_layout, store_index
 from jaxlm.errors import UserError
-from jaxlm.text.files import File, Folder, RemoteFile, file_in, read_file, write_file
+from jaxlm.text.files import File, Folder, file_in, read_file, write_file
+from jaxlm.text.remote import RemoteFile
 from jaxlm.text.sources import find_files
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 class Chunk(NamedTuple):
-    """Documents of one store that follow each other; sorted, chunks are in the order of the text."""
+    """Consecutive documents of one store; sorted chunks are in the order of the text."""
 
-    source: int  # the held-out sets, then the paths
+    source: int  # index of the path: the held-out sets first, then data.path
     store: str
-    number: int  # of the file among those of the path
-    block: int
+    number: int  # index of the file in the path
+    block: int  # index of the chunk in the file
     documents: int
     bytes: int
 
@@ -39,8 +40,8 @@ class Chunk(NamedTuple):
         return f"{self.store.replace('/', '-')}/{self.source}-{self.number}-{self.block}"
 
 
-class Written(NamedTuple):
-    """A store that was written."""
+class WrittenStore(NamedTuple):
+    """The counts and the fingerprint of a token store that was written."""
 
     documents: int
     text_bytes: int
@@ -49,21 +50,24 @@ class Written(NamedTuple):
 
 
 def run_pipeline(options: Sequence[str], work: Folder, name: str, steps: Any) -> list[Any]:
-    """Runs a pipeline; `steps(pipeline)` gives a collection of JSON texts, which are returned as values."""
+    """Runs a pipeline and returns its results; `steps(pipeline)` returns a collection of JSON texts.
+
+    Raises UserError if the pipeline fails or its results cannot be read.
+    """
     with_defaults = PipelineOptions(list(options) or ["--runner=DirectRunner"])
     file = file_in(work, f"{name}.json")
     try:
         with beam.Pipeline(options=with_defaults) as pipeline:
             lines = steps(pipeline)
             lines | "Gather" >> beam.combiners.ToList() | "Keep" >> beam.Map(_write_lines, str(file))
-    except Exception as error:  # a runner's own kind; what a worker raised is in its text
+    except Exception as error:  # each runner has exception types of its own; their text contains a worker's UserError
         lines = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-        told = [line for line in lines if "UserError: " in line] or lines
-        reason = told[-1].rpartition("UserError: ")[2].partition(" [while running ")[0]
-        raise UserError(f"the Beam pipeline that should {name} the text failed: {reason}") from error
+        relevant = [line for line in lines if "UserError: " in line] or lines
+        reason = relevant[-1].rpartition("UserError: ")[2].partition(" [while running ")[0]
+        raise UserError(f"the Beam pipeline to {name} the text failed: {reason}") from error
     content = read_file(file)
     if content is None:
-        raise UserError(f"{file} was not written: Beam's workers must see the same folders as this machine")
+        raise UserError(f"{file} was not written: give Beam's workers and this machine the same shared directories")
     return [json.loads(line) for line in content.decode().splitlines()]
 
 
@@ -72,18 +76,18 @@ def _write_lines(lines: list[str], file: str) -> None:
 
 
 def as_file(name: str) -> File:
-    """Returns the file of a path or a URL; Beam's elements are plain values."""
+    """Returns the file of a path or URL, which is passed between workers as text."""
     return RemoteFile(name) if "://" in name else Path(name)
 
 
 def read_chunk(work: Folder, chunk: Chunk) -> list[tuple[str, str]]:
-    """Returns (text, key) of each document."""
+    """Returns (text, key) of each document of a chunk; the key is a hash in hexadecimal digits."""
     import zstandard
 
     content = read_file(as_file(f"{work}/documents/{chunk.name}"))
     if content is None:
-        raise UserError(f"{work}/documents/{chunk.name} has gone: prepare the data again")
-    # A line of JSON has no line end of its own, but may have what `splitlines` takes for one.
+        raise UserError(f"{work}/documents/{chunk.name} is missing: prepare the data again")
+    # Not `splitlines`, which also splits at characters that JSON does not escape, such as U+2028.
     lines = zstandard.ZstdDecompressor().decompressobj().decompress(content).decode().split("\n")[:-1]
     return [tuple(json.loads(line)) for line in lines]
 
@@ -92,7 +96,7 @@ def read_chunk(work: Folder, chunk: Chunk) -> list[tuple[str, str]]:
 
 
 class _Tokenize(beam.DoFn):
-    """A chunk -> a file of its tokens; tells how many, and where its documents end."""
+    """A chunk -> a file with its tokens, its word starts and the starts of its documents, and a report with counts."""
 
     def __init__(self, folder: Folder, work: Folder, words: str) -> None:
         self.folder, self.work, self.words = str(folder), str(work), words
@@ -104,12 +108,12 @@ class _Tokenize(beam.DoFn):
             self.tokenizer = load_tokenizer(local, self.words)
 
     def process(self, chunk: tuple) -> Iterator[str]:
-        made = Chunk(*chunk)
-        texts = [text for text, _ in read_chunk(self.work, made)]
+        source = Chunk(*chunk)
+        texts = [text for text, _ in read_chunk(self.work, source)]
         ids, word_starts, ends, sizes = encode_documents(self.tokenizer, texts)
         starts = np.array([0, *ends[:-1]], np.int64)
-        _save_arrays(f"{self.work}/tokens/{made.name}", ids, np.packbits(word_starts), starts)
-        yield json.dumps([*made, len(ids), sum(sizes)])
+        _save_arrays(f"{self.work}/tokens/{source.name}", ids, np.packbits(word_starts), starts)
+        yield json.dumps([*source, len(ids), sum(sizes)])
 
 
 def _save_arrays(name: str, *arrays: np.ndarray) -> None:
@@ -122,7 +126,7 @@ def _save_arrays(name: str, *arrays: np.ndarray) -> None:
 def _load_arrays(name: str, count: int) -> list[np.ndarray]:
     content = read_file(as_file(name))
     if content is None:
-        raise UserError(f"{name} has gone: prepare the data again")
+        raise UserError(f"{name} is missing: prepare the data again")
     stream = io.BytesIO(content)
     return [np.load(stream, allow_pickle=False) for _ in range(count)]
 
@@ -130,7 +134,7 @@ def _load_arrays(name: str, count: int) -> list[np.ndarray]:
 def tokenize(
     config: ConfigDict, chunks: list[Chunk], folder: Folder, work: Folder, options: Sequence[str]
 ) -> dict[Chunk, int]:
-    """Writes the tokens of each chunk to `work`, and returns how many they are."""
+    """Writes the tokens of each chunk to `work` and returns their number."""
 
     def steps(pipeline: Any) -> Any:
         spread = pipeline | beam.Create([tuple(chunk) for chunk in chunks]) | beam.Reshuffle()
@@ -141,9 +145,10 @@ def tokenize(
 
 
 class _WriteFile(beam.DoFn):
-    """A file of a token store, with the parts of the chunks that it holds -> the file; tells its size and checksum.
+    """(store, array, file number, parts of chunks) -> a file of a token store, and a report with its size and checksum.
 
-    The parts of tokens and word starts are of tokens; those of documents are of documents.
+    A part is (chunk, begin, end, tokens of the store before the chunk). Begin and end count tokens in the arrays
+    `tokens` and `word_starts`, and documents in the array `documents`.
     """
 
     def __init__(self, folder: Folder, work: Folder, vocab_size: int, shard_bytes: int) -> None:
@@ -162,7 +167,7 @@ class _WriteFile(beam.DoFn):
         yield json.dumps([store, array, number, {"name": name, "bytes": size, "crc32": crc}])
 
     def _parts(self, array: str, parts: list[tuple[str, int, int, int]], counts: np.ndarray) -> Iterator[np.ndarray]:
-        dtype, held = self.layout[array][0], np.zeros(0, np.uint8)
+        dtype, pending = self.layout[array][0], np.zeros(0, np.uint8)
         for name, begin, end, before in parts:
             ids, packed, starts = _load_arrays(f"{self.work}/tokens/{name}", 3)
             if array == "documents":
@@ -170,20 +175,20 @@ class _WriteFile(beam.DoFn):
             elif array == "tokens":
                 counts += np.bincount(ids[begin:end], minlength=len(counts))
                 yield ids[begin:end].astype(dtype)
-            else:  # bits, of which eight make a byte across chunks too
-                held = np.concatenate([held, np.unpackbits(packed, count=len(ids))[begin:end]])
-                whole = len(held) // 8 * 8
-                yield np.packbits(held[:whole], bitorder="little")
-                held = held[whole:]
-        if len(held):
-            yield np.packbits(held, bitorder="little")
+            else:  # a byte may contain bits of two chunks
+                pending = np.concatenate([pending, np.unpackbits(packed, count=len(ids))[begin:end]])
+                whole = len(pending) // 8 * 8
+                yield np.packbits(pending[:whole], bitorder="little")
+                pending = pending[whole:]
+        if len(pending):
+            yield np.packbits(pending, bitorder="little")
 
 
 def write_stores(
-    config: ConfigDict, chunks: list[Chunk], counted: dict[Chunk, int], tokenizer: Tokenizer, folder: Folder,
+    config: ConfigDict, chunks: list[Chunk], token_counts: dict[Chunk, int], tokenizer: Tokenizer, folder: Folder,
     work: Folder, options: Sequence[str],
-) -> dict[str, Written]:  # fmt: skip
-    """Writes the token stores below `folder` from the tokens of the chunks; `counted` is how many each has."""
+) -> dict[str, WrittenStore]:  # fmt: skip
+    """Writes the token stores below `folder` from the tokens of the chunks; `token_counts` is their number in each."""
     size, shard_bytes = tokenizer.vocab_size, config.data.shard_bytes
     layout = array_layout(size, shard_bytes)
     by_store = {
@@ -191,11 +196,11 @@ def write_stores(
     }
     tasks = []
     for store, own in by_store.items():
-        before = np.cumsum([0, *(counted[chunk] for chunk in own)]).tolist()
+        before = np.cumsum([0, *(token_counts[chunk] for chunk in own)]).tolist()
         names = [chunk.name for chunk in own]
         for array, counts, capacity in (
-            ("tokens", [counted[chunk] for chunk in own], layout["tokens"][1]),
-            ("word_starts", [counted[chunk] for chunk in own], layout["tokens"][1]),
+            ("tokens", [token_counts[chunk] for chunk in own], layout["tokens"][1]),
+            ("word_starts", [token_counts[chunk] for chunk in own], layout["tokens"][1]),
             ("documents", [chunk.documents for chunk in own], layout["documents"][1]),
         ):
             tasks += [(store, array, number, p) for number, p in enumerate(_shards(names, counts, before, capacity))]
@@ -215,18 +220,21 @@ def write_stores(
             name, piece = array_file("counts", number), occurrences[start : start + layout["counts"][1]]
             total, crc = write_file(file_in(folder, f"{store}/{name}"), [piece.astype("<i8").tobytes()])
             files["counts"].append({"name": name, "bytes": total, "crc32": crc})
-        tokens, documents = sum(counted[c] for c in own), sum(c.documents for c in own)
+        tokens, documents = sum(token_counts[c] for c in own), sum(c.documents for c in own)
         text_bytes = sum(chunk.bytes for chunk in own)
         index = store_index(size, tokenizer.fingerprint, tokens, documents, text_bytes, shard_bytes, files)
         write_file(file_in(folder, f"{store}/index.json"), [json.dumps(index, indent=1).encode()])
-        written[store] = Written(documents, text_bytes, tokens, index["fingerprint"])
+        written[store] = WrittenStore(documents, text_bytes, tokens, index["fingerprint"])
     return written
 
 
 def _shards(
     names: list[str], counts: list[int], before: list[int], capacity: int
 ) -> list[list[tuple[str, int, int, int]]]:
-    """Returns for each file the parts that it holds, as (chunk, begin, end, tokens of the store before the chunk)."""
+    """Returns the parts of each file of an array, as (chunk, begin, end, tokens of the store before the chunk).
+
+    `counts` are the items of each chunk, and `capacity` those of a file.
+    """
     shards: list[list[tuple[str, int, int, int]]] = []
     room = 0
     for name, count, tokens in zip(names, counts, before[:-1], strict=True):

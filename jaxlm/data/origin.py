@@ -1,4 +1,4 @@
-"""What a prepared directory is made of: the settings, with the files and the tokenizer by their fingerprints."""
+"""The origin of a prepared directory: the settings that determine it, with fingerprints of its files and tokenizer."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,13 @@ from jaxlm.text.files import Folder, file_in, list_files, read_file
 from jaxlm.text.sources import source_fingerprint
 from jaxlm.tokenizer.tokenizer import Tokenizer
 
-NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")  # of the data section
-UPLOADING = "uploading"  # a file that is in a folder of an object store for as long as it is being written
+# The settings of the section `data` that do not change what is prepared.
+NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")
+UPLOADING = "uploading"  # a file that exists in a remote folder while that folder is being written
 
 
-def origin_of(config: ConfigDict, given: Tokenizer | None) -> dict[str, Any]:
-    """Returns all that decides the content, as JSON; `given` is None where the tokenizer is to be trained."""
+def origin_of(config: ConfigDict, existing: Tokenizer | None) -> dict[str, Any]:
+    """Returns everything that determines the content, as JSON; `existing` is None if the tokenizer is to be trained."""
     settings = config_to_dict(config)
     data, tokenizer = settings["data"], settings["tokenizer"]
     origin = {f"data.{name}": value for name, value in data.items() if name not in NOT_PREPARED}
@@ -28,31 +29,35 @@ def origin_of(config: ConfigDict, given: Tokenizer | None) -> dict[str, Any]:
     }
     if data["held_out"]:
         del origin["data.held_out_fraction"]
-    if given:
-        return origin | {"tokenizer.path": given.fingerprint, "tokenizer.words": tokenizer["words"]}
+    if existing:
+        return origin | {"tokenizer.path": existing.fingerprint, "tokenizer.words": tokenizer["words"]}
     return origin | {f"tokenizer.{name}": value for name, value in tokenizer.items()}
 
 
 def held_out_paths(config: ConfigDict) -> dict[str, str]:
-    """Returns the path of each held-out set that data.held_out names."""
+    """Returns the held-out sets of data.held_out as name -> path."""
     return dict(entry.split("=", 1) for entry in config.data.held_out)
 
 
 def is_prepared(target: Folder, config: ConfigDict, origin: dict[str, Any]) -> bool:
-    """Returns whether the prepared directory is there; raises UserError where it was made of something else."""
+    """Returns whether the prepared directory `target` exists.
+
+    Raises UserError if it has another origin, contains other files, or cannot be read.
+    """
     if isinstance(target, Path):
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return False
         if not (target / PREPARED).is_file():
-            raise UserError(f"{target} is there and holds other files: name a new folder")
+            raise UserError(f"{target} already exists and contains other files: choose a new directory")
     elif read_file(file_in(target, PREPARED)) is None:
         if list_files(target)[1] and read_file(file_in(target, UPLOADING)) is None:
-            raise UserError(f"{target} is there and holds other files: name a new folder")
+            raise UserError(f"{target} already exists and contains other files: choose a new directory")
         return False
     record = read_record(target)
     settings, differences = config_to_dict(config), []
     files = {"data.path", "data.held_out"}
-    if origin.get("tokenizer.words") == record["origin"].get("tokenizer.words"):  # which is in the fingerprint
+    # The tokenizer's fingerprint also covers tokenizer.words: only if that is unchanged have its files changed.
+    if origin.get("tokenizer.words") == record["origin"].get("tokenizer.words"):
         files.add("tokenizer.path")
     for key in sorted(origin.keys() | record["origin"].keys()):
         if origin.get(key) != record["origin"].get(key):
@@ -64,6 +69,7 @@ def is_prepared(target: Folder, config: ConfigDict, origin: dict[str, Any]) -> b
                 differences.append(f"{key}: its files have changed")
     if differences:
         raise UserError(
-            f"{target} was prepared with other settings ({'; '.join(differences)}): name another, or remove this one"
+            f"{target} was prepared with other settings ({'; '.join(differences)}): choose another directory"
+            " or remove this one"
         )
     return True

@@ -1,7 +1,7 @@
-"""Sequences of many lengths in batches of few shapes: several in a row, each its own segment, hardly any padding.
+"""Packs sequences of many lengths into batches of few shapes: several sequences in a row, each its own segment.
 
-Attention stays within a segment and positions restart with it, so a sequence's states are what they would be alone.
-Few shapes mean few compilations; little padding means that time goes where tokens are.
+Attention stays within a segment and positions restart in each, so the outputs for a sequence are the same as if it were
+alone. Few shapes need few compilations, and little padding wastes little computation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,33 +9,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHORTEST_ROW = 64  # tokens; shorter rows are no faster, and hold fewer sequences
-SEGMENTS = 16  # of a row at most, so that what is computed for each segment has a static shape
-CPU_TOKENS, ACCELERATOR_TOKENS = 1024, 32_768  # of a batch
+SHORTEST_ROW = 64  # tokens; shorter rows are not faster and hold fewer sequences
+SEGMENTS = 16  # the most in a row, so that results per segment have a static shape
+CPU_TOKENS, ACCELERATOR_TOKENS = 1024, 32_768  # in a batch
 
 
 class Batch(NamedTuple):
-    """Rows of packed sequences. The last three arrays tell of each of its n sequences where it is."""
+    """Rows of packed sequences. The last four arrays locate each of the n sequences of the batch."""
 
     tokens: np.ndarray  # int32 [B, L]
-    segment_ids: np.ndarray  # int32 [B, L], 1 and up within a row; 0 where nothing is
-    sequences: np.ndarray  # int64 [n], which of the sequences given
-    rows: np.ndarray  # int64 [n]
+    segment_ids: np.ndarray  # int32 [B, L], 1, 2, ... within a row; 0 on padding
+    sequences: np.ndarray  # int64 [n], index of the sequence among all those to pack
+    rows: np.ndarray  # int64 [n], its row
     segments: np.ndarray  # int64 [n], its segment id
-    starts: np.ndarray  # int64 [n], the place of its first token in its row
+    starts: np.ndarray  # int64 [n], index of its first token in the row
 
 
 def batch_tokens_for(platform: str) -> int:
-    """Returns how many tokens of a batch are fast: on a CPU few, so that they stay in its caches."""
+    """Returns an efficient number of tokens in a batch: small on a CPU, so that activations stay in its caches."""
     return CPU_TOKENS if platform == "cpu" else ACCELERATOR_TOKENS
 
 
 def pack(sequences: Sequence[np.ndarray], batch_tokens: int, longest: int, pad_id: int) -> Iterator[Batch]:
-    """Yields batches that hold each sequence of token ids once, sequences of like length together.
+    """Yields batches that contain each sequence of token ids once, with sequences of similar length together.
 
-    A row has 64 tokens or the next power of two that holds its longest sequence, but never more than `longest`, which
-    no sequence exceeds: padding has positions too. A batch has as many rows as make `batch_tokens` (one at least); only
-    the last batch of a length has fewer: a quarter, or a quarter of that.
+    The length of a row is the smallest power of two, at least 64, that fits its longest sequence, but at most the
+    model's limit `longest`, which no sequence exceeds (padding has positions too). A batch has max(1, `batch_tokens` //
+    length) rows; only the last batch of each length may have fewer: a quarter of them, a sixteenth, and so on.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     for length, rows in _rows(lengths, longest):
@@ -46,10 +46,10 @@ def pack(sequences: Sequence[np.ndarray], batch_tokens: int, longest: int, pad_i
 
 
 def _rows(lengths: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]]:
-    """Returns for each length of rows its rows, as lists of sequences: best fit, the longest first."""
+    """Returns (row length, rows) for each row length, a row being a list of sequences: best fit, longest first."""
     rows: list[list[int]] = []
     row_lengths: list[int] = []
-    open_rows: dict[int, list[int]] = {}  # by the room that is left
+    open_rows: dict[int, list[int]] = {}  # by remaining space
     widest = 0
     for number in np.argsort(-lengths, kind="stable").tolist():
         size = int(lengths[number])
@@ -64,14 +64,14 @@ def _rows(lengths: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]
         if len(rows[row]) < SEGMENTS:
             open_rows.setdefault(room - size, []).append(row)
             widest = max(widest, room - size)
-    found: dict[int, list[list[int]]] = {}
+    by_length: dict[int, list[list[int]]] = {}
     for length, row_of in zip(row_lengths, rows, strict=True):
-        found.setdefault(length, []).append(row_of)
-    return list(found.items())
+        by_length.setdefault(length, []).append(row_of)
+    return list(by_length.items())
 
 
 def _row_count(rows: int, most: int) -> int:
-    """Returns the number of rows to compute for `rows`: `most`, a quarter of it, and so on."""
+    """Returns the smallest of `most`, `most` // 4, ... that is at least `rows`."""
     count = most
     while count // 4 >= rows:
         count //= 4
@@ -81,12 +81,12 @@ def _row_count(rows: int, most: int) -> int:
 def _batch(sequences: Sequence[np.ndarray], rows: list[list[int]], length: int, count: int, pad_id: int) -> Batch:
     tokens = np.full((count, length), pad_id, np.int32)
     segment_ids = np.zeros((count, length), np.int32)
-    places = []
+    located = []
     for row, members in enumerate(rows):
         start = 0
         for segment, number in enumerate(members, 1):
             end = start + len(sequences[number])
             tokens[row, start:end], segment_ids[row, start:end] = sequences[number], segment
-            places.append((number, row, segment, start))
+            located.append((number, row, segment, start))
             start = end
-    return Batch(tokens, segment_ids, *np.array(places, np.int64).reshape(-1, 4).T)
+    return Batch(tokens, segment_ids, *np.array(located, np.int64).reshape(-1, 4).T)

@@ -1,13 +1,154 @@
-"""`jaxlm prepare`: trains the tokenizer and writes the token stores of a config, without training a model."""
+"""`jaxlm prepare`: the prepared directory of a config, found or written, in a cache, a directory or an object store.
+
+Its content depends only on the text and the settings, not on the number of workers or the runner. It is written under a
+temporary name and then renamed, so a directory that exists under its final name is complete.
+"""
 
 import argparse
+import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxlm.config import load_config, split_overrides
-from jaxlm.data.corpus import Build, prepare, prepare_with
+from jaxlm.data import corpus
+from jaxlm.data.origin import is_prepared, origin_of
+from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared
+from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
 from jaxlm.errors import UserError
+from jaxlm.storage import lock, reason
+from jaxlm.text.files import Folder, is_remote
+from jaxlm.tokenizer.added_tokens import read_added
+from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.version import __version__
+
+# (config, tokenizer or None if one is to be trained, origin, target) -> the closing table; writes the target.
+Build = Callable[[ConfigDict, Tokenizer | None, dict[str, Any], Any], str]
+
+
+def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> Prepared:
+    """Returns the tokenizer and the token stores of the config's data, which are written first if they do not exist.
+
+    They are in `directory`, by default in the cache. If that is a URL, they are opened from a copy in the cache of this
+    machine. What was written or reused is printed to standard output, progress to standard error. Raises UserError if
+    the text, the settings or the disk do not allow it, or if `directory` was prepared with other settings.
+    """
+    tokenizer, origin, target, local = _resolve(config, directory)
+    if isinstance(target, Path):
+        _write(corpus.build, config, tokenizer, origin, target, directory is not None)
+        return open_prepared(target)
+    if is_prepared(target, config, origin):
+        _print_reused(target, directory is not None)
+    else:
+        _write(corpus.build, config, tokenizer, origin, local, False)
+        open_prepared(local)
+        upload(local, target)
+        print(f"token store: {target}")
+    return open_prepared(local_copy(target, local.parent, local, open_prepared))
+
+
+def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike | None = None) -> None:
+    """Writes what `prepare` returns with another `build` function, which writes to a URL directly."""
+    tokenizer, origin, target, _ = _resolve(config, directory)
+    if isinstance(target, Path):
+        _write(build, config, tokenizer, origin, target, directory is not None)
+        open_prepared(target)
+    elif is_prepared(target, config, origin):
+        _print_reused(target, directory is not None)
+    else:
+        begin_upload(target)
+        table = build(config, tokenizer, origin, target)
+        end_upload(target)
+        print(f"{table}\ntoken store: {target}")
+
+
+def _resolve(
+    config: ConfigDict, directory: str | os.PathLike | None
+) -> tuple[Tokenizer | None, dict[str, Any], Folder, Path]:
+    """Returns the existing tokenizer, if any, the origin, the target, and its counterpart in this machine's cache."""
+    if not config.data.path:
+        raise UserError("data.path is empty: set it to text, as in --config.data.path='notes/*.txt', or to pydocs")
+    tokenizer = existing_tokenizer(config.tokenizer)
+    origin = origin_of(config, tokenizer)
+    name = digest([FORMAT_VERSION, __version__, origin])
+    local = cache_directory(config) / name
+    if directory and is_remote(directory):
+        return tokenizer, origin, str(directory).rstrip("/"), local
+    if directory:
+        return tokenizer, origin, Path(directory).expanduser().absolute(), local
+    target = f"{config.data.cache.rstrip('/')}/{name}" if is_remote(config.data.cache) else local
+    return tokenizer, origin, target, local
+
+
+def existing_tokenizer(settings: ConfigDict) -> Tokenizer | None:
+    """Returns the tokenizer of the config's section `tokenizer` with its added tokens, or None if one is to be trained.
+
+    Raises UserError if tokenizer.add is set without an existing vocabulary.
+    """
+    if not settings.path:
+        if settings.add:
+            raise UserError("tokenizer.add needs an existing vocabulary: set tokenizer.path or init_from")
+        return None
+    tokenizer = load_tokenizer(settings.path, settings.words)
+    return tokenizer.with_added(read_added(settings.add)) if settings.add else tokenizer
+
+
+def cache_directory(config: ConfigDict) -> Path:
+    """Returns the directory of token stores that all runs on this machine share."""
+    if config.data.cache and not is_remote(config.data.cache):
+        return Path(config.data.cache).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "jaxlm" / "stores"
+
+
+def _write(
+    build: Build, config: ConfigDict, tokenizer: Tokenizer | None, origin: dict[str, Any], target: Path, named: bool
+) -> None:
+    """Writes the prepared directory `target`, unless it exists; `named` is False for a directory in the cache."""
+    if is_prepared(target, config, origin):
+        return _print_reused(target, named)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"waiting for another process that is preparing {target}"
+        with lock(target.with_name(f".{target.name}.lock"), waiting=waiting, remove=True):
+            if is_prepared(target, config, origin):  # written by another process in the meantime
+                return _print_reused(target, named)
+            if not named:
+                _remove_leftovers(target.parent)
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process, since this one holds the lock
+            try:
+                partial.mkdir()
+                table = build(config, tokenizer, origin, partial)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write the token store {target}: {reason(error)}") from error
+    print(f"{table}\ntoken store: {target}")
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Removes the partial directories of killed processes from the cache."""
+    for partial in cache.glob(".*.partial"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.partial", partial.name):
+            unused = lock(partial.with_suffix(".lock"), busy=f"another process is writing {partial}", remove=True)
+            with contextlib.suppress(UserError), unused:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _print_reused(target: Folder, named: bool) -> None:
+    print(f"token store: {target} is already complete" if named else f"token store: reused {target}")
+
+
+# The command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,38 +157,43 @@ def main(argv: Sequence[str]) -> int:
     options = argv[argv.index("--") + 1 :] if "--" in argv else []
     overrides, rest = split_overrides(argv[: argv.index("--")] if "--" in argv else argv)
     parser = argparse.ArgumentParser(
-        prog="jaxlm prepare", description="Train the tokenizer and write the token stores of a config's data.",
+        prog="jaxlm prepare",
+        description="Train the tokenizer and write the token stores of a config's data, without training a model.",
         usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...]"
         " [-- BEAM OPTION ...]",
         epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes."
         " Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
-    parser.add_argument("--output", metavar="DIR", help="a new folder; without it, the cache that training looks in")
+    parser.add_argument(
+        "--output", metavar="DIR",
+        help="a new directory for the tokenizer and the stores (default: the cache, where training looks for them)",
+    )  # fmt: skip
     parser.add_argument(
         "--runner", choices=("local", "beam"), default="local",
-        help="local: this machine's processors; beam: Apache Beam, with its own options behind --, such as"
-        " -- --runner=DataflowRunner --project=NAME; the stores are the same",
+        help="local: the cores of this machine (the default); beam: Apache Beam, with its own options after --, as in"
+        " -- --runner=DataflowRunner --project=NAME; both write the same stores",
     )  # fmt: skip
     args = parser.parse_args(rest)
     config = load_config(args.config, overrides)
     if args.runner == "beam":
         prepare_with(_beam_build(options), config, args.output)
     elif options:
-        raise UserError(f"{options[0]} is an option of Beam: add --runner=beam")
+        raise UserError(f"{options[0]} is an option for Beam: add --runner=beam")
     else:
         prepare(config, args.output)
     return 0
 
 
 def _beam_build(options: list[str]) -> Build:
-    logging.disable(logging.WARNING)  # which Beam gives at its import of parts that it does not find
+    """Returns Beam's build function with Beam's own options. Raises UserError if Beam is not installed."""
+    logging.disable(logging.WARNING)  # Beam logs warnings about optional parts that are not installed
     try:
         from jaxlm.data import beam
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "apache_beam":
             raise
-        raise UserError("--runner=beam needs Apache Beam, which is not here: pip install 'jaxlm[beam]'") from error
+        raise UserError("--runner=beam needs Apache Beam, which is not installed: pip install 'jaxlm[beam]'") from error
     finally:
         logging.disable(logging.NOTSET)
     return functools.partial(beam.build, options)

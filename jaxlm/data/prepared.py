@@ -1,4 +1,10 @@
-"""A prepared directory: `prepared.json`, `tokenizer/` and the token stores; written last, opened and checked here."""
+"""Prepared directories: what they contain, the record that completes one, and opening and checking one.
+
+prepared.json      the origin, the settings, and counts and fingerprints of what was written; it is written last
+tokenizer/
+train/0/ ...       a token store for each path of data.path
+held_out/NAME/     a token store for each held-out set
+"""
 
 import hashlib
 import json
@@ -10,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
 from jaxlm.text.files import Folder, file_in, read_file, write_file
-from jaxlm.text.sources import Tally
+from jaxlm.text.filters import Tally
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.version import __version__
 
@@ -19,9 +25,9 @@ PREPARED = "prepared.json"
 
 
 class Prepared(NamedTuple):
-    """A prepared directory, opened: a store for each path of data.path, and each held-out set by its name.
+    """An open prepared directory: a training store for each path of data.path, and the held-out stores by name.
 
-    `fingerprint` names the content: it is the same wherever tokenizer and stores are the same.
+    Directories with the same tokenizer and the same stores have the same `fingerprint`.
     """
 
     directory: Path
@@ -31,8 +37,8 @@ class Prepared(NamedTuple):
     fingerprint: str
 
 
-class Written(Protocol):
-    """What is told of a store that was written, a `TokenStore` or not."""
+class StoreSummary(Protocol):
+    """The counts and the fingerprint of a token store, as `TokenStore` has them."""
 
     @property
     def documents(self) -> int: ...
@@ -50,52 +56,57 @@ def open_prepared(directory: str | Path) -> Prepared:
     record = read_record(directory)
     tokenizer = load_tokenizer(str(directory / "tokenizer"), record["settings"]["tokenizer"]["words"])
     if tokenizer.fingerprint != record["tokenizer"]["fingerprint"]:
-        raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these stores: prepare the data again")
+        raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these token stores: prepare the data again")
     stores = {}
     for name, written in record["stores"].items():
         try:
             stores[name] = store = TokenStore.open(directory / name)
-        except UserError as error:  # one store alone cannot be prepared again
+        except UserError as error:  # only the whole directory can be prepared again
             raise UserError(str(error).replace(f"remove {directory / name} and", f"remove {directory} and")) from error
         if store.fingerprint != written["fingerprint"] or store.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{directory / name} is not the store that was prepared here: prepare the data again")
+            raise UserError(f"{directory / name} is not the token store that was prepared here: prepare the data again")
     train = [stores[f"train/{number}"] for number in range(len(record["settings"]["data"]["path"]))]
     held_out = {name.partition("/")[2]: store for name, store in stores.items() if name.startswith("held_out/")}
     return Prepared(directory, tokenizer, train, held_out, record["fingerprint"])
 
 
 def read_record(directory: Folder) -> dict[str, Any]:
-    """Returns the record of a prepared directory, local or remote. Raises UserError."""
+    """Returns the content of prepared.json in a local or remote directory. Raises UserError."""
     file = file_in(directory, PREPARED)
     content = read_file(file)
     if content is None:
         raise UserError(
-            f"{directory} was not made by `jaxlm prepare`, or is damaged (there is no {file}): prepare the data again"
+            f"{directory} was not written by `jaxlm prepare` or is damaged ({file} does not exist): prepare the data"
+            " again"
         )
     try:
         record = json.loads(content)
         version, crc32 = record["format_version"], record.pop("crc32", None)
         if crc32 not in (None, record_crc32(record)):
-            raise ValueError("its checksum differs")
+            raise ValueError("checksum mismatch")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: remove {directory} and prepare the data again") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"{file} has format {version}, this jaxlm reads {FORMAT_VERSION}: prepare the data again")
+        raise UserError(
+            f"{file} has format version {version}, but this jaxlm reads version {FORMAT_VERSION}: prepare the data"
+            " again"
+        )
     return record
 
 
 def write_record(
     directory: Folder, origin: dict[str, Any], settings: dict[str, Any], paths: dict[str, str],
-    tallies: dict[str, Tally], tokenizer: Tokenizer, stores: Mapping[str, Written], seconds: dict[str, float],
-    sample: dict[str, int] | None,
+    tallies: dict[str, Tally], tokenizer: Tokenizer, stores: Mapping[str, StoreSummary], seconds: dict[str, float],
+    sample_size: dict[str, int] | None,
 ) -> str:  # fmt: skip
-    """Writes `prepared.json`, which makes the directory whole, and returns the closing table.
+    """Writes prepared.json, which completes the directory, and returns the closing table.
 
-    `paths` gives the path that each store came from, in the order of the table; `sample` is what trained the tokenizer.
+    `paths` and `tallies` hold the source path of each store and what was read from it; `seconds` the duration of each
+    phase; `sample_size` the pieces and bytes that the tokenizer was trained on, or None if it existed before.
     """
     record: dict[str, Any] = {"format_version": FORMAT_VERSION, "jaxlm": __version__, "origin": origin}
-    if sample:
-        record["tokenizer_sample"] = sample
+    if sample_size:
+        record["tokenizer_sample"] = sample_size
     record |= {
         "settings": {section: settings[section] for section in ("data", "tokenizer")},
         "sources": [_source_record(name, path, tallies[name]) for name, path in paths.items()],
@@ -125,34 +136,36 @@ def _source_record(name: str, path: str, tally: Tally) -> dict[str, Any]:
 
 
 def record_crc32(record: dict[str, Any]) -> int:
-    """Returns the CRC-32 of a record that is kept as JSON."""
+    """Returns the CRC-32 of a record that is stored as JSON."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def digest(content: Any) -> str:
-    """Returns a hash of JSON content, 32 hexadecimal digits."""
+    """Returns a hash of JSON content as 32 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def closing_table(
-    stores: Mapping[str, Any], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
+    stores: Mapping[str, StoreSummary], paths: dict[str, str], tallies: dict[str, Tally], seconds: dict[str, float]
 ) -> str:
-    """Returns a table of the stores (name -> store, and the path that it came from), and what was dropped and why."""
-    rows = [("store", "documents", "bytes", "tokens", "bytes/token", "from")]
+    """Returns a table of the stores and their sources, followed by what was dropped and why, and the durations."""
+    rows = [("store", "documents", "bytes", "tokens", "bytes/token", "source")]
     for name, store in stores.items():
         counts = f"{store.documents:,}", f"{store.text_bytes:,}", f"{store.tokens:,}"
-        rows.append((name, *counts, f"{store.text_bytes / store.tokens:.2f}", paths.get(name, "data.path, by hash")))
+        rows.append(
+            (name, *counts, f"{store.text_bytes / store.tokens:.2f}", paths.get(name, "data.path (selected by hash)"))
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]) for row in rows
     ]
     for name, tally in tallies.items():
         for reason, count in sorted(tally.dropped.items()):
-            places = f" (the first: {'; '.join(tally.places[reason])})" if reason in tally.places else ""
-            lines.append(f"{name}: dropped {count:,} {reason}{places}")
+            first = f" (first: {'; '.join(tally.places[reason])})" if reason in tally.places else ""
+            lines.append(f"{name}: dropped {count:,} {reason}{first}")
         if tally.cut:
-            lines.append(f"{name}: cut {tally.cut:,} documents that were too long (data.max_document_characters)")
+            lines.append(f"{name}: split {tally.cut:,} documents longer than data.max_document_characters")
     if not any(name.startswith("held_out/") for name in stores):
-        lines.append("no held-out set: data.held_out names none, and no document fell into data.held_out_fraction")
+        lines.append("no held-out set: data.held_out is empty, and data.held_out_fraction selected no document")
     lines.append("seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items()))
     return "\n".join(lines)

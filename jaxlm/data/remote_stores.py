@@ -1,7 +1,8 @@
-"""A prepared directory in an object store: written there, and copied from there to be memory-mapped.
+"""Prepared directories in object stores: uploaded, and copied to this machine to be memory-mapped.
 
-`prepared.json` is written last and makes it whole. A file `uploading` is there until then, so that what a killed
-process has left is told from other files. Object stores have no locks: who prepares the same at once writes the same.
+prepared.json is uploaded last and completes the directory. Until then the directory contains a file `uploading`, which
+distinguishes an interrupted upload from unrelated files. Object stores have no locks: two machines may upload the same
+directory at the same time, but both write the same bytes.
 """
 
 import contextlib
@@ -10,34 +11,35 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxlm.data.locks import locked
 from jaxlm.data.origin import UPLOADING
 from jaxlm.data.prepared import PREPARED, read_record
 from jaxlm.errors import UserError
-from jaxlm.text.files import File, file_in, file_system, list_files, open_file, remote_errors, write_file
+from jaxlm.storage import lock, reason
+from jaxlm.text.files import File, file_in, list_files, open_file, write_file
+from jaxlm.text.remote import file_system, remote_errors
 
 BLOCK_BYTES = 2**22
-TRANSFERS = 4  # files at once
+TRANSFERS = 4  # files that are copied at the same time
 
 
 def begin_upload(url: str) -> None:
-    """Marks the folder as one that is being written. What is there stays: another may be doing the same."""
+    """Marks the remote folder as being written; keeps its files, since another machine may be writing the same ones."""
     write_file(file_in(url, UPLOADING), [b"This folder is being written by `jaxlm prepare`.\n"])
 
 
 def end_upload(url: str, names: Sequence[str] = ()) -> None:
-    """Takes the mark away, `prepared.json` being there; and all files but `names`, where they are given."""
+    """Removes the mark once prepared.json is written; if `names` are given, removes all other files too."""
     system, root = file_system(url)
     with remote_errors(url, "write to"):
         for file in list_files(url)[1]:
             name = str(file).removeprefix(f"{url.rstrip('/')}/")
             if name == UPLOADING or (names and name not in names):
-                with contextlib.suppress(FileNotFoundError):  # another's who did the same
+                with contextlib.suppress(FileNotFoundError):  # another machine removed it
                     system.rm_file(f"{root}/{name}")
 
 
 def upload(directory: Path, url: str) -> None:
-    """Copies a whole prepared directory to a folder of an object store. Raises UserError."""
+    """Copies a complete prepared directory to a remote folder. Raises UserError."""
     begin_upload(url)
     names = [file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()]
     names.sort(key=lambda name: name == PREPARED)
@@ -51,40 +53,44 @@ def upload(directory: Path, url: str) -> None:
     end_upload(url, names)
 
 
-def local_copy(url: str, cache: Path, made_here: Path, check: Callable[[Path], object]) -> Path:
+def local_copy(url: str, cache: Path, local: Path, check: Callable[[Path], object]) -> Path:
     """Returns a directory on this machine with the content of the prepared directory at `url`.
 
-    It is `made_here` where that has the same content, else a copy in the folder `cache` by the name of the content,
-    fetched once by one process. `check` raises UserError where a copy is damaged.
+    It is `local`, which was prepared on this machine, if that has the same content; otherwise a copy in `cache`, named
+    by its fingerprint and downloaded by one process. `check` raises UserError if a copy is damaged. Raises UserError if
+    the directory cannot be downloaded or is damaged.
     """
     fingerprint = read_record(url)["fingerprint"]
     copy = cache / fingerprint
-    for known in (made_here, copy):
-        if (known / PREPARED).is_file() and read_record(known)["fingerprint"] == fingerprint:
-            return known
+    for candidate in (local, copy):
+        if (candidate / PREPARED).is_file() and read_record(candidate)["fingerprint"] == fingerprint:
+            return candidate
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(copy):
-            if copy.exists():  # fetched by another process in the meantime
+        with lock(
+            copy.with_name(f".{copy.name}.lock"),
+            waiting=f"waiting for another process that is copying {url}",
+            remove=True,
+        ):
+            if copy.exists():  # copied by another process in the meantime
                 return copy
             partial = copy.with_name(f".{copy.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                _fetch(url, partial)
+                _download(url, partial)
                 check(partial)
                 partial.rename(copy)
             except UserError as error:
-                said = str(error).replace(str(partial), url)
-                raise UserError(f"{url} cannot be used: {said}") from error
+                raise UserError(f"{url} cannot be used: {str(error).replace(str(partial), url)}") from error
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write the copy of {url} to {copy}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the copy of {url} to {copy}: {reason(error)}") from error
     print(f"token store: copied {url} to {copy}")
     return copy
 
 
-def _fetch(url: str, directory: Path) -> None:
+def _download(url: str, directory: Path) -> None:
     _, files = list_files(url)
     names = [str(file).removeprefix(f"{url.rstrip('/')}/") for file in files]
 

@@ -1,15 +1,15 @@
-"""The token store: a flat stream of token ids on disk, cut into rows of any length without padding.
+"""The token store: a stream of token ids on disk, read as rows of any length without padding.
 
 A store is a directory:
 
     index.json              format version, counts, fingerprints, and the size and CRC-32 of every other file
-    tokens-00000.bin        ids, uint16 below 65,536 entries, else uint32
-    word_starts-00000.bin   one bit a token, lowest bit first: does a word begin here
-    documents.bin           int64, where in the stream each document begins
-    counts.bin              int64 [V], how often each id occurs
+    tokens-00000.bin        token ids, uint16 for vocabularies below 65,536 entries, otherwise uint32
+    word_starts-00000.bin   one bit per token, lowest bit first: whether a word begins at the token
+    documents.bin           int64, the index in the stream of each document's first token
+    counts.bin              int64 [V], the number of occurrences of each id
 
-All numbers are little endian. Each array goes on in a next file (tokens-00001.bin, documents-00001.bin) where one would
-be larger than the shard size. A directory under its final name is whole: it is written as NAME.partial-* and renamed.
+All numbers are little endian. An array that would exceed the shard size continues in further files (tokens-00001.bin,
+documents-00001.bin). A store is written as NAME.partial-* and then renamed, so one under its final name is complete.
 """
 
 import contextlib
@@ -27,18 +27,19 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from jaxlm.errors import UserError
+from jaxlm.storage import read_json, reason, sync_directory, write_text
 
 FORMAT_VERSION = 1
 TOKENS_PER_WRITE = 2**18
 
 
 def array_layout(vocab_size: int, shard_bytes: int) -> dict[str, tuple[np.dtype, int]]:
-    """Returns the type of each array, and how many items of it there are in a file. Raises UserError."""
+    """Returns the dtype and the items per file of each array. Raises UserError if `shard_bytes` is too small."""
     dtype = np.dtype("<u2" if vocab_size < 65_536 else "<u4")
-    # A multiple of eight tokens a shard keeps every shard's bit plane at a whole number of bytes.
+    # With a multiple of eight tokens per shard, the word starts of each shard fill whole bytes.
     capacity = shard_bytes // dtype.itemsize // 8 * 8
     if capacity < 8:
-        raise UserError(f"data.shard_bytes={shard_bytes}: at least {8 * dtype.itemsize} bytes are needed")
+        raise UserError(f"data.shard_bytes={shard_bytes} is too small: set it to at least {8 * dtype.itemsize}")
     numbers = np.dtype("<i8"), shard_bytes // 8
     return {
         "tokens": (dtype, capacity), "word_starts": (np.dtype("u1"), capacity // 8), "documents": numbers,
@@ -47,7 +48,7 @@ def array_layout(vocab_size: int, shard_bytes: int) -> dict[str, tuple[np.dtype,
 
 
 def array_file(name: str, number: int) -> str:
-    """Returns the name of file `number` of an array."""
+    """Returns the name of file `number` (from 0) of an array."""
     return f"{name}.bin" if number == 0 and name in ("documents", "counts") else f"{name}-{number:05d}.bin"
 
 
@@ -55,7 +56,7 @@ def store_index(
     vocab_size: int, tokenizer_fingerprint: str, tokens: int, documents: int, text_bytes: int, shard_bytes: int,
     files: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns the content of index.json; `files` has name, bytes and crc32 of the files of each array, in order."""
+    """Returns the content of index.json; `files` holds the name, bytes and crc32 of each array's files, in order."""
     index: dict[str, Any] = {
         "format_version": FORMAT_VERSION, "vocab_size": vocab_size, "tokenizer_fingerprint": tokenizer_fingerprint,
         "tokens": tokens, "documents": documents, "text_bytes": text_bytes,
@@ -68,10 +69,10 @@ def store_index(
 
 
 class StoreWriter:
-    """Writes a token store, document by document; `close()`, or leaving the `with` block, puts it in its place.
+    """Writes a token store, document by document; `close()`, or leaving the `with` block, completes it.
 
-    Leaving the block by an exception removes what was written. Raises UserError where a store or other files are
-    already there, and where the disk does not take the data.
+    Leaving the block by an exception removes what was written. Raises UserError if the directory exists and is not
+    empty, or if the data cannot be written.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class StoreWriter:
         self.tokens = self.documents = self.text_bytes = 0
         self._shard_bytes, layout = shard_bytes, array_layout(vocab_size, shard_bytes)
         if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
-            raise UserError(f"{self.directory} exists already: remove it, or name another directory")
+            raise UserError(f"{self.directory} already exists: remove it, or choose another directory")
         self._partial = self.directory.with_name(f"{self.directory.name}.partial-{secrets.token_hex(4)}")
         try:
             self._partial.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot make the directory {self._partial}: {error.strerror}") from error
+            raise UserError(f"cannot create the directory {self._partial}: {reason(error)}") from error
         self._store: TokenStore | None = None
         self._counts = np.zeros(vocab_size, np.int64)
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -105,20 +106,21 @@ class StoreWriter:
             self._remove()
 
     def add(self, ids: np.ndarray, word_starts: np.ndarray, text_bytes: int) -> None:
-        """Appends one document: ids [T] and word_starts bool [T], begin and end tokens included; bytes of its text.
+        """Appends a document: ids int [T] and word_starts bool [T], including its begin and end tokens.
 
-        Raises UserError where an id is outside the vocabulary, and ValueError for shapes that do not fit.
+        `text_bytes` is the size of its text in UTF-8. Raises UserError if an id is outside the vocabulary, and
+        ValueError if the arrays do not have these shapes and types.
         """
         ids, word_starts = np.asarray(ids), np.asarray(word_starts)
         if ids.ndim != 1 or ids.size == 0 or ids.shape != word_starts.shape or ids.dtype.kind not in "iu":
             raise ValueError(
-                f"ids {ids.dtype}{ids.shape} and word_starts {word_starts.shape}: two [T] arrays are meant"
+                f"ids {ids.dtype}{ids.shape} and word_starts {word_starts.shape}: expected int [T] and bool [T], T > 0"
             )
         if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
-            place = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
+            position = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
             raise UserError(
-                f"token id {ids[place]} at token {place} of document {self.documents} (counted from 0) is outside the"
-                f" vocabulary of {self.vocab_size} entries: the vocabulary size is not this tokenizer's"
+                f"token id {ids[position]} at token {position} of document {self.documents} (counted from 0) is outside"
+                f" the vocabulary of {self.vocab_size} entries: use the vocabulary size of the tokenizer"
             )
         self._pending_starts.append(self.tokens)
         self._pending.append((ids.astype(self._arrays["tokens"].dtype), word_starts.astype(bool)))
@@ -142,9 +144,9 @@ class StoreWriter:
         self._counts += np.bincount(ids[:whole], minlength=self.vocab_size)
 
     def close(self) -> "TokenStore":
-        """Writes what is left, renames the directory into its place and opens it; a second call only returns it.
+        """Completes the store and returns it, opened; later calls return the same object.
 
-        Raises UserError where no document was added.
+        Raises UserError if no document was added, or if the data cannot be written.
         """
         if self._store is None:
             try:
@@ -157,23 +159,20 @@ class StoreWriter:
 
     def _finish(self) -> None:
         if not self.documents:
-            raise UserError(f"no document was found for {self.directory}: an empty token store is of no use")
+            raise UserError(f"no documents for the token store {self.directory}: add at least one")
         self._write_pending(last=True)
         self._arrays["counts"].write(self._counts)
         index = store_index(
             self.vocab_size, self.tokenizer_fingerprint, self.tokens, self.documents, self.text_bytes,
             self._shard_bytes, {name: array.finish() for name, array in self._arrays.items()},
         )  # fmt: skip
+        write_text(self._partial / "index.json", json.dumps(index, indent=1))
         try:
-            with open(self._partial / "index.json", "w", encoding="utf-8") as file:
-                json.dump(index, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync_directory(self._partial)
+            sync_directory(self._partial)
             self._partial.rename(self.directory)
-            _sync_directory(self.directory.parent)
+            sync_directory(self.directory.parent)
         except OSError as error:
-            raise UserError(f"cannot write {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
 
     def _remove(self) -> None:
         for array in self._arrays.values():
@@ -182,7 +181,7 @@ class StoreWriter:
 
 
 class _ArrayWriter:
-    """Writes one array into files of at most `capacity` items, with a running checksum."""
+    """Writes one array to files of at most `capacity` items, and computes their checksums."""
 
     def __init__(self, directory: Path, name: str, dtype: np.dtype, capacity: int) -> None:
         self.directory, self.name, self.dtype = directory, name, dtype
@@ -204,7 +203,7 @@ class _ArrayWriter:
                 entry["crc32"] = zlib.crc32(piece, entry["crc32"])
                 data = data[len(piece) :]
         except OSError as error:
-            raise UserError(f"cannot write {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
 
     def _next_file(self) -> None:
         self._sync()
@@ -224,21 +223,21 @@ class _ArrayWriter:
         try:
             self._sync()
         except OSError as error:
-            raise UserError(f"cannot write {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
         return self.files
 
     def abandon(self) -> None:
         file, self.file = self.file, None
         if file is not None:
-            with contextlib.suppress(OSError):  # of a full disk, which is already being reported
+            with contextlib.suppress(OSError):  # a full disk, which is already being reported
                 file.close()
 
 
 class TokenStore:
-    """A memory-mapped token store; its rows are slices of the stream.
+    """A memory-mapped token store; its rows are slices of the stream of tokens.
 
-    `tokens`, `documents`, `text_bytes` and `vocab_size` are counts; `counts` int64 [V] says how often each id occurs;
-    `fingerprint` names the content, and `tokenizer_fingerprint` the tokenizer that made it.
+    `tokens`, `documents`, `text_bytes` and `vocab_size` are counts; `counts` int64 [V] is the number of occurrences of
+    each id; `fingerprint` identifies the content, and `tokenizer_fingerprint` the tokenizer that produced it.
     """
 
     def __init__(self, directory: Path, index: dict[str, Any]) -> None:
@@ -259,7 +258,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: str | os.PathLike, verify: bool = True) -> Self:
-        """Opens a store; sizes are always checked, checksums (about a second for 3 GB) when `verify`.
+        """Returns the store in a directory. File sizes are always checked; checksums, at about 3 GB/s, if `verify`.
 
         Raises UserError that names the damaged, missing or truncated file.
         """
@@ -273,7 +272,7 @@ class TokenStore:
             size = path.stat().st_size
             if size != file["bytes"]:
                 raise UserError(
-                    f"{path} of the token store is {size} bytes long and should be {file['bytes']}:"
+                    f"{path} of the token store has {size} bytes instead of {file['bytes']}:"
                     f" remove {directory} and prepare the data again"
                 )
         if verify:
@@ -282,13 +281,13 @@ class TokenStore:
                 for file, crc in zip(files, sums, strict=True):
                     if crc != file["crc32"]:
                         raise UserError(
-                            f"{directory / file['name']} of the token store is damaged (its checksum differs):"
+                            f"{directory / file['name']} of the token store is damaged (checksum mismatch):"
                             f" remove {directory} and prepare the data again"
                         )
         return cls(directory, index)
 
     def row_count(self, length: int, prepend_begin: bool = False) -> int:
-        """Returns how many whole rows of `length` tokens there are; what is left over is the row after the last."""
+        """Returns the number of whole rows of `length` tokens; the rest of the stream is one more, shorter row."""
         return self.tokens // _stride(length, prepend_begin)
 
     def rows(
@@ -299,40 +298,45 @@ class TokenStore:
         begin_id: int = -1,
         pad_id: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Returns rows as a batch: tokens and segment_ids int32 [B, L], word_starts bool [B, L].
+        """Returns a batch of rows: tokens and segment_ids int32 [B, L], word_starts bool [B, L].
 
-        indices int64 [B], from 0 to `row_count`; that last one is the remainder of the stream (refused where there is
-        none), padded with `pad_id`, segment 0 and no word starts. Row i is the stream's tokens [i L, (i + 1) L). The
-        pieces of documents in a row are segments 1, 2, ...; a row's first token of text begins a word.
+        `indices` int64 [B] are row numbers from 0 to `row_count`. Row i holds the tokens [i L, (i + 1) L) of the
+        stream. Row `row_count` is the rest of the stream, if any, padded with `pad_id`, segment 0 and no word starts.
+        The pieces of documents in a row are segments 1, 2, ...; the first token of a row always starts a word.
 
-        With `prepend_begin`, row i is made of [i (L - 1), (i + 1) (L - 1)): behind `begin_id` where that begins inside
-        a document; before one slot of padding where it begins with a document, which has its begin token already.
+        With `prepend_begin`, row i holds the tokens [i (L - 1), (i + 1) (L - 1)) of the stream: after `begin_id` if the
+        row begins inside a document; followed by one padding token if it begins with a document, which already has its
+        begin token.
 
-        Raises ValueError for an index out of range, UserError for special tokens outside the vocabulary.
+        Raises ValueError if an index is out of range, and UserError if a special token is outside the vocabulary.
         """
         stride = _stride(length, prepend_begin)
         for name, token in (("padding", pad_id), ("begin", begin_id if prepend_begin else 0)):
             if not 0 <= token < self.vocab_size:
-                raise UserError(f"the id of the {name} token is {token}, outside the {self.vocab_size} entries")
+                raise UserError(
+                    f"the id {token} of the {name} token is outside the vocabulary of {self.vocab_size} entries: use"
+                    " the tokenizer of the token store"
+                )
         starts = np.asarray(indices, np.int64) * stride
         if starts.size == 0:
-            nothing = np.zeros((0, length), np.int32)
-            return {"tokens": nothing, "segment_ids": nothing, "word_starts": nothing.astype(bool)}
+            empty = np.zeros((0, length), np.int32)
+            return {"tokens": empty, "segment_ids": empty, "word_starts": empty.astype(bool)}
         ends = np.minimum(starts + stride, self.tokens)
         if int(starts.min()) < 0 or int(starts.max()) >= self.tokens:
-            raise ValueError(f"row indices from {min(indices)} to {max(indices)} of {-(-self.tokens // stride)} rows")
+            rows = -(-self.tokens // stride)
+            raise ValueError(f"row indices from {min(indices)} to {max(indices)} are out of range for {rows} rows")
 
         segment_ids, shift = self._segments(starts, ends, length, prepend_begin)
         tokens = self._tokens.slices(starts, stride)
         if int(tokens.max()) >= self.vocab_size:
-            raise UserError(f"{self.directory} holds token ids outside its vocabulary: prepare the data again")
+            raise UserError(f"{self.directory} contains token ids outside its vocabulary: prepare the data again")
         tokens = tokens.astype(np.int32)
         word_starts = self._word_start_rows(starts, stride)
         word_starts[:, 0] = True
         if prepend_begin:
             at_document = np.flatnonzero(shift == 0)
-            tokens = _behind(tokens, begin_id, at_document)
-            word_starts = _behind(word_starts, True, at_document)
+            tokens = _prepend(tokens, begin_id, at_document)
+            word_starts = _prepend(word_starts, True, at_document)
 
         used = ends - starts + shift
         short = np.flatnonzero(used < length)
@@ -345,20 +349,20 @@ class TokenStore:
     def _segments(
         self, starts: np.ndarray, ends: np.ndarray, length: int, prepend_begin: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns segment_ids [B, L], not yet zero on padding, and by how much each row moves for a begin token [B]."""
-        begun = self._documents_until(np.concatenate([starts, ends - 1]))
-        first = begun[: len(starts)] - 1
-        pieces = begun[len(starts) :] - first
+        """Returns segment_ids [B, L], not yet 0 on padding, and the shift of each row by a begin token, 0 or 1, [B]."""
+        started = self._documents_started(np.concatenate([starts, ends - 1]))
+        first = started[: len(starts)] - 1
+        pieces = started[len(starts) :] - first
         row = np.repeat(np.arange(len(starts)), pieces)
         number = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         begins = self._documents.take(first[row] + number) - starts[row]
         shift = (begins[number == 0] != 0) * int(prepend_begin)
-        place = row * length + np.where(number > 0, begins + shift[row], 0)
-        sizes = np.diff(place, append=len(starts) * length)
+        offsets = row * length + np.where(number > 0, begins + shift[row], 0)
+        sizes = np.diff(offsets, append=len(starts) * length)
         return np.repeat((number + 1).astype(np.int32), sizes).reshape(len(starts), length), shift
 
-    def _documents_until(self, positions: np.ndarray) -> np.ndarray:
-        """Returns how many documents begin at or before each position of the stream."""
+    def _documents_started(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the number of documents that begin at or before each position of the stream."""
         parts = self._documents.parts
         if len(parts) == 1:
             return np.searchsorted(parts[0], positions, "right")
@@ -377,16 +381,16 @@ class TokenStore:
 
 
 class _Column:
-    """One array that lies in several memory-mapped files, all but the last of the same size."""
+    """One array in several memory-mapped files, which all have the same size except the last."""
 
     def __init__(self, maps: list[np.ndarray]) -> None:
-        self.parts = [part.view(np.ndarray) for part in maps]  # indexing a memmap object costs more
+        self.parts = [part.view(np.ndarray) for part in maps]  # indexing a memmap object is slower
         self.sizes = np.asarray([part.size for part in self.parts])
         self.capacity = int(self.sizes[0])
         self.size = int(self.sizes.sum())
 
     def take(self, index: np.ndarray) -> np.ndarray:
-        """Returns the items at an index of any shape."""
+        """Returns the items at `index`, an integer array of any shape."""
         if len(self.parts) == 1:
             return self.parts[0][index]
         result = np.empty(index.shape, self.parts[0].dtype)
@@ -397,7 +401,7 @@ class _Column:
         return result
 
     def slices(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Returns the `length` items from each start, [B, length]; beyond the end the last item is repeated."""
+        """Returns the `length` items from each start, [B, length]; the last item is repeated beyond the end."""
         part = starts // self.capacity
         offset = starts - part * self.capacity
         within = offset + length <= self.sizes[part]
@@ -417,14 +421,14 @@ class _Column:
 
 
 def _windows(array: np.ndarray, length: int) -> np.ndarray:
-    """Returns a view [T - length + 1, length] of [T]; indexing it copies whole rows."""
+    """Returns all windows of an array [T] as a view [T - length + 1, length]; indexing it copies whole rows."""
     return np.ndarray((array.size - length + 1, length), array.dtype, array, strides=array.strides * 2)
 
 
-def _behind(content: np.ndarray, front: Any, unmoved: np.ndarray) -> np.ndarray:
-    """Returns content [B, L - 1] behind `front` as [B, L], but the rows `unmoved` stay in front of a free slot."""
+def _prepend(content: np.ndarray, value: Any, unmoved: np.ndarray) -> np.ndarray:
+    """Returns `value` and content [B, L - 1] as [B, L]; the rows `unmoved` end in a free slot instead."""
     result = np.empty((content.shape[0], content.shape[1] + 1), content.dtype)
-    result[:, 0] = front
+    result[:, 0] = value
     result[:, 1:] = content
     result[unmoved, :-1] = content[unmoved]
     return result
@@ -439,19 +443,17 @@ def _stride(length: int, prepend_begin: bool) -> int:
 def _read_index(directory: Path) -> dict[str, Any]:
     path = directory / "index.json"
     if not path.is_file():
-        raise UserError(f"{directory} holds no token store: there is no {path}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version, fingerprint = index["format_version"], index["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: remove {directory} and prepare the data again") from error
+        raise UserError(f"{directory} is not a token store: {path} does not exist")
+    remedy = f"remove {directory} and prepare the data again"
+    index = read_json(path, remedy=remedy)
+    version = index.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{directory} is a token store of format {version}, and this is jaxlm for format {FORMAT_VERSION}:"
-            " prepare the data again"
+            f"{directory} has format version {version}, but this jaxlm reads version {FORMAT_VERSION}: prepare the"
+            " data again"
         )
-    if fingerprint != _fingerprint(index):
-        raise UserError(f"{path} is damaged (its checksum differs): remove {directory} and prepare the data again")
+    if index.get("fingerprint") != _fingerprint(index):
+        raise UserError(f"{path} is damaged (checksum mismatch): {remedy}")
     return index
 
 
@@ -468,11 +470,3 @@ def _checksum(path: Path) -> int:
         while size := file.readinto(buffer):
             crc = zlib.crc32(view[:size], crc)
     return crc
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,38 +1,41 @@
-"""How good a model is: held-out loss on blanks that are the same for every model, run and masking."""
+"""Held-out evaluation of a masked language model, with masks that are the same for every model and run.
 
+15% of single tokens are masked, 80/10/10, chosen by each row's index in the set alone. Beside nats per masked token it
+gives nats per byte of the masked text, which compares tokenizers, and the unigram baseline.
+"""
+
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
-from jaxlm.objectives.masked_lm import prediction_sums, sum_in_pieces
+from jaxlm.data.rows import held_out_batches
+from jaxlm.data.table import CorpusData
+from jaxlm.data.token_store import TokenStore
+from jaxlm.evaluation.evaluator import Evaluator, Metrics
+from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.masking import (
     EVALUATION_RATE,
     Masking,
     evaluation_masking,
+    make_masking,
     mask_tokens,
     prediction_slots,
 )
+from jaxlm.objectives.predictions import sum_predictions, weighted_sums
+from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
+from jaxlm.runtime.hardware import logits_bytes
+from jaxlm.step import Assembly
 
-EVALUATION_SEED = 0  # never the run's: every run is judged by the same blanks
-
-
-class EvaluationSums(NamedTuple):
-    """Sums over blanks: float32 scalars of a batch, numbers of a whole set."""
-
-    loss: Any  # nats
-    correct: Any
-    correct_top5: Any
-    predictions: Any
-    bytes: Any  # of the text under the blanks
-    unigram_loss: Any  # nats, of a model that knows only how often each token occurs in the training text
-    unigram_top5: Any
+EVALUATION_SEED = 0  # never the run's: every run is evaluated with the same masks
+Sums = dict[str, Any]
 
 
 def make_evaluation_step(
@@ -41,12 +44,13 @@ def make_evaluation_step(
     counts: np.ndarray,
     piece_bytes: np.ndarray,
     length: int,
-    logits_bytes: int = 2**28,
-) -> Callable[[dict, dict], EvaluationSums]:
-    """Returns a jitted function of (params, batch) that judges a batch at 15% of its tokens, 80/10/10.
+    most_bytes: int = 2**28,
+) -> Callable[[dict, dict], Sums]:
+    """Returns a jitted function of (params, batch) that gives float32 sums over a batch's masked tokens.
 
-    The blanks depend on each row's index alone. counts int64 [V] are those of the training text (plus one each).
-    Logits above `logits_bytes` are made in pieces.
+    The batch holds int32 tokens and segment_ids and bool word_starts [B, L], and row_index int32 [B]. counts int64 [V]
+    are those of the training text (one is added to each); piece_bytes float32 [V] are the bytes of each token's text.
+    Logits above `most_bytes` are computed in pieces.
     """
     masking = evaluation_masking(masking)
     slots = prediction_slots(masking.scheme, EVALUATION_RATE, length)
@@ -58,73 +62,95 @@ def make_evaluation_step(
     top5 = jnp.zeros(size, bool).at[np.argsort(-frequency, kind="stable")[:5]].set(True)
     bytes_of = jnp.zeros(size, jnp.float32).at[: len(piece_bytes)].set(piece_bytes)
 
-    def judge(params: dict, states: Array, labels: Array, weights: Array) -> EvaluationSums:
-        logits = predict(model, params, states)
-        sums = prediction_sums(logits, labels, weights)
+    def sums_of(logits: Array, labels: Array, weights: Array) -> Sums:
         rank = (logits > jnp.take_along_axis(logits, labels[:, None], axis=-1)).sum(-1)
-        return EvaluationSums(
-            sums.loss, sums.correct, ((rank < 5) * weights).sum(), sums.predictions, (bytes_of[labels] * weights).sum(),
-            -(unigram[labels] * weights).sum(), (top5[labels] * weights).sum(),
-        )  # fmt: skip
+        return weighted_sums(logits, labels, weights) | {
+            "correct_top5": ((rank < 5) * weights).sum(),
+            "bytes": (bytes_of[labels] * weights).sum(),
+            "unigram_loss": -(unigram[labels] * weights).sum(),
+            "unigram_top5": (top5[labels] * weights).sum(),
+        }
 
     @jit
-    def evaluation_step(params: dict, batch: dict) -> EvaluationSums:
+    def evaluation_step(params: dict, batch: dict) -> Sums:
         root = jax.random.key(EVALUATION_SEED)
         keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(batch["row_index"])
         masked = mask_tokens(
             keys, batch["tokens"], batch["segment_ids"], batch["word_starts"], EVALUATION_RATE, slots, masking
         )
-        states = encode(model, params, masked.inputs, batch["segment_ids"])
-        states = gather_positions(states, masked.masked_positions)
-        rows = (states.reshape(-1, states.shape[-1]), masked.labels.reshape(-1), masked.weights.reshape(-1))
-        parts = model.execution.batch_parts
-        return sum_in_pieces(lambda piece: judge(params, *piece), rows, 4 * size, logits_bytes, parts)
+        return sum_predictions(
+            model, params, masked.inputs, batch["segment_ids"], masked.masked_positions,
+            (masked.labels, masked.weights), sums_of, most_bytes,
+        )  # fmt: skip
 
     return evaluation_step
 
 
 def evaluate_held_out(
-    step: Callable, params: dict, batches: Iterable[dict], put: Callable = lambda x: x
-) -> dict[str, float]:
-    """Returns the means over a held-out set's batches; `put` places a batch on the mesh.
+    step: Callable, params: dict, batches: Iterable[dict], shard_batch: Callable = lambda batch: batch
+) -> Metrics:
+    """Returns the metrics of a held-out set; `shard_batch` places a batch on the mesh.
 
-    loss (nats per blank), perplexity, accuracy, accuracy_top5, nats_per_byte (of the text under the blanks, which
-    compares tokenizers), unigram_loss, unigram_top5; nan where there is no blank; blanks.
+    loss (nats per masked token), perplexity, accuracy, accuracy_top5, nats_per_byte (of the masked text), unigram_loss
+    and unigram_top5 (of the most frequent tokens), and n, the number of masked tokens. All but n are NaN if n is 0.
     """
-    columns = np.zeros(len(EvaluationSums._fields))
+    total: dict[str, float] = {}
     for batch in batches:
-        columns += np.array(step(params, put(batch)), float)
-    total = EvaluationSums(*columns.tolist())
-    blanks = total.predictions or math.nan
-    loss = total.loss / blanks
+        for name, value in step(params, shard_batch(batch)).items():
+            total[name] = total.get(name, 0.0) + float(value)
+    count = total.get("predictions") or math.nan
+    mean = {name: value / count for name, value in total.items()}
+    loss = mean.get("loss", math.nan)
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "accuracy": total.correct / blanks,
-        "accuracy_top5": total.correct_top5 / blanks,
-        "nats_per_byte": total.loss / (total.bytes or math.nan),
-        "unigram_loss": total.unigram_loss / blanks,
-        "unigram_top5": total.unigram_top5 / blanks,
-        "blanks": int(total.predictions),
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": mean.get("correct", math.nan),
+        "accuracy_top5": mean.get("correct_top5", math.nan),
+        "nats_per_byte": total.get("loss", math.nan) / (total.get("bytes") or math.nan),
+        "unigram_loss": mean.get("unigram_loss", math.nan),
+        "unigram_top5": mean.get("unigram_top5", math.nan),
+        "n": int(total.get("predictions", 0)),
     }
 
 
-def describe(name: str, result: dict[str, float]) -> str:
-    """Returns the figures of a held-out set as a line."""
+def describe(name: str, metrics: Mapping[str, float]) -> str:
+    """Returns the metrics of a held-out set as a line."""
     return (
-        f"{name}: {result['loss']:.3f} nats a blank, perplexity {result['perplexity']:,.1f}, "
-        f"accuracy {result['accuracy']:.1%}, top-5 {result['accuracy_top5']:.1%}, "
-        f"{result['nats_per_byte']:.3f} nats a byte; unigram baseline {result['unigram_loss']:.3f} nats, "
-        f"top-5 {result['unigram_top5']:.1%}; {result['blanks']:,} blanks"
+        f"{name}: {metrics['loss']:.3f} nats per masked token, perplexity {metrics['perplexity']:,.1f}, "
+        f"accuracy {metrics['accuracy']:.1%}, top-5 accuracy {metrics['accuracy_top5']:.1%}, "
+        f"{metrics['nats_per_byte']:.3f} nats per byte; unigram baseline {metrics['unigram_loss']:.3f} nats, "
+        f"top-5 {metrics['unigram_top5']:.1%}; {metrics['n']:,} masked tokens"
     )
 
 
-def before_and_after(events: list[dict[str, Any]], results: dict[str, dict[str, float]]) -> str:
-    """Returns a table of each held-out set's figures before the first update, by the run's events, and at the end."""
-    first = {event["name"]: event for event in events if event["kind"] == "evaluation" and event["step"] == 0}
-    lines = [f"{'held-out set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
-    for name, after in results.items():
-        known = first.get(name, {})
-        loss, accuracy = (math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy"))
-        lines.append(f"{name:<16}{loss:>14.3f}{after['loss']:>9.3f}{accuracy:>18.1%}{after['accuracy']:>9.1%}")
-    return "\n".join(lines)
+def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]:
+    """Returns an evaluator for each held-out token store; the first chooses the best checkpoint by its loss.
+
+    A phase is evaluated with its own rotary base, at data.sequence_length, whatever its own length.
+    """
+    config, tokenizer, facts = assembly.config, data.tokenizer, data.facts
+    length = config.data.sequence_length
+    size = config.evaluation.batch_size or config.train.batch_size
+    masking = make_masking(config.masking, assembly.encoder.vocab_size, facts.mask_id, facts.special_ids)
+    counts = np.zeros(0, np.int64) if facts.counts is None else facts.counts
+
+    @functools.cache
+    def step_of(rotary_base: float) -> Callable:
+        model = MaskedLM(dataclasses.replace(assembly.encoder, rotary_base=rotary_base), assembly.execution)
+        most = logits_bytes(config.train.logits_megabytes)
+        return make_evaluation_step(model, masking, counts, tokenizer.piece_bytes(), length, most)
+
+    def run(store: TokenStore, params: dict, number: int) -> Metrics:
+        batches = held_out_batches(
+            store, length, size, config.evaluation.rows, config.data.prepend_begin, tokenizer.begin_id,
+            tokenizer.pad_id, *sharding.local_parts(assembly.mesh),
+        )  # fmt: skip
+        shard = functools.partial(sharding.shard_batch, assembly.mesh)
+        return evaluate_held_out(step_of(assembly.phases[number].rotary_base), params, batches, shard)
+
+    return [
+        Evaluator(
+            name, config.evaluation.every, functools.partial(run, store), describe, selects="" if number else "loss"
+        )
+        for number, (name, store) in enumerate(data.held_out.items())
+    ]

@@ -1,7 +1,8 @@
-"""Checkpoints of Hugging Face Transformers, in and out: one table a family, read both ways, without torch.
+"""Import and export of Hugging Face Transformers checkpoints, from one table per family and without torch.
 
-A directory holds config.json and safetensors, one file or several with an index (pytorch_model.bin where torch is
-installed). What comes in and goes out gives Transformers' logits. Kernels there are [out, in], here [in, out].
+A directory contains config.json and safetensors, one file or several with an index (or pytorch_model.bin, which needs
+torch). Imported and exported models have the same logits as in Transformers. Kernels are [out, in] there, [in, out]
+here.
 """
 
 import dataclasses
@@ -18,20 +19,21 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.families import FAMILIES, Family, Part
 from jaxlm.huggingface.refit import refit
-from jaxlm.huggingface.weights import Reader, read_json, some_of, tensor_names, write_tensors
+from jaxlm.huggingface.weights import Reader, some_of, tensor_names, write_tensors
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
+from jaxlm.storage import read_json
 
-# In a work directory: config.json of the checkpoint that the run began with; an export keeps its other keys.
+# In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
-_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms converted from TensorFlow
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")  # no parameters: they are computed here
+_BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")  # not parameters: they are computed here
 _log = logging.getLogger("jaxlm")
 
 
 class Source(NamedTuple):
-    """A checkpoint's config.json as it stands, and what its family is here."""
+    """The config.json of a checkpoint in its family's current format, and the family."""
 
     directory: Path
     config: dict[str, Any]
@@ -39,7 +41,7 @@ class Source(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor of a checkpoint and the parameters that it holds, in order along its first axis."""
+    """One tensor of a checkpoint and our parameters that it contains, in order along its first axis."""
 
     name: str  # without the family's prefix
     paths: tuple[str, ...]
@@ -48,11 +50,11 @@ class Tensor(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What `read_params` found."""
+    """The result of `read_params`."""
 
-    params: dict[str, Any]  # float32; the head's leaves in `fresh` are not there
-    fresh: list[str]  # parameters of the head that the checkpoint lacks
-    unused: list[str]  # tensors of other heads, by their names in the file
+    params: dict[str, Any]  # float32, without the parameters in `fresh`
+    fresh: list[str]  # head parameters that the checkpoint lacks
+    unused: list[str]  # names in the file of tensors of other heads
 
 
 # Finding a checkpoint
@@ -61,7 +63,7 @@ class Loaded(NamedTuple):
 def locate(name: str | Path) -> Path:
     """Returns the directory of a checkpoint: `name` itself, or its newest snapshot in the local Hugging Face cache.
 
-    Of a sentence-transformers directory, that of its Transformer. Raises UserError.
+    For a sentence-transformers directory, returns that of its Transformer module. Raises UserError.
     """
     directory = Path(name).expanduser()
     if not directory.is_dir():
@@ -85,12 +87,12 @@ def _cached(name: str) -> Path:
         named = [path for path in snapshots if path.name == revision] or snapshots
         if named:
             return named[-1]
-    fetch = f"; if it is a model on the Hub, fetch it first with `hf download {name}`" if "/" in name else ""
-    raise UserError(f"there is no directory {name}, and no model of this name in {hub}{fetch}")
+    fetch = f"; if it is a model on the Hub, fetch it with `hf download {name}`" if "/" in name else ""
+    raise UserError(f"there is no directory {name} and no model of this name in {hub}{fetch}")
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Returns whether a directory looks like Transformers', not like a work directory of jaxlm."""
+    """Returns whether a directory is a Transformers checkpoint and not a work directory of jaxlm."""
     try:
         return "model_type" in json.loads((directory / "config.json").read_text("utf-8-sig"))
     except (OSError, ValueError):
@@ -98,14 +100,14 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def read_source(directory: Path) -> Source:
-    """Returns a checkpoint's config and family. Raises UserError for an unknown family or a damaged file."""
+    """Returns the config and family of a checkpoint. Raises UserError if the family is unknown or a file is damaged."""
     if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} holds no config.json, so it is no checkpoint of Transformers")
-    config = read_json(directory / "config.json", dict)
+        raise UserError(f"{directory} has no config.json, so it is not a Transformers checkpoint")
+    config = read_json(directory / "config.json")
     name = config.get("model_type")
     if name not in FAMILIES:
         raise UserError(
-            f"{directory} is of the family {name!r}, which jaxlm does not know; it knows {', '.join(sorted(FAMILIES))}"
+            f"{directory} has the family {name!r}, which is not supported; supported are {', '.join(sorted(FAMILIES))}"
         )
     return Source(directory, FAMILIES[name].modernise(config), FAMILIES[name])
 
@@ -114,7 +116,7 @@ def read_source(directory: Path) -> Source:
 
 
 def model_settings(source: Source) -> dict[str, Any]:
-    """Returns section `model` for a checkpoint. Raises UserError that names what is not supported."""
+    """Returns the settings of section `model` for a checkpoint. Raises UserError that names an unsupported value."""
     family, config = source.family, source.config
     where = source.directory / "config.json"
     for path, allowed in family.allowed.items():
@@ -127,56 +129,57 @@ def model_settings(source: Source) -> dict[str, Any]:
         try:
             settings[key.ours] = key.read(value)
         except (KeyError, TypeError, ValueError) as error:
-            known = f"; known are {', '.join(map(str, key.values))}" if key.values else ""
+            known = f"; supported are {', '.join(map(str, key.values))}" if key.values else ""
             raise UserError(f"{where}: {key.theirs}={value!r} is not supported{known}") from error
     sizes = [settings[name] for name in ("vocab_size", "width", "layers", "heads", "feed_forward_width")]
     if not all(isinstance(size, int) and size > 0 for size in sizes) or settings["width"] % settings["heads"]:
-        raise UserError(f"{where} has sizes that make no encoder: the heads must divide the width, and none can be 0")
+        raise UserError(
+            f"{where} has invalid sizes: all must be positive, and the width divisible by the number of heads"
+        )
     return settings
 
 
 def longest_text(source: Source, encoder: EncoderConfig) -> int:
-    """Returns the tokens of the longest row, begin and end included: by the position table and the tokenizer."""
+    """Returns the maximum number of tokens in a row, including begin and end: the lower of the limits of the position
+    table and of tokenizer_config.json."""
     longest = encoder.max_positions - encoder.position_offset
-    beside = source.directory / "tokenizer_config.json"
-    said = read_json(beside, dict).get("model_max_length") if beside.is_file() else None
-    return min(longest, int(said)) if isinstance(said, int | float) and said > 0 else longest
+    file = source.directory / "tokenizer_config.json"
+    limit = read_json(file).get("model_max_length") if file.is_file() else None
+    return min(longest, int(limit)) if isinstance(limit, int | float) and limit > 0 else longest
 
 
 def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
-    """Returns the family, `wanted` or the first, that expresses an encoder. Raises UserError that names the settings
-    which it cannot express."""
+    """Returns the family `wanted`, or else the first that can express an encoder. Raises UserError that names the
+    settings that the family cannot express."""
     if wanted is not None and wanted not in FAMILIES:
-        raise UserError(f"{wanted} is no family that jaxlm knows; it knows {', '.join(sorted(FAMILIES))}")
+        raise UserError(f"the family {wanted} is not supported; supported are {', '.join(sorted(FAMILIES))}")
     names = [wanted] if wanted else ["roberta" if encoder.position_offset else "bert", *FAMILIES]
     lacking = {name: _inexpressible(encoder, FAMILIES[name]) for name in names}
-    name = min(lacking, key=lambda name: len(lacking[name]))  # the first of equals
+    name = min(lacking, key=lambda name: len(lacking[name]))  # the first if several are equal
     if lacking[name]:
         settings = ", ".join(f"model.{field}={getattr(encoder, field)}" for field in lacking[name])
-        nearest = (
-            "the family" if wanted else "Transformers has no encoder with all of these settings; the nearest family"
-        )
+        nearest = "the family" if wanted else "no Transformers encoder has all of these settings; the nearest family"
         raise UserError(f"{nearest} {name} cannot express {settings}")
     return FAMILIES[name]
 
 
 def _inexpressible(encoder: EncoderConfig, family: Family) -> list[str]:
-    """Returns the fields that come back otherwise when config.json is written and read."""
+    """Returns the fields that change when config.json is written and read back."""
     encoder = refit(encoder, family, 0)
     config = config_for(encoder, family, encoder.max_positions, dict.fromkeys(("pad", "begin", "end"), 0))
-    back = dict(family.fixed)
+    settings = dict(family.fixed)
     for key in family.keys:
         try:
-            back[key.ours] = key.read(_dotted(config, key.theirs, key.default))
+            settings[key.ours] = key.read(_dotted(config, key.theirs, key.default))
         except (KeyError, TypeError, ValueError):
-            back[key.ours] = None
-    back["embedding_width"] = back["embedding_width"] or back["width"]
-    theirs = dataclasses.replace(encoder, **back)
-    return [name for name, value in _effective(encoder).items() if _effective(theirs).get(name) != value]
+            settings[key.ours] = None
+    settings["embedding_width"] = settings["embedding_width"] or settings["width"]
+    expressed = _effective(dataclasses.replace(encoder, **settings))
+    return [name for name, value in _effective(encoder).items() if expressed.get(name) != value]
 
 
 def _effective(encoder: EncoderConfig) -> dict[str, Any]:
-    """Returns the fields that decide what a trained encoder computes."""
+    """Returns the fields that affect the output of a trained encoder."""
     fields = dataclasses.asdict(encoder)
     without_effect = {"dropout", "attention_dropout", "initialization", "initialization_std",
                       "output_bias_from_frequencies", "position_offset"}  # fmt: skip
@@ -204,9 +207,9 @@ def config_for(
     special_ids: dict[str, int],
     base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns config.json: `base`, where the weights came from such a file, with what differs from it.
+    """Returns the content of config.json: `base`, the config of the original checkpoint if any, with the changed keys.
 
-    special_ids has the tokenizer's ids of pad, begin and end.
+    special_ids has the tokenizer's ids of "pad", "begin" and "end".
     """
     config: dict[str, Any] = dict(base or {})
     for name, role in family.special_ids.items():
@@ -215,7 +218,7 @@ def config_for(
     for key in family.keys:
         value = getattr(encoder, key.ours)
         known = _dotted(config, key.theirs, None)
-        if base is None or known is None or key.read(known) != value:  # else as it was spelled
+        if base is None or known is None or key.read(known) != value:  # otherwise base's spelling stays
             _set_dotted(config, key.theirs, key.write(value, encoder))
     if encoder.positions == "rotary" and (base is None or config["max_position_embeddings"] < longest):
         config["max_position_embeddings"] = longest
@@ -243,7 +246,7 @@ def _set_dotted(config: dict[str, Any], path: str, value: Any) -> None:
 
 
 def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
-    """Returns the tensors of a family that hold the parameters of an encoder and its heads."""
+    """Returns the tensors that contain the parameters of an encoder and its heads in a family's checkpoint."""
     parts: dict[str, list[tuple[int, str, tuple[int, ...], bool]]] = {}
     params = abstract_params(encoder)
     if "discriminator/score" in family.modules:
@@ -253,7 +256,7 @@ def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
         layer = re.search(r"layers_(\d+)", module)
         named = family.modules.get(re.sub(r"layers_\d+", "layers_*", module))
         if named is None:
-            raise UserError(f"{family.name} has no place for the parameter {path}")
+            raise UserError(f"the family {family.name} has no tensor for the parameter {path}")
         part = named if isinstance(named, Part) else Part(named, 0)
         name = part.module.replace("*", layer[1] if layer else "") + "." + _LEAVES[kind]
         if path == "head/bias":
@@ -270,7 +273,7 @@ def tensors_of(family: Family, encoder: EncoderConfig) -> list[Tensor]:
 
 
 def has_head(source: Source, encoder: EncoderConfig) -> bool:
-    """Returns whether a checkpoint has a masked-LM head, by the names of its tensors."""
+    """Returns whether a checkpoint has a masked-LM head, according to the names of its tensors."""
     family = source.family
     names = {*_canonical(family, tensor_names(source.directory), source.directory)}
     head = {t.name for t in tensors_of(family, encoder) if t.paths[0].startswith("head/")} - {family.output_bias}
@@ -280,12 +283,13 @@ def has_head(source: Source, encoder: EncoderConfig) -> bool:
 def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     """Returns the parameters of a checkpoint, float32.
 
-    Raises UserError that names each tensor of the encoder that is missing, of another shape, or has no place; missing
-    tensors of the masked-LM head are in `fresh`, tensors of other heads in `unused`, for the caller to tell.
+    Raises UserError that lists the encoder's tensors that are missing, unexpected or have another shape. Missing
+    parameters of the masked-LM head are returned in `fresh`, tensors of other heads in `unused`, for the caller to
+    report.
     """
     family, tied = source.family, encoder.tied_output
     names = _canonical(family, tensor_names(source.directory), source.directory)
-    # Both name one bias; untied, Transformers adds the decoder's own.
+    # Two names of one bias; if untied, Transformers adds the decoder's.
     biases = [name for name in (family.output_bias, family.decoder_bias) if name in names][:: 1 if tied else -1]
     problems: list[str] = []
     fresh: list[str] = []
@@ -302,22 +306,22 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     rest = {n: given for n, given in names.items() if given not in found.values() and not _BUFFERS.search(n)}
     if tied and family.decoder in rest and _differs(source.directory, rest[family.decoder], found):
         _log.warning(
-            "%s: %s is not the token table, yet config.json ties them: the table is used",
+            "%s: %s differs from the token embeddings, but config.json ties them: the embeddings are used",
             source.directory, family.decoder,
         )  # fmt: skip
     rest = {name: given for name, given in rest.items() if name not in copies}
-    # A layer that the config does not have, say: the encoder would be another one.
-    problems += [f"{given} has no place" for name, given in rest.items() if family.is_encoder(name)]
+    # For example a layer beyond those in config.json: without it, the encoder would compute something else.
+    problems += [f"{given} is unexpected" for name, given in rest.items() if family.is_encoder(name)]
     flat: dict[str, np.ndarray] = {}
     with Reader(source.directory) as reader:
         for tensor, given in found.items():
             shape = reader.shape(given)
             if shape != tensor.shape:
-                problems.append(f"{given} is {list(shape)} where config.json means {list(tensor.shape)}")
+                problems.append(f"{given} has the shape {list(shape)}, not {list(tensor.shape)}")
             elif not problems:
                 flat |= _split(tensor, reader.read(given).astype(np.float32))
     if problems:
-        raise UserError(f"{source.directory} does not fit its config.json: {some_of(problems)}")
+        raise UserError(f"the weights in {source.directory} do not match config.json: {some_of(problems)}")
     return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
 
 
@@ -330,13 +334,13 @@ def _differs(directory: Path, decoder: str, found: dict[Tensor, str]) -> bool:
 
 
 def _canonical(family: Family, names: list[str], directory: Path) -> dict[str, str]:
-    """Returns the names in the file by their present spelling without the family's prefix."""
+    """Returns a map from current names, without the family's prefix, to the names in the file."""
     result: dict[str, str] = {}
     for name in names:
         module, _, leaf = name.removeprefix(family.prefix).rpartition(".")
         plain = f"{module}.{_OLD_NAMES.get(leaf, leaf)}" if module else leaf
         if plain in result:
-            raise UserError(f"{directory} holds both {result[plain]} and {name}, which mean the same")
+            raise UserError(f"{directory} contains both {result[plain]} and {name}, which are the same parameter")
         result[plain] = name
     return result
 
@@ -382,8 +386,8 @@ def write_weights(
 ) -> list[Path]:
     """Writes safetensors and returns the files; params without a head are written as the family's base model.
 
-    `more` are tensors that go along as they are. Raises UserError where a file cannot be written, or where what is read
-    back is not what was written.
+    `more` are additional tensors, written unchanged. Raises UserError if a file cannot be written, or if reading it
+    back gives other values.
     """
     import ml_dtypes
 
@@ -393,10 +397,10 @@ def write_weights(
     tensors: dict[str, np.ndarray] = {}
     for tensor in tensors_of(family, encoder):
         if not all(path in flat for path in tensor.paths):
-            continue  # of the head
+            continue  # a head that params lacks
         parts = [np.asarray(flat[path]) for path in tensor.paths]
         array = np.concatenate([part.T if tensor.transposed else part for part in parts])
-        # A transposed view would be written in another order (safetensors 0.8).
+        # safetensors 0.8 writes a transposed view in the wrong order
         tensors[(prefix if family.is_encoder(tensor.name) else "") + tensor.name] = np.ascontiguousarray(array, to)
     if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
         tensors[family.decoder_bias] = tensors[family.output_bias]
@@ -406,6 +410,6 @@ def write_weights(
 
 
 def other_tensors(source: Source, names: list[str]) -> dict[str, np.ndarray]:
-    """Returns tensors of a checkpoint by their names in the file, as they are."""
+    """Returns tensors of a checkpoint, unchanged, by their names in the file."""
     with Reader(source.directory) as reader:
         return {name: reader.read(name) for name in names}

@@ -1,7 +1,7 @@
-"""The families of Hugging Face checkpoints that fit our encoder: one table each, read both ways.
+"""The families of Hugging Face checkpoints that our encoder can express: one table each, for import and export.
 
-A table says where each module lies, which key of config.json is which setting, and what the family demands. MPNet and
-DeBERTa are left out: their attention has position terms of its own, which no setting of ours expresses.
+A table lists the module names, the keys of config.json and their settings, and the settings that the family fixes.
+MPNet and DeBERTa are missing: their attention has position terms that no setting of ours expresses.
 """
 
 import dataclasses
@@ -12,67 +12,69 @@ from jaxlm.model.config import EncoderConfig
 
 
 class Part(NamedTuple):
-    """A module whose tensor is one of several that lie on one another along the first axis."""
+    """A module whose tensor is one of several that a checkpoint concatenates along the first axis."""
 
     module: str
     number: int
 
 
 class Key(NamedTuple):
-    """A key of config.json (dots lead into objects) and the setting of section `model` that it is."""
+    """A key of config.json (dots separate nested keys) and the corresponding setting of section `model`."""
 
     theirs: str
     ours: str
-    default: Any = None  # where the file lacks it, as Transformers takes it
-    values: dict[Any, Any] | None = None  # theirs -> ours; the first of several spellings is written
+    default: Any = None  # the value that Transformers uses if the key is missing
+    values: dict[Any, Any] | None = None  # their value -> ours; of several for one value, the first is written
     reader: Callable[[Any], Any] | None = None
     writer: Callable[[Any, EncoderConfig], Any] | None = None
 
     def read(self, value: Any) -> Any:
-        """Returns our value of theirs. Raises KeyError, TypeError or ValueError for one that is not known."""
+        """Returns the setting for a value of config.json. Raises KeyError, TypeError or ValueError if it is unknown."""
         if self.values is not None:
             return self.values[value]
         return self.reader(value) if self.reader else value
 
     def write(self, value: Any, encoder: EncoderConfig) -> Any:
-        """Returns their value of ours, or None where they have none."""
+        """Returns the value for config.json of a setting, or None if there is none."""
         if self.values is not None:
             return next((theirs for theirs, ours in self.values.items() if ours == value), None)
         return self.writer(value, encoder) if self.writer else value
 
 
-def _as_it_is(config: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _nothing(encoder: EncoderConfig) -> dict[str, Any]:
+def _no_keys(encoder: EncoderConfig) -> dict[str, Any]:
     return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family. `modules` maps ours to theirs, with * for the layer's number and without `prefix`."""
+    """One family. `modules` maps our module names to theirs, with * for the layer number and without `prefix`."""
 
     name: str
     masked_lm: str  # the class in Transformers
     base: str  # the class without a head
     prefix: str
     modules: dict[str, str | Part]
-    decoder: str  # the output projection, absent from the file where it is tied
+    decoder: str  # the output projection, missing from the file if it is tied
     output_bias: str
-    decoder_bias: str  # a second name of the same where there is one; an untied decoder reads this one
+    decoder_bias: str  # a second name of the output bias, if any; an untied decoder uses this one
     keys: tuple[Key, ...]
     fixed: dict[str, Any]
     special_ids: dict[str, str]  # key of config.json -> role of the token
-    allowed: dict[str, tuple] = dataclasses.field(default_factory=dict)  # keys whose other values change the function
-    modernise: Callable[[dict[str, Any]], dict[str, Any]] = _as_it_is  # older spellings of config.json
-    older_keys: Callable[[EncoderConfig], dict[str, Any]] = _nothing  # what older versions of Transformers read
+    allowed: dict[str, tuple] = dataclasses.field(
+        default_factory=dict
+    )  # keys for which other values change the function
+    modernise: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged  # converts older formats of config.json
+    older_keys: Callable[[EncoderConfig], dict[str, Any]] = _no_keys  # read by older versions of Transformers
 
     def is_encoder(self, name: str) -> bool:
-        """Returns whether a tensor, without the prefix, belongs to the encoder and not to a head on it."""
+        """Returns whether a tensor, named without the prefix, belongs to the encoder and not to a head."""
         roots = {
-            (place.module if isinstance(place, Part) else place).split(".")[0]
-            for ours, place in self.modules.items()
+            (theirs.module if isinstance(theirs, Part) else theirs).split(".")[0]
+            for ours, theirs in self.modules.items()
             if ours.startswith("encoder/")
         }
         return name.split(".")[0] in roots
@@ -85,7 +87,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _GATED = {"gelu": "geglu", "silu": "swiglu", "swish": "swiglu", "relu": "reglu"}
 
-# What post-norm encoders with learned positions have in common (Devlin et al. 2018, arXiv 1810.04805).
+# What all post-norm encoders with learned positions share (Devlin et al. 2018, arXiv 1810.04805).
 _POST_NORM: dict[str, Any] = {
     "embedding_width": 0, "norm": "layer_norm", "norm_position": "post", "norm_bias": True, "attention_bias": True,
     "feed_forward_bias": True, "first_norm": True, "embedding_norm": True, "positions": "learned",
@@ -149,7 +151,7 @@ _BERT = Family(
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
-# Liu et al. 2019, arXiv 1907.11692: positions count from the row behind the pad token's id.
+# Liu et al. 2019, arXiv 1907.11692: positions start at the row after the pad token's id.
 _ROBERTA = Family(
     name="roberta",
     masked_lm="RobertaForMaskedLM",
@@ -210,7 +212,7 @@ _DISTILBERT = Family(
     special_ids={"pad_token_id": "pad"},
 )
 
-# Clark et al. 2020, arXiv 2003.10555: narrow tables, projected; a discriminator has a head of its own
+# Clark et al. 2020, arXiv 2003.10555: narrow embeddings with a projection; a discriminator has its own head
 _ELECTRA = Family(
     name="electra",
     masked_lm="ElectraForMaskedLM",
@@ -250,14 +252,14 @@ def _write_pattern(pattern: str, encoder: EncoderConfig) -> list[str]:
 
 
 def _modernise(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns ModernBERT's config.json as Transformers 5 spells it; version 4 had a period and two bases."""
+    """Returns ModernBERT's config.json in the format of Transformers 5; version 4 had a layer period and two bases."""
     config = dict(config)
     if not config.get("layer_types"):
         every = config.get("global_attn_every_n_layers") or 3
         kinds = ("full_attention", "sliding_attention")
         config["layer_types"] = [kinds[bool(i % every)] for i in range(config.get("num_hidden_layers", 22))]
     full = config.get("global_rope_theta") or 160_000.0
-    # A base that is null is that of the global layers; one that is absent has its own default.
+    # A null local base means the global base; a missing one has its own default.
     local = (config["local_rope_theta"] or full) if "local_rope_theta" in config else 10_000.0
     given = config.get("rope_parameters") or {}
     config["rope_parameters"] = {
@@ -268,7 +270,7 @@ def _modernise(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _older_modernbert(encoder: EncoderConfig) -> dict[str, Any]:
-    """Returns the keys that Transformers 4 reads, where it can express the pattern."""
+    """Returns the keys that Transformers 4 reads, or none if it cannot express the layer pattern."""
     pattern = encoder.layer_pattern
     if pattern != "g" + "l" * (len(pattern) - 1):
         return {}
@@ -279,7 +281,7 @@ def _older_modernbert(encoder: EncoderConfig) -> dict[str, Any]:
     }
 
 
-# Warner et al. 2024, arXiv 2412.13663; Ettin and mmBERT are of this family
+# Warner et al. 2024, arXiv 2412.13663; Ettin and mmBERT belong to this family
 _MODERNBERT = Family(
     name="modernbert",
     masked_lm="ModernBertForMaskedLM",
@@ -294,7 +296,7 @@ _MODERNBERT = Family(
         "encoder/layers_*/attention/value": Part("layers.*.attn.Wqkv", 2),
         "encoder/layers_*/attention/output": "layers.*.attn.Wo",
         "encoder/layers_*/feed_forward_norm": "layers.*.mlp_norm",
-        "encoder/layers_*/feed_forward/gate": Part("layers.*.mlp.Wi", 0),  # the half that the activation is on
+        "encoder/layers_*/feed_forward/gate": Part("layers.*.mlp.Wi", 0),  # the half with the activation
         "encoder/layers_*/feed_forward/up": Part("layers.*.mlp.Wi", 1),
         "encoder/layers_*/feed_forward/down": "layers.*.mlp.Wo",
         "encoder/final_norm": "final_norm",
@@ -317,7 +319,7 @@ _MODERNBERT = Family(
         Key("norm_bias", "norm_bias", False),
         Key("attention_bias", "attention_bias", False),
         Key("mlp_bias", "feed_forward_bias", False),
-        Key("local_attention", "window", 128, None, lambda width: width // 2 * 2),  # half of it on each side
+        Key("local_attention", "window", 128, None, lambda width: width // 2 * 2),  # half on each side
         Key("layer_types", "layer_pattern", None, None, _read_pattern, _write_pattern),
         Key("rope_parameters.full_attention.rope_theta", "rotary_base", None, None, float),
         Key("rope_parameters.sliding_attention.rope_theta", "local_rotary_base", None, None, float),

@@ -1,4 +1,4 @@
-"""The same function in the form of another family: what an architecture and its parameters become, exactly."""
+"""Exact conversion of an architecture and its parameters to the form of another family."""
 
 import dataclasses
 from typing import Any
@@ -8,15 +8,15 @@ import numpy as np
 from jaxlm.huggingface.families import Family
 from jaxlm.model.config import EncoderConfig
 
-# A gate that is always one makes a gated feed-forward of a plain one; relu(x)**2 is relu(x) gated by x itself.
+# A plain feed-forward is a gated one whose linear half is always 1; relu(x)**2 is relu(x) gated by x.
 _GATED = {"gelu": "geglu", "silu": "swiglu", "relu": "reglu", "relu_squared": "reglu"}
 
 
 def refit(encoder: EncoderConfig, family: Family, pad_id: int) -> EncoderConfig:
-    """Returns the architecture as the family would have it, where it can compute the same.
+    """Returns the architecture in the family's form, if that can compute the same function.
 
-    Positions are counted from where the family counts them (RoBERTa behind the pad token's id), there is a table of
-    token types where the family always has one, and ModernBERT's feed-forward is gated and its head has a dense layer.
+    Positions start at the family's first row (RoBERTa's at the pad token's id plus 1), a table of token types is added
+    if the family requires it, and for ModernBERT the feed-forward is gated and the head has a dense layer.
     """
     changes: dict[str, Any] = {}
     if encoder.positions == "learned":
@@ -36,7 +36,7 @@ def refit(encoder: EncoderConfig, family: Family, pad_id: int) -> EncoderConfig:
 
 
 def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderConfig) -> dict[str, Any]:
-    """Returns parameters (NumPy, nested dicts) of `before` as those of `after = refit(before, ...)`."""
+    """Returns the parameters (nested dicts of NumPy arrays) of `before` converted to `after = refit(before, ...)`."""
     encoder = dict(params["encoder"])
     embeddings = encoder["embeddings"] = dict(encoder["embeddings"])
     if before.position_offset != after.position_offset:
@@ -52,7 +52,7 @@ def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderCo
     result = params | {"encoder": encoder}
     if before.head_transform != after.head_transform:
         final = encoder["final_norm"]
-        # The head normalises again what has been: only its own epsilon changes that, by a known factor.
+        # The head normalises the normalised states again, which only divides them by sqrt(1 + epsilon).
         scale = final["scale"] * np.float32((1 + before.norm_epsilon) ** 0.5)
         encoder["final_norm"] = {"scale": np.ones_like(scale)}
         norm = {"scale": scale}

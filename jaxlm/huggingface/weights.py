@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, one file or several with an index, and what pytorch_model.bin holds."""
+"""Tensors in checkpoint files: safetensors and pytorch_model.bin, in one file or several with an index."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.storage import write_text
+from jaxlm.storage import read_json, reason, write_text
 
 WEIGHTS = "model.safetensors"
 
 
 class Reader:
-    """Tensors of a directory by name, whichever of its files holds them."""
+    """Reads the tensors of a directory by name, from whichever of its files contains them."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self._files = directory, _file_of(directory)
@@ -41,14 +41,14 @@ class Reader:
 
 
 def tensor_names(directory: Path) -> list[str]:
-    """Returns the names of all tensors. Raises UserError where there are no weights, or damaged ones."""
+    """Returns the names of all tensors. Raises UserError if the weights are missing or damaged."""
     return list(_file_of(directory))
 
 
 def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> list[Path]:
-    """Writes safetensors, several with an index above `shard_bytes`, reads all back, and returns the files.
+    """Writes tensors to safetensors files of at most `shard_bytes` each, with an index if there are several.
 
-    Raises UserError where a file cannot be written, or where what is read back is not what was written.
+    Returns the files. Raises UserError if a file cannot be written, or if reading it back gives other values.
     """
     from safetensors.numpy import save_file
 
@@ -56,7 +56,7 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: 
     for name, array in tensors.items():
         if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > shard_bytes:
             shards.append({})
-        # A transposed view would be written in another order (safetensors 0.8).
+        # safetensors 0.8 writes a transposed view in the wrong order
         shards[-1][name] = np.ascontiguousarray(array)
     files = [directory / WEIGHTS]
     if len(shards) > 1:
@@ -65,44 +65,44 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: 
         for file, shard in zip(files, shards, strict=True):
             save_file(shard, file, {"format": "pt"})
         if len(shards) > 1:
-            places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
+            weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
             total = sum(array.nbytes for array in tensors.values())
-            index = {"metadata": {"total_size": total}, "weight_map": places}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(directory / f"{WEIGHTS}.index.json", json.dumps(index, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"cannot write to {directory}: {reason(error)}") from error
     with Reader(directory) as reader:
         for name, array in tensors.items():
             back = reader.read(name)
             if back.dtype != array.dtype or back.shape != array.shape or back.tobytes() != array.tobytes():
-                raise UserError(f"{name} was not read back as it was written to {directory}: is the disk in order?")
+                raise UserError(f"{name} has other values after it was written to {directory}: check the disk")
     return files
 
 
 def _file_of(directory: Path) -> dict[str, Path]:
-    """Returns the file that holds each tensor."""
+    """Returns the file of each tensor."""
     for single, index in ((WEIGHTS, f"{WEIGHTS}.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
         if (directory / single).is_file():
             return dict.fromkeys(_names_in(directory / single), directory / single)
         if (directory / index).is_file():
             return _sharded(directory, index)
     others = sorted({p.name for pattern in ("*.h5", "*.msgpack", "*.ckpt*") for p in directory.glob(pattern)})
-    hint = f" ({', '.join(others)} are of other frameworks)" if others else ""
-    raise UserError(f"{directory} holds no weights: no {WEIGHTS} and no pytorch_model.bin{hint}")
+    hint = f"; {', '.join(others)} cannot be read" if others else ""
+    raise UserError(f"{directory} contains no weights: neither {WEIGHTS} nor pytorch_model.bin{hint}")
 
 
 def _sharded(directory: Path, index: str) -> dict[str, Path]:
-    places = read_json(directory / index, dict).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = read_json(directory / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{directory / index} has no weight_map: fetch it again")
-    files = {name: directory / str(file) for name, file in places.items()}
+    files = {name: directory / str(file) for name, file in weight_map.items()}
     for file in dict.fromkeys(files.values()):
         if file.parent != directory or not file.is_file():
-            raise UserError(f"{directory} lacks {file.name}, which {index} names: fetch it again")
+            raise UserError(f"{directory} lacks {file.name}, which is listed in {index}: fetch it again")
         inside = set(_names_in(file))
-        lost = [name for name, place in files.items() if place == file and name not in inside]
-        if lost:
-            raise UserError(f"{file} lacks {some_of(lost)}, which {index} names: fetch it again")
+        missing = [name for name, other in files.items() if other == file and name not in inside]
+        if missing:
+            raise UserError(f"{file} lacks {some_of(missing)}, listed in {index}: fetch it again")
     return files
 
 
@@ -111,7 +111,7 @@ def _names_in(file: Path) -> list[str]:
 
 
 def _open_safetensors(file: Path) -> Any:
-    import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
+    import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -121,34 +121,24 @@ def _open_safetensors(file: Path) -> Any:
 
 
 def _read_torch(file: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a pytorch_model.bin, read by torch's loader that takes nothing but tensors."""
+    """Returns the tensors of a pytorch_model.bin, read by torch without running any code in the file."""
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{file.parent} has its weights in {file.name} only, which needs torch: install it, or convert the file"
-            " where Transformers is, by AutoModelForMaskedLM.from_pretrained(DIR).save_pretrained(NEW)"
+            f"{file.parent} has weights in {file.name} only, which needs torch: install it, or convert the file with"
+            " AutoModelForMaskedLM.from_pretrained(DIR).save_pretrained(NEW) where Transformers is installed"
         ) from error
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{file} is damaged, or holds more than tensors ({type(error).__name__}): it is not read"
+            f"{file} is damaged or contains more than tensors ({type(error).__name__}): get the weights as safetensors"
         ) from error
     return {name: value.float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def read_json(file: Path, kind: type) -> Any:
-    try:
-        content = json.loads(file.read_text("utf-8-sig"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} is no valid JSON ({error}): fetch it again") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{file} holds no JSON {'object' if kind is dict else 'array'}: fetch it again")
-    return content
-
-
-def some_of(problems: list[str], most: int = 6) -> str:
-    """Returns the first few of a list as text, and how many more there are."""
-    more = f", and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + more
+def some_of(items: list[str], most: int = 6) -> str:
+    """Returns the first `most` items of a list as text, followed by the number of the others."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more

@@ -8,7 +8,7 @@ from jaxlm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The architecture. The fields are the settings of section `model`, which tells what each one means."""
+    """The architecture; the fields are settings of section `model`, documented in `jaxlm.settings`."""
 
     vocab_size: int
     layers: int
@@ -54,12 +54,15 @@ class EncoderConfig:
         return self.activation in ("geglu", "swiglu", "reglu")
 
     def is_local(self, layer: int) -> bool:
-        """Whether a layer sees a window only: the pattern is tiled over the layers."""
+        """Returns whether a layer attends within a window; the pattern repeats over the layers."""
         return self.layer_pattern[layer % len(self.layer_pattern)] == "l"
 
 
 def encoder_config(settings: Any, tokenizer_size: int = 0) -> EncoderConfig:
-    """Returns the architecture of section `model`; its vocabulary is the tokenizer's unless set. Raises UserError."""
+    """Returns the architecture of section `model`; model.vocab_size=0 is replaced by the tokenizer's size.
+
+    Raises UserError if the vocabulary is unknown, or smaller than the tokenizer's.
+    """
     fields = {field.name: settings[field.name] for field in dataclasses.fields(EncoderConfig)}
     fields["vocab_size"] = fields["vocab_size"] or tokenizer_size
     fields["embedding_width"] = fields["embedding_width"] or fields["width"]
@@ -69,5 +72,5 @@ def encoder_config(settings: Any, tokenizer_size: int = 0) -> EncoderConfig:
             f"set it to 0 to follow the tokenizer, or to at least {tokenizer_size}"
         )
     if fields["vocab_size"] < 8:
-        raise UserError("model.vocab_size must be set where no tokenizer gives it")
+        raise UserError("model.vocab_size must be at least 8 if there is no tokenizer to take it from")
     return EncoderConfig(**fields)

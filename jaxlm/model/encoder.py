@@ -1,16 +1,18 @@
-"""The Transformer encoder, in Linen: BERT, RoBERTa, MosaicBERT and ModernBERT by settings.
+"""The Transformer encoder in Flax Linen; BERT, RoBERTa, MosaicBERT and ModernBERT differ only in settings.
 
-Shapes: B batch, L sequence length, D model width, N heads, H head width, F feed-forward width, V vocabulary.
+Shapes: B batch, L sequence length, D model width, N heads, H head width.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlm.model import attention
-from jaxlm.model.attention import AttentionMask
+from jaxlm.model.attention import ATTENDED, AttentionMask
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.model.kernels import dispatch as kernels
@@ -19,7 +21,7 @@ from jaxlm.model.layers import Dense, Norm, activate, dropout, kernel_init, mult
 
 
 class Table(nn.Module):
-    """An embedding table [rows, width], looked up by ids."""
+    """An embedding table [rows, width]; returns the rows [..., width] of ids [...]."""
 
     rows: int
     width: int
@@ -27,7 +29,7 @@ class Table(nn.Module):
     execution: Execution = Execution()
 
     def setup(self) -> None:
-        # Tables start as BERT's whatever becomes of the output projections.
+        # The other schemes change projections only; tables start as BERT's.
         plain = dataclasses.replace(self.config, initialization="normal")
         self.embedding = self.param("embedding", kernel_init(plain), (self.rows, self.width))
 
@@ -36,7 +38,7 @@ class Table(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Token ids [B, L] -> [B, L, D]: tokens, learned positions and token types, summed, normed, projected to D."""
+    """Returns embeddings [B, L, D] of tokens [B, L]: token, position and token-type rows, summed, normed, projected."""
 
     config: EncoderConfig
     execution: Execution
@@ -60,7 +62,7 @@ class Embeddings(nn.Module):
         x = self.token(tokens)
         if config.positions == "learned":
             x += self.position(positions + config.position_offset)
-        if config.token_types:  # a look-up of the same row everywhere would have a slow derivative on GPU
+        if config.token_types:  # the gradient of looking up one row everywhere is slow on GPU
             x += self.token_type.embedding[0] if token_types is None else self.token_type(token_types)
         if config.embedding_norm:
             x = self.norm(x)
@@ -69,10 +71,10 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (arXiv 1706.03762) of x [B, L, D]; `rotary` is the table for this layer's base.
+    """Multi-head self-attention (arXiv 1706.03762) of x [B, L, D].
 
-    Returns what it adds, [B, L, D], and its values [B, L, N, H]; `first_value` are those of the first layer, which are
-    mixed in (arXiv 2410.17897).
+    Returns the output [B, L, D] and the values [B, L, N, H]. `first_value` [B, L, N, H], the values of the first layer,
+    are mixed into those of this layer (arXiv 2410.17897). `rotary` is the table of this layer's rotary base.
     """
 
     config: EncoderConfig
@@ -93,10 +95,10 @@ class Attention(nn.Module):
 
         names, shape = ("query", "key", "value"), (*x.shape[:2], config.heads, config.head_width)
         dropped = config.attention_dropout, seeds, site
-        if self.execution.attention == "flash" and bias is None:  # one product, for a kernel that takes it as it is
+        if self.execution.attention == "flash" and bias is None:  # one product for all three, as the kernel takes it
             weights, biases = zip(*(dense(name).parameters(x.shape[-1]) for name in names), strict=True)
             parts = [kernel.astype(self.execution.compute_dtype) for kernel in weights]
-            # Heads that are split over devices stay so in an axis of their own; else a flat product is faster.
+            # An axis of its own keeps heads split over devices; otherwise a flat product is faster.
             join = jnp.stack if self.execution.splits_heads else jnp.concatenate
             of_all = join(biases, 0) if config.attention_bias else None
             joined_blpnh = multiply(x, join(parts, 1), self.execution, of_all).reshape(*shape[:2], 3, *shape[2:])
@@ -116,7 +118,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two products with an activation between; gated (arXiv 2002.05202): down(activation(gate(x)) * up(x))."""
+    """Returns down(activation(up(x))) of x [B, L, D]; gated (arXiv 2002.05202): down(activation(gate(x)) * up(x))."""
 
     config: EncoderConfig
     execution: Execution
@@ -137,7 +139,10 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each added to the residual stream, with the norm before (pre) or after (post)."""
+    """Attention and feed-forward network, each added to the residual stream, normalized before (pre) or after (post).
+
+    Returns x [B, L, D] and, in the first layer of a model with value_residual, its values [B, L, N, H], else None.
+    """
 
     config: EncoderConfig
     execution: Execution
@@ -147,7 +152,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: Array, first_value: Array | None, mask: kernels.Mask, bias: Array | None, rotary, seeds: Array | None
     ) -> tuple[Array, Array | None]:
-        config, site = self.config, 1 + 3 * self.index  # site 0 is the embeddings'
+        config, site = self.config, 1 + 3 * self.index  # dropout site 0 belongs to the embeddings
         pre = config.norm_position == "pre"
 
         def norm(name: str) -> Norm:
@@ -163,20 +168,35 @@ class Layer(nn.Module):
         x = x if pre else attention_norm(x)
         fed = FeedForward(config, self.execution, name="feed_forward")(feed_forward_norm(x) if pre else x)
         x = self.keep(x + dropout(fed, config.dropout, seeds, site + 2))
-        mixed_in = config.value_residual and self.index == 0  # the others' values are wanted by no one
+        mixed_in = config.value_residual and self.index == 0  # only the first layer's values are reused
         return x if pre else feed_forward_norm(x), value if mixed_in else None
 
     def keep(self, x: Array) -> Array:
-        """Returns x, and where execution.keep_sums says so makes the compiler compute it, and its gradient, once."""
+        """Returns x; with execution.keep_sums, XLA computes x and its gradient once instead of in each use."""
         return lax.optimization_barrier(x) if self.execution.keep_sums else x
 
 
-class Encoder(nn.Module):
-    """Token ids -> contextual states.
+def rematerialised(layer: type[nn.Module], execution: Execution) -> Any:
+    """Returns the module class `layer` with the rematerialisation of the execution applied to it."""
+    if execution.rematerialise == "full":
+        return nn.remat(layer)
+    if execution.rematerialise == "dots":
+        policies = jax.checkpoint_policies
+        return nn.remat(
+            layer,
+            policy=policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
+            ),
+        )
+    return layer
 
-    tokens, segment_ids and token_types are int32 [B, L]; segment_ids None means that a row is one document without
-    padding. Positions restart with each segment and attention stays within it, so a packed document's states are what
-    they would be alone. dropout_seeds uint32 [B, 2] turn dropout on. Returns [B, L, D] in the activation dtype.
+
+class Encoder(nn.Module):
+    """Returns contextual states [B, L, D] in the activation dtype.
+
+    tokens, segment_ids and token_types are int32 [B, L]; without segment_ids, each row is one segment without padding.
+    Positions restart and attention stays within each segment, so that a packed document has the same states as alone.
+    dropout_seeds uint32 [B, 2] enable dropout. For causal and prefix int32 [B], see `AttentionMask`.
     """
 
     config: EncoderConfig
@@ -185,7 +205,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config, self.execution)
-        kind = kernels.rematerialised(Layer, self.execution)
+        kind = rematerialised(Layer, self.execution)
         self.layers = [kind(config, self.execution, index) for index in range(config.layers)]
         if config.norm_position == "pre":
             self.final_norm = Norm(config, self.execution)
@@ -201,14 +221,14 @@ class Encoder(nn.Module):
     ) -> Array:
         config, length = self.config, tokens.shape[1]
         if token_types is not None and not config.token_types:
-            raise ValueError("this model has no token types: model.token_types is 0")
+            raise ValueError("token_types are given, but the model has none: model.token_types is 0")
         if segment_ids is None:
             positions = jnp.arange(length, dtype=jnp.int32)[None]
         else:
             positions = attention.positions_in_segments(segment_ids)
         x = split_rows(self.embeddings(tokens, positions, token_types, dropout_seeds), self.execution)
 
-        # Layers of a kind share their mask, rotary table and bias.
+        # All local layers share their mask, rotary table and bias, and so do all global layers.
         masks, rotaries, biases = {}, {}, {}
         for local in {config.is_local(index) for index in range(config.layers)}:
             mask = AttentionMask(segment_ids, prefix, config.window if local else None, causal)
@@ -216,7 +236,7 @@ class Encoder(nn.Module):
             base = config.local_rotary_base if local else config.rotary_base
             if config.positions == "rotary":
                 table = attention.rotary_table(positions, config.head_width, base)
-                # Else each rotation computes the sines again, for every head.
+                # Without the barrier, each rotation recomputes the sines for every head.
                 rotaries[local] = lax.optimization_barrier(table) if self.execution.keep_sums else table
             if config.positions == "alibi":
                 biases[local] = kernels.alibi_bias_for(masks[local], config.heads, length)

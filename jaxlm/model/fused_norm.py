@@ -1,7 +1,7 @@
-"""LayerNorm and RMSNorm on GPU in one kernel each way, written in Pallas for Triton.
+"""LayerNorm and RMSNorm on GPU: one Pallas Triton kernel forward and one backward.
 
-XLA sums the rows in one kernel and reads them again in the next; and in the backward pass the sums over columns take a
-third. Rows of x are [M, D].
+XLA needs two kernels, which both read the rows, and in the backward pass a third for the sums over columns.
+Shapes: M rows, D width.
 """
 
 from functools import partial
@@ -13,8 +13,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-ROWS = 4  # at a time, in the registers of one program
-ROWS_OF_PROGRAM = 32  # in the backward pass, where each program writes sums over its rows
+ROWS = 4  # rows that a program holds in registers at a time
+ROWS_OF_PROGRAM = 32  # rows per program in the backward pass; each program writes the sums over its rows
 
 
 class _Static(NamedTuple):
@@ -25,12 +25,15 @@ class _Static(NamedTuple):
 
 
 def fits(rows: int) -> bool:
-    """Returns whether the kernels can do so many rows."""
+    """Returns whether the kernels support this number of rows."""
     return rows % ROWS_OF_PROGRAM == 0
 
 
 def fused_norm(x: Array, scale: Array, bias: Array, epsilon: float, centre: bool, interpret: bool = False) -> Array:
-    """Returns the rows of x [M, D] normed, times scale [D] plus bias [D], in x's dtype; what `Norm` computes."""
+    """Returns the normalized rows of x [M, D] times scale [D] plus bias [D], in x's dtype, as `Norm` does.
+
+    With `centre` the rows are shifted to mean 0 first (LayerNorm). M must satisfy `fits`.
+    """
     return _norm(x, scale, bias, _Static(x.shape[1], epsilon, centre, interpret))
 
 
@@ -107,7 +110,7 @@ def _backward_kernel(static, x_ref, grad_ref, scale_ref, grad_x_ref, grad_scale_
 
 
 def _inside(static: _Static) -> Array:
-    """Returns which entries of a row, a power of two long, are there."""
+    """Returns a mask of the entries within the width, in rows padded to a power of two."""
     return jnp.arange(pl.next_power_of_2(static.width)) < static.width
 
 
@@ -116,7 +119,7 @@ def _load(ref: Any, inside: Array) -> Array:
 
 
 def _normalise(static: _Static, x: Array, inside: Array) -> tuple[Array, Array]:
-    """Returns rows at mean 0 (if `centre`) and mean square 1, zero beyond the width, and what they were divided by."""
+    """Returns the rows at mean 0 (if `centre`) and mean square 1, zero in the padding, and their inverse scales."""
     if static.centre:
         x = jnp.where(inside[None, :], x - (x.sum(1) / static.width)[:, None], 0.0)
     inverse = lax.rsqrt((x * x).sum(1) / static.width + static.epsilon)[:, None]

@@ -1,4 +1,4 @@
-"""What stands on the encoder: the masked-LM head, applied at the masked positions only."""
+"""Heads on the encoder: vocabulary logits at chosen positions, and ELECTRA's replaced-token detection."""
 
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from jaxlm.model.layers import Dense, Norm, activate, kernel_init, multiply
 
 
 class MaskedLMHead(nn.Module):
-    """States [..., D] -> vocabulary logits float32 [..., V]; `table` [V, E] is the token table where they are tied."""
+    """Returns vocabulary logits float32 [..., V] of states [..., D]; `table` [V, E] is the kernel of a tied output."""
 
     config: EncoderConfig
     execution: Execution
@@ -41,7 +41,7 @@ class MaskedLMHead(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """An encoder with its masked-LM head; `encode` and `predict` below apply them. Calling it gives all logits."""
+    """An encoder with its masked-LM head, applied by the functions `encode` and `predict`. Returns logits [B, L, V]."""
 
     config: EncoderConfig
     execution: Execution = Execution()
@@ -61,7 +61,7 @@ class MaskedLM(nn.Module):
 
 
 def encode(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array | None = None, **more: Any) -> Array:
-    """Returns the encoder's states [B, L, D]; arguments as of `Encoder`."""
+    """Returns the encoder's states [B, L, D] in the activation dtype; the arguments are those of `Encoder`."""
     return cast(Array, model.apply({"params": params}, tokens, segment_ids, method="encode", **more))
 
 
@@ -71,7 +71,7 @@ def predict(model: MaskedLM, params: dict, states: Array) -> Array:
 
 
 class ReplacedTokenHead(nn.Module):
-    """States [..., D] -> logits float32 [...] that a token was replaced: ELECTRA's discriminator (arXiv 2003.10555)."""
+    """Returns logits float32 [...] of states [..., D] that a token was replaced (ELECTRA, arXiv 2003.10555)."""
 
     config: EncoderConfig
     execution: Execution = Execution()
@@ -83,22 +83,16 @@ class ReplacedTokenHead(nn.Module):
         return Dense(1, True, config, self.execution, name="score")(x)[..., 0].astype(jnp.float32)
 
 
-def replaced_token_logits(model: MaskedLM, params: dict, states: Array) -> Array:
-    """Returns logits float32 [...] of states [..., D]; params must have a "discriminator", as ELECTRA's do."""
-    head = ReplacedTokenHead(model.config, model.execution)
-    return cast(Array, head.apply({"params": params["discriminator"]}, states))
-
-
 def gather_positions(states: Array, positions: Array) -> Array:
-    """Returns states [B, L, D] at positions int32 [B, P] -> [B, P, D]."""
+    """Returns the states [B, P, D] at positions int32 [B, P] of states [B, L, D]."""
     return jnp.take_along_axis(states, positions[:, :, None], axis=1)
 
 
 def init_params(config: EncoderConfig, seed: int, counts: np.ndarray | None = None) -> dict:
-    """Returns fresh parameters (float32, nested dicts); jit it to build them sharded.
+    """Returns initial parameters, float32 in nested dicts; jit with output shardings creates them sharded.
 
-    counts int64 [V], how often each token occurs in training, start the output bias at the log of their frequencies
-    (plus one each) where `output_bias_from_frequencies` is set.
+    counts int64 [V] are the tokens' numbers of occurrences in the training text: with `output_bias_from_frequencies`,
+    the output bias starts at the log of their frequencies, with 1 added to each count.
     """
     tokens = jnp.zeros((1, 8), jnp.int32)
     params = MaskedLM(config).init(jax.random.key(seed), tokens)["params"]
@@ -110,16 +104,16 @@ def init_params(config: EncoderConfig, seed: int, counts: np.ndarray | None = No
 
 
 def abstract_params(config: EncoderConfig) -> dict:
-    """Returns the tree of shapes and dtypes that `init_params` would make, without making it."""
+    """Returns the shapes and dtypes of `init_params`, without computing them."""
     return jax.eval_shape(lambda: init_params(config, 0))
 
 
 def abstract_discriminator(config: EncoderConfig) -> dict:
-    """Returns the tree of shapes and dtypes of ELECTRA's discriminator."""
+    """Returns the shapes and dtypes of the parameters of `ReplacedTokenHead`."""
     states = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
     return jax.eval_shape(ReplacedTokenHead(config).init, jax.random.key(0), states)["params"]
 
 
 def parameter_count(config: EncoderConfig) -> int:
-    """Returns how many parameters encoder and head have."""
+    """Returns the number of parameters of encoder and head."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(config)))

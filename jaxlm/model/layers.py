@@ -1,4 +1,4 @@
-"""The pieces that every layer is made of: products, norms, activations, dropout, and the initial weights."""
+"""Building blocks of layers: matrix products, norms, activations, dropout, and initializers."""
 
 from functools import partial
 
@@ -22,15 +22,14 @@ def multiply(
     transposed: bool = False,
     unrounded: bool = False,
 ) -> Array:
-    """Returns x @ kernel + bias, or x @ kernel.T + bias if transposed: x [..., D], kernel [D, F] ([F, D]) -> [..., F].
+    """Returns x @ kernel + bias [..., F] of x [..., D] and kernel [D, F]; if transposed, the kernel is [F, D].
 
-    F may be several axes, of kernel and bias, where it is not transposed.
-    Products are in the compute dtype and accumulate in float32; the result is in the activation dtype, or if
-    `unrounded` the float32 that was accumulated.
+    If it is not transposed, F may stand for several axes of kernel and bias. Operands are in the compute dtype,
+    accumulation is in float32; the result is in the activation dtype, or in float32 if `unrounded`.
     """
     dtype = jnp.dtype(execution.compute_dtype)
     if execution.activation_dtype == "float32" or unrounded:
-        flat = x.reshape(-1, x.shape[-1])  # XLA's CPU kernels run stacked products at half the speed of flat ones
+        flat = x.reshape(-1, x.shape[-1])  # on CPU, batched products run at half the speed of flat ones
         features = kernel.shape[:1] if transposed else kernel.shape[1:]
         kernel, bias = kernel.reshape(len(kernel), -1), None if bias is None else bias.reshape(-1)
         product = _multiply(flat.astype(jnp.float32), kernel, bias, dtype, execution.transpose_gradients, transposed)
@@ -42,7 +41,7 @@ def multiply(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _multiply(x, kernel, bias, dtype: jnp.dtype, transpose_gradients: bool, transposed: bool) -> Array:
-    """The product with operands cast to `dtype` and a float32 result, in the backward pass as well."""
+    """Returns the float32 product of operands cast to `dtype`; the same holds for the backward products."""
     return _multiply_forward(x, kernel, bias, dtype, transpose_gradients, transposed)[0]
 
 
@@ -58,7 +57,7 @@ def _multiply_backward(dtype, transpose_gradients, transposed, saved, gradient):
     grad_x = _dot(gradient, kernel, 1, 0 if transposed else 1)
     left, right = (gradient, x) if transposed else (x, gradient)
     if transpose_gradients:
-        # XLA's fast CPU kernels take A B and A B^T but not A^T B, and would undo any transpose that is not in memory.
+        # XLA's fast CPU kernels compute A B and A B^T, not A^T B; the constraint keeps XLA from removing the transpose.
         grad_kernel = _dot(with_layout_constraint(left.T, Layout(major_to_minor=(0, 1))), right, 1, 0)
     else:
         grad_kernel = _dot(left, right, 0, 0)
@@ -66,7 +65,7 @@ def _multiply_backward(dtype, transpose_gradients, transposed, saved, gradient):
 
 
 def column_sums(x: Array) -> Array:
-    """Returns the sums of x [M, F] over its rows, float32 [F]; on CPU by a product where XLA's sum is slow."""
+    """Returns the sum of x [M, F] over its rows, float32 [F]; on CPU as a product where XLA's sum is slow."""
 
     def as_product(x: Array) -> Array:
         return _dot(jnp.ones((1, x.shape[0]), x.dtype), x, 1, 0)[0]
@@ -87,23 +86,23 @@ def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
 
 
 def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
-    """Returns the precision of a product of this dtype: accelerators would round float32 to TF32 or bfloat16."""
+    """Returns the precision of products of a dtype; by default, accelerators round float32 to TF32 or bfloat16."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def kernel_init(config: EncoderConfig, role: str = "inner") -> nn.initializers.Initializer:
-    """Returns how a kernel starts; `role` is "inner", "residual" (its product is added to the stream) or "logits"."""
+    """Returns a kernel's initializer; `role` is "inner", "residual" (added to the residual stream) or "logits"."""
     std = config.initialization_std
     if config.initialization == "zero_output" and role != "inner":
         return nn.initializers.zeros_init()
     if config.initialization == "depth_scaled" and role == "residual":
         std /= (2 * config.layers) ** 0.5
-    # BERT draws from a normal cut at two deviations and does not correct the deviation for the cut.
+    # As BERT: truncated at two standard deviations, without correcting the deviation for the truncation.
     return nn.initializers.truncated_normal(std)
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias; x [..., D] -> [..., features]."""
+    """Returns x @ kernel + bias [..., features] of x [..., D]."""
 
     features: int
     use_bias: bool
@@ -113,7 +112,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def parameters(self, width: int) -> tuple[Array, Array | None]:
-        """Returns the kernel [width, features] and the bias [features], for who multiplies several at once."""
+        """Returns the kernel [width, features] and the bias [features], to join several kernels into one product."""
         kernel = self.param("kernel", kernel_init(self.config, self.role), (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
         return kernel, bias
@@ -124,7 +123,7 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) over the last axis, computed in float32."""
+    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) over the last axis, in float32; keeps x's dtype."""
 
     config: EncoderConfig
     execution: Execution = Execution()
@@ -148,14 +147,17 @@ class Norm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def normalise(x: Array, epsilon: float, centre: bool) -> Array:
-    """Returns rows of x float32 [M, D] at mean 0 (if `centre`) and mean square 1; the gradient needs only these."""
+    """Returns the rows of x, float32 [M, D], scaled to mean square 1, and if `centre` first shifted to mean 0.
+
+    The custom gradient saves only the result and the scale of each row.
+    """
     return _normalise_forward(x, epsilon, centre)[0]
 
 
 def _normalise_forward(x, epsilon, centre):
     mean = x.mean(-1, keepdims=True) if centre else jnp.zeros((x.shape[0], 1))
     inverse = lax.rsqrt(jnp.square(x - mean if centre else x).mean(-1, keepdims=True) + epsilon)
-    # XLA would sum each row again in every kernel that reads it: on CPU for every entry, where few rows are taken.
+    # Without the barrier, XLA recomputes the sums in each kernel that reads them; on CPU, with few rows, per entry.
     mean, inverse = lax.optimization_barrier((mean, inverse))
     y = (x - mean if centre else x) * inverse
     return y, (y, inverse)
@@ -188,17 +190,17 @@ _add_row.defvjp(lambda x, row: (x + row, None), lambda _, g: (g, column_sums(g))
 
 
 def split_rows(x: Array, execution: Execution) -> Array:
-    """Returns x [B, ...] with its rows split over the devices as the batch's are, and nothing else of it.
+    """Returns x [B, ...] constrained to have its rows, and no other axis, split over devices like the batch.
 
-    Without a word XLA splits activations as it finds parameters split, and sums every product over the devices.
+    Without the constraint, XLA splits activations like the parameters, and sums every product over the devices.
     """
     return x if execution.rows is None else lax.with_sharding_constraint(x, execution.rows)
 
 
 def whole_rows(table: Array, execution: Execution) -> Array:
-    """Returns a table [rows, D] whose rows are whole on every device, to be looked up where the ids are.
+    """Returns a table [rows, D] constrained not to be split along D, so that each device looks up its own ids.
 
-    Looked up in a table that is split along D, the states of the whole batch would travel in place of the table.
+    With a table split along D, the devices would exchange the states of the whole batch instead of the table.
     """
     if execution.rows is None:
         return table
@@ -207,7 +209,7 @@ def whole_rows(table: Array, execution: Execution) -> Array:
 
 
 def activate(name: str, x: Array) -> Array:
-    """Returns the activation by its name in section `model`; for geglu, swiglu and reglu that of the gate."""
+    """Returns the activation `name` of section `model` applied to x; for geglu, swiglu and reglu, x is the gate."""
     if name == "none":
         return x
     if name in ("gelu", "geglu"):
@@ -222,13 +224,13 @@ def activate(name: str, x: Array) -> Array:
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """Returns x times the normal distribution's share below x (arXiv 1606.08415), exact, by erf."""
+    """Returns the exact GELU of x, x times the normal cumulative distribution at x (arXiv 1606.08415)."""
     return _gelu_forward(x)[0]
 
 
 def _gelu_forward(x):
-    share = 0.5 * (1 + lax.erf(x * 0.5**0.5))
-    return x * share, x
+    cumulative = 0.5 * (1 + lax.erf(x * 0.5**0.5))
+    return x * cumulative, x
 
 
 def _gelu_backward(x, gradient):
@@ -241,9 +243,9 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @jax.named_scope("dropout")
 def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
-    """Zeroes a share `rate` of x [B, ...] and scales the rest up; without seeds (uint32 [B, 2]) returns x.
+    """Returns x [B, ...] after dropout at `rate`; unchanged if there are no seeds, uint32 [B, 2].
 
-    `site` must differ between the places where a model drops.
+    `site` numbers the dropout layers of a model, so that their bits differ.
     """
     if seeds is None or rate == 0:
         return x
@@ -252,22 +254,22 @@ def dropout(x: Array, rate: float, seeds: Array | None, site: int) -> Array:
 
 
 def dropout_kept(shape: tuple[int, ...], rate: float, seeds: Array, site: int) -> Array:
-    """Returns bool [B, ...] of this shape, False for a share `rate`; seeds are uint32 [B, 2].
+    """Returns bool [B, ...] of the given shape, False with probability `rate`; seeds are uint32 [B, 2].
 
-    The bits are a hash of (the row's seed, the site in the model, the position within the row), so they are the same on
-    any mesh and in any micro-batch, and cost a fraction of what a cryptographic generator does. Where the shape
-    [B, N, S, K] is cut out of [N, L, L], the seeds are [B, 3]: the last is the first query's position, and as many keys
-    stand before it as after the last query.
+    The bits are a hash of (the row's seed, the site, the position within the row): they do not depend on the mesh or
+    the micro-batch, and cost a fraction of a cryptographic generator's. If the shape [B, N, S, K] is cut out of
+    [B, N, L, L], seeds are [B, 3]: the last is the position of the first query, and as many keys precede it as follow
+    the last query.
     """
     of_rows, of_columns = dropout_hashes(shape, seeds, site)
     return dropout_kept_by(of_rows + of_columns, rate)
 
 
 def dropout_hashes(shape: tuple[int, ...], seeds: Array, site: int) -> tuple[Array, Array]:
-    """Returns uint32 [B, ..., 1] and [B, 1..., K] for dropout of this shape [B, ..., K].
+    """Returns hashes uint32 [B, ..., 1] of rows and [B, 1..., K] of columns for dropout of shape [B, ..., K].
 
-    Their sum goes to `dropout_kept_by`: so the work of an entry is little, and kernels that make their own entries drop
-    the same ones.
+    Their sum is the argument of `dropout_kept_by`. So little is computed per entry, and kernels that compute single
+    blocks drop the same entries.
     """
     ones = (1,) * (len(shape) - 1)
     first, second = seeds[:, 0] ^ jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF), seeds[:, 1]
@@ -278,21 +280,21 @@ def dropout_hashes(shape: tuple[int, ...], seeds: Array, site: int) -> tuple[Arr
         start = seeds[:, 2].reshape(-1, *ones)
         row += start
         column += start - jnp.uint32((shape[-1] - shape[-2]) // 2)
-    if len(shape) == 4:  # a head's rows are its own
+    if len(shape) == 4:  # rows of different heads differ
         row = row * jnp.uint32(shape[1]) + lax.broadcasted_iota(jnp.uint32, (1, shape[1], 1, 1), 1)
     of_rows = _mix(_mix(row * jnp.uint32(0x9E3779B1) + first) ^ second)
     return of_rows, _mix(_mix(column * jnp.uint32(0x85EBCA6B) + second) ^ first)
 
 
 def dropout_kept_by(hashes: Array, rate: float) -> Array:
-    """Returns bool like the sums of hashes, False for a share `rate`."""
+    """Returns bool of the shape of `hashes`, the sums of row and column hashes; False with probability `rate`."""
     x = (hashes ^ (hashes >> 16)) * jnp.uint32(0x21F0AAAD)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)  # only the high bits decide: a last shift would not change them
+    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)  # no last shift: the comparison depends on the high bits
     return x >= jnp.uint32(round(rate * 2**32))
 
 
 def _mix(x: Array) -> Array:
-    """A 32-bit finaliser: two rounds of xor-shift and odd multiplication, each output bit depends on each input bit."""
+    """Returns a 32-bit hash of x, in which each output bit depends on each input bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
     return x ^ (x >> 15)

@@ -1,4 +1,4 @@
-"""Published architectures: section `model` of each."""
+"""Published architectures, as settings of section `model`."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ _MODERNBERT = {
 }
 
 
-# Section `model` of published architectures, for `config.model.update(PRESETS["bert_base"])` in a config file.
+# Used in config files: config.model.update(PRESETS["bert_base"])
 PRESETS: dict[str, dict[str, Any]] = {
     # Devlin et al. 2018, arXiv 1810.04805
     "bert_base": _BERT | _BASE,

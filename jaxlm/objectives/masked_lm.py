@@ -1,114 +1,113 @@
-"""What training minimises. Objectives return sums, so that accumulation, sharding and uneven rows change nothing."""
+"""Masked language modelling: predict the tokens that were hidden from the encoder (BERT, arXiv 1810.04805)."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import Array
 
-from jaxlm.model.heads import MaskedLM, encode, gather_positions, predict
-from jaxlm.model.layers import split_rows
-from jaxlm.objectives.masking import MaskedTokens
-
-T = TypeVar("T")
-
-
-class PredictionSums(NamedTuple):
-    """Sums over the predictions of a batch, float32 scalars: divide by `predictions` for means."""
-
-    loss: Array  # nats
-    correct: Array  # where the true token had the highest logit
-    predictions: Array
+from jaxlm.config import Phase
+from jaxlm.data.facts import DataFacts
+from jaxlm.model.config import EncoderConfig
+from jaxlm.model.execution import Execution
+from jaxlm.model.flops import training_flops
+from jaxlm.model.heads import MaskedLM, init_params
+from jaxlm.objectives.masking import MaskedTokens, Masking, make_masking, mask_tokens, prediction_slots
+from jaxlm.objectives.objective import Column, Params, Prepared, Sums
+from jaxlm.objectives.predictions import sum_predictions, weighted_sums
+from jaxlm.runtime.hardware import logits_bytes
 
 
-def masked_lm(
-    model: MaskedLM,
-    params: dict,
-    masked: MaskedTokens,
-    segment_ids: Array,
-    dropout_seeds: Array | None = None,
-    logits_bytes: int = 2**28,
-    causal: bool = False,
-) -> PredictionSums:
-    """Returns the summed cross entropy of the masked tokens; `causal` hides from each token what follows it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedLanguageModel:
+    """The mean cross entropy of the masked tokens, in nats. The fraction that is masked may change during the run."""
 
-    Vocabulary logits exist at masked positions only, [B * P, V] float32 at once, or where a device's part of that is
-    more than `logits_bytes` in equal pieces whose logits are computed again in the backward pass.
-    """
-    states = encode(model, params, masked.inputs, segment_ids, dropout_seeds=dropout_seeds, causal=causal)
-    states = gather_positions(states, masked.masked_positions)
-    states = split_rows(states.reshape(-1, states.shape[-1]), model.execution)
-    labels, weights = masked.labels.reshape(-1), masked.weights.reshape(-1)
+    model: MaskedLM
+    masking: Masking
+    rate: float  # of a row's ordinary tokens that are predicted, when the run begins
+    final_rate: float | None  # and when it ends; None: the same
+    slots_rate: float  # the highest rate that a row must have room for
+    logits_bytes: int
+    token_counts: np.ndarray | None
 
-    def sums(piece: tuple[Array, Array, Array]) -> PredictionSums:
-        states, labels, weights = piece
-        logits = predict(model, params, states)
-        return prediction_sums(logits, labels, weights)
+    predicts_tokens: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
+    counted: ClassVar[frozenset[str]] = frozenset({"dropped_words"})
+    causal: ClassVar[bool] = False
 
-    parts = model.execution.batch_parts
-    return sum_in_pieces(sums, (states, labels, weights), model.config.vocab_size * 4, logits_bytes, parts)
+    @classmethod
+    def from_config(
+        cls, config: Any, phase: Phase, encoder: EncoderConfig, execution: Execution, facts: DataFacts
+    ) -> "MaskedLanguageModel":
+        """Returns the objective of a phase."""
+        return cls(
+            model=MaskedLM(dataclasses.replace(encoder, rotary_base=phase.rotary_base), execution),
+            masking=make_masking(config.masking, encoder.vocab_size, facts.mask_id, facts.special_ids),
+            rate=phase.mask_rate,
+            final_rate=config.masking.final_rate,
+            slots_rate=max(phase.mask_rate, config.masking.final_rate or 0),
+            logits_bytes=logits_bytes(config.train.logits_megabytes),
+            token_counts=facts.counts,
+        )
 
+    @property
+    def dropout(self) -> bool:
+        return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0
 
-def sum_in_pieces(sums: Callable[[tuple], T], rows: tuple, row_bytes: int, most_bytes: int, parts: int = 1) -> T:
-    """Returns sums(rows), whose results add up over rows, taken over pieces whose rows need at most `most_bytes`.
+    def slots(self, length: int) -> int:
+        """Returns P, the predictions that a row of `length` tokens has room for."""
+        return prediction_slots(self.masking.scheme, self.slots_rate, length)
 
-    Where `parts` devices hold equal runs of the rows, each piece has its share of every run, and the limit is a
-    device's: pieces that were runs themselves would be gathered, and computed by all devices.
-    """
-    pieces = _pieces(len(rows[0]) // parts, row_bytes, most_bytes)
-    if pieces == 1:
-        return sums(rows)
+    def columns(self, length: int) -> dict[str, Column]:
+        return {
+            "tokens": Column(np.int32, (length,), len(self.masking.special_ids), self.model.config.vocab_size),
+            "segment_ids": Column(np.int32, (length,)),
+            "word_starts": Column(np.bool_, (length,)),
+        }
 
-    def cut(x: Array) -> Array:
-        if parts == 1:
-            return x.reshape(pieces, -1, *x.shape[1:])
-        return x.reshape(parts, pieces, -1, *x.shape[1:]).swapaxes(0, 1).reshape(pieces, -1, *x.shape[1:])
+    def init(self, seed: int) -> Params:
+        return init_params(self.model.config, seed, self.token_counts)
 
-    split = jax.tree.map(cut, rows)
-    return jax.tree.map(lambda x: x.sum(0), lax.map(jax.checkpoint(sums), split))
+    def inherit(self, params: Params) -> Params:
+        return {part: params[part] for part in ("encoder", "head") if part in params}
 
+    def knobs(self, progress: float) -> dict[str, float]:
+        last = self.final_rate
+        return {"mask_rate": self.rate if last is None else self.rate + (last - self.rate) * progress}
 
-def _pieces(rows: int, row_bytes: int, most_bytes: int) -> int:
-    """Returns into how many equal pieces rows are cut so that one holds at most `most_bytes` (or a single row)."""
-    least = max(1, -(-rows * row_bytes // most_bytes))
-    return next(pieces for pieces in range(min(least, rows), rows + 1) if rows % pieces == 0)
+    def prepare(self, batch: Mapping[str, Array], keys: Array, knobs: Mapping[str, Array]) -> Prepared:
+        slots = self.slots(batch["tokens"].shape[1])
+        masked = mask_tokens(
+            keys, batch["tokens"], batch["segment_ids"], batch["word_starts"], knobs["mask_rate"], slots, self.masking
+        )
+        return self._prepared(masked, batch)
 
+    def _prepared(self, masked: MaskedTokens, batch: Mapping[str, Array]) -> Prepared:
+        tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+        ordinary = jnp.isin(tokens, jnp.asarray(self.masking.special_ids), invert=True) & (segment_ids > 0)
+        counts = {"ordinary_tokens": ordinary.sum(), "dropped_words": masked.dropped_words.sum()}
+        return Prepared((masked, segment_ids), masked.weights.sum(), counts)
 
-def prediction_sums(logits: Array, labels: Array, weights: Array) -> PredictionSums:
-    """Returns sums over logits float32 [M, V] for labels int32 [M]; weights float32 [M] of 0 leave one out."""
-    losses, correct = cross_entropy(logits, labels)
-    return PredictionSums((losses * weights).sum(), (correct * weights).sum(), weights.sum())
+    def sums(self, params: Params, rows: tuple[MaskedTokens, Array], dropout_seeds: Array | None) -> Sums:
+        masked, segment_ids = rows
+        return sum_predictions(
+            self.model, params, masked.inputs, segment_ids, masked.masked_positions, (masked.labels, masked.weights),
+            weighted_sums, self.logits_bytes, dropout_seeds=dropout_seeds, causal=self.causal,
+        )  # fmt: skip
 
+    def report(self, totals: Mapping[str, Array]) -> dict[str, Array]:
+        predictions = totals["predictions"]
+        return {
+            "loss": totals["loss"] / jnp.maximum(predictions, 1),
+            "accuracy": totals["correct"] / jnp.maximum(predictions, 1),
+            "masked_share": predictions / jnp.maximum(totals["ordinary_tokens"], 1),
+            "dropped_words": totals["dropped_words"],
+        }
 
-@jax.custom_vjp
-def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Returns nats float32 [M], and bool [M] whether no logit is above the label's.
+    def logits_memory(self, rows: int, length: int) -> int:
+        return min(rows * self.slots(length) * self.model.config.vocab_size * 4, self.logits_bytes)
 
-    The gradient is written out, softmax minus one at the label, so that the backward pass reads the logits once and
-    the forward pass keeps nothing of their size but themselves.
-    """
-    return _cross_entropy_forward(logits, labels)[0]
-
-
-def _cross_entropy_forward(logits, labels):
-    highest = logits.max(-1)
-    normaliser = highest + jnp.log(jnp.exp(logits - highest[:, None]).sum(-1))
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return (normaliser - own, own >= highest), (logits, labels, normaliser)
-
-
-def _cross_entropy_backward(saved, gradients):
-    logits, labels, normaliser = saved
-    at_label = labels[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    gradient = (jnp.exp(logits - normaliser[:, None]) - at_label) * gradients[0][:, None]
-    return gradient, None
-
-
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
-def mean_loss(sums: PredictionSums, predictions: Any = None) -> Array:
-    """Returns nats per prediction; 0, with zero gradients, for a batch without any."""
-    total = sums.predictions if predictions is None else predictions
-    return sums.loss / jnp.maximum(total, 1)
+    def flops(self, batch_size: int, length: int, tokens: int, knobs: Mapping[str, float]) -> float:
+        return training_flops(self.model.config, batch_size, length, int(knobs["mask_rate"] * tokens))

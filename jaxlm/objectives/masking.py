@@ -1,4 +1,4 @@
-"""Which tokens a masked language model must predict, chosen on the accelerator inside the jitted step."""
+"""Masking: which tokens a masked language model must predict, chosen on the accelerator inside the jitted step."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from jax import Array, lax
 
 
 class Masking(NamedTuple):
-    """How to mask; static. `ordinary_ids` are the ids that may be predicted and drawn as random replacements."""
+    """How to mask; static. `ordinary_ids` are the ids that may be predicted or drawn as random replacements."""
 
     scheme: str  # "token", "whole_word" or "span"
     mask_share: float
@@ -28,13 +28,13 @@ class Masking(NamedTuple):
 
 
 class MaskedTokens(NamedTuple):
-    """A batch with blanks. Unused slots of the P have position 0, an ordinary label's place and weight 0."""
+    """A masked batch. An unused one of the P slots has position 0, the label of that position, and weight 0."""
 
     inputs: Array  # int32 [B, L]
     masked_positions: Array  # int32 [B, P], ascending
     labels: Array  # int32 [B, P]
     weights: Array  # float32 [B, P], 1 or 0
-    dropped_words: Array  # int32 [B], words that were drawn and did not fit into the row's room
+    dropped_words: Array  # int32 [B], words that were drawn but did not fit into the P slots
 
 
 def make_masking(settings: Any, tokenizer_size: int, mask_id: int, special_ids: tuple[int, ...]) -> Masking:
@@ -44,7 +44,7 @@ def make_masking(settings: Any, tokenizer_size: int, mask_id: int, special_ids: 
 
 
 def evaluation_masking(masking: Masking) -> Masking:
-    """Returns the masking that every model is judged by: single tokens, 80/10/10 (arXiv 1810.04805)."""
+    """Returns the masking of held-out evaluation: single tokens, 80/10/10 (arXiv 1810.04805)."""
     return masking._replace(scheme="token", mask_share=0.8, random_share=0.1)
 
 
@@ -52,22 +52,22 @@ EVALUATION_RATE = 0.15
 
 
 def next_tokens(tokens: Array, segment_ids: Array, masking: Masking) -> MaskedTokens:
-    """Returns a batch in which nothing is hidden and each token has the next one of its document to predict.
+    """Returns a batch in which no token is hidden and each position predicts the next token of its document.
 
-    tokens and segment_ids int32 [B, L]; P is L. As in `mask_tokens` special tokens are not predicted. For a model that
-    sees nothing of what follows: causal language modelling, from which masked modelling can go on (arXiv 2507.00994).
+    tokens and segment_ids are int32 [B, L]; P is L. As in `mask_tokens`, special tokens are not predicted. This is for
+    causal language models, whose attention must not see later tokens.
     """
     labels, next_segment = (jnp.roll(x, -1, axis=1) for x in (tokens, segment_ids))
     special = jnp.isin(labels, jnp.asarray(masking.special_ids, jnp.int32))
-    there = (next_segment == segment_ids) & (segment_ids > 0) & ~special
-    there = there.at[:, -1].set(False)
+    valid = (next_segment == segment_ids) & (segment_ids > 0) & ~special
+    valid = valid.at[:, -1].set(False)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     nothing = jnp.zeros(len(tokens), jnp.int32)
-    return MaskedTokens(tokens, positions, labels, there.astype(jnp.float32), nothing)
+    return MaskedTokens(tokens, positions, labels, valid.astype(jnp.float32), nothing)
 
 
 def prediction_slots(scheme: str, rate: float, length: int) -> int:
-    """Returns P, the slots a row has for predictions: its share, and room for the word that crosses it."""
+    """Returns P, the predictions that a row has room for: its budget, plus room for the word that crosses it."""
     return min(length, math.ceil(rate * length) + (0 if scheme == "token" else 8))
 
 
@@ -80,12 +80,13 @@ def mask_tokens(
     slots: int,
     masking: Masking,
 ) -> MaskedTokens:
-    """Chooses a share `rate` of each row's ordinary tokens to predict, and hides them from the model.
+    """Returns a batch in which a fraction `rate` of each row's ordinary tokens is to be predicted and mostly hidden.
 
-    keys are typed PRNG keys [B], one a row; tokens and segment_ids int32 [B, L], word_starts bool [B, L]; slots is P.
-    Special tokens and padding are never chosen. Single tokens; or whole words, all of a word or none of it (an ordinary
-    word that holds a special token such as [UNK] is never chosen); or spans of whole words with geometric lengths
-    (SpanBERT, arXiv 1907.10529), replaced by mask, random or own tokens as one.
+    keys are typed PRNG keys [B], one per row; tokens and segment_ids are int32 [B, L], word_starts bool [B, L]; slots
+    is P. Special tokens and padding are never chosen. The scheme is "token" (single tokens), "whole_word" (all tokens
+    of a word or none; a word that contains a special token such as [UNK] is never chosen) or "span" (spans of whole
+    words with geometric lengths; SpanBERT, arXiv 1907.10529). A word or span is replaced as a unit by mask tokens, by
+    random tokens, or not at all.
     """
     special = np.zeros(masking.vocab_size, bool)
     special[list(masking.special_ids)] = True
@@ -102,7 +103,7 @@ def _mask_row(key, tokens, segment_ids, word_starts, *, rate, slots, masking: Ma
     index = jnp.arange(length)
     maskable = (segment_ids > 0) & ~special[tokens]
 
-    # `unit` numbers what is chosen as one, and `draw` is the place in the random order of the unit's words.
+    # `unit` numbers the words, or the tokens, that are chosen as a whole; `draw` decides their random order.
     if masking.scheme == "token":
         unit = owner = index
     else:
@@ -114,9 +115,9 @@ def _mask_row(key, tokens, segment_ids, word_starts, *, rate, slots, masking: Ma
     if masking.scheme == "span":
         owner = _span_owners(span_key, draw, unit, segment_ids, masking)[unit]
 
-    # Words are taken in random order until the budget is spent, each whose first token is still within it. The order
-    # begins at a random point of the text: the word that holds it comes last, and what it has left after the point is
-    # spent already. So every word has the same chance, whatever its length, and the budget is met on average.
+    # Words are taken in random order as long as their first token is within the budget. A random point of the text
+    # decides which word comes last, and the part of that word after the point counts as spent already. So every word
+    # has the same chance, whatever its length, and the budget is met on average.
     count = jnp.cumsum(maskable)
     point = jax.random.uniform(point_key) * count[-1]
     cut = unit[jnp.searchsorted(count, point, side="right")]
@@ -147,8 +148,8 @@ def _mask_row(key, tokens, segment_ids, word_starts, *, rate, slots, masking: Ma
 def _span_owners(key: Array, draw: Array, unit: Array, segment_ids: Array, masking: Masking) -> Array:
     """Returns for each word the word whose span it belongs to, int32 [L].
 
-    Every word begins a span of clipped geometric length; a word under several spans goes to the one drawn first, so
-    taking words in the order of their owners' draws is SpanBERT's sampling without its loop.
+    Every word begins a span of clipped geometric length, and a word covered by several spans belongs to the one drawn
+    first. Taking words in the order of their owners' draws is then SpanBERT's sampling, without its loop.
     """
     (length,) = draw.shape
     p, longest = masking.span_p, masking.span_max

@@ -1,4 +1,4 @@
-"""Muon: updates of the layers' matrices, orthogonalised (arXiv 2502.16982)."""
+"""Muon: orthogonalised momentum updates for the matrices of the layers (arXiv 2502.16982)."""
 
 from typing import Any
 
@@ -9,27 +9,27 @@ from jax import Array
 
 
 def is_layer_matrix(path: str, leaf: Any) -> bool:
-    """Whether Muon turns this parameter: the matrices of the layers, not tables, heads, norms or biases."""
+    """Returns whether Muon updates this parameter: matrices of layers, not embeddings, heads, norms or biases."""
     return "/layers_" in path and path.endswith("/kernel") and leaf.ndim == 2
 
 
 def muon(settings: Any, compute_dtype: str) -> optax.GradientTransformation:
-    def turn(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda update: widen(orthogonalise(update, compute_dtype)), updates)
+    """Returns the transformation of matrices [in, out]: Nesterov momentum, then orthogonalisation."""
 
-    def widen(
-        update: Array,
-    ) -> Array:  # a kernel [in, out] that widens gets more, to keep its output's size
+    def orthogonalise_all(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda update: scale(orthogonalise(update, compute_dtype)), updates)
+
+    def scale(update: Array) -> Array:  # keeps the size of the output's change where the output is wider than the input
         return update * max(1.0, update.shape[1] / update.shape[0]) ** 0.5
 
-    return optax.chain(optax.trace(settings.muon_momentum, nesterov=True), optax.stateless(turn))
+    return optax.chain(optax.trace(settings.muon_momentum, nesterov=True), optax.stateless(orthogonalise_all))
 
 
 def orthogonalise(x: Array, compute_dtype: str = "float32") -> Array:
-    """Returns the matrix float32 [M, N] with its singular values all near 1: five steps of a Newton-Schulz iteration.
+    """Returns x, float32 [M, N], with all singular values close to 1, by five steps of a Newton-Schulz iteration.
 
-    Coefficients and number of steps are those of Muon (https://kellerjordan.github.io/posts/muon/), which bring values
-    to between 0.7 and 1.2 and no nearer. Products are in the compute dtype: the iteration mends what they round.
+    The coefficients and the number of steps are Muon's (https://kellerjordan.github.io/posts/muon/); the results
+    lie between 0.7 and 1.2. Products are in the compute dtype: the iteration corrects their rounding errors.
     """
     dtype = jnp.dtype(compute_dtype)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

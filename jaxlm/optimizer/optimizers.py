@@ -1,112 +1,27 @@
-"""The update as an optax chain, and which parameters decay, are frozen, or learn at another rate."""
+"""The optimizer of a run as an optax transformation: AdamW, LAMB or Muon, with frozen parameters left out."""
 
-import math
-import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm.errors import UserError
 from jaxlm.optimizer.muon import is_layer_matrix, muon
-from jaxlm.runtime.parameter_paths import (
-    NAMES,
-    check_pattern,
-    find_in,
-    layer_count,
-    layer_number,
-    map_params,
-    match_rules,
-    param_path,
-)
-
-
-def _read_rules(entries: Sequence[str], params: Any, key: str, meant: str, read: Callable[[str], Any]) -> list:
-    """Returns (pattern, value) of each PATTERN=VALUE; read gives None for a text that is no value."""
-    rules = []
-    for rule in entries:
-        pattern, _, text = rule.rpartition("=")
-        if not pattern or (value := read(text)) is None:
-            raise UserError(f"{key}: {rule}: {meant} is meant")
-        check_pattern(pattern, rule, params, key)
-        rules.append((pattern, value))
-    return rules
-
-
-def decay_mask(settings: Any, params: Any) -> Any:
-    """Returns a tree of bools, True where weight decay applies, from the rules of `optimizer.decay`."""
-    answers = {"yes": True, "no": False}
-    rules = _read_rules(settings.decay, params, "optimizer.decay", "PATTERN=yes or PATTERN=no", answers.get)
-    return match_rules(rules, params, "optimizer.decay")
-
-
-def frozen_mask(settings: Any, params: Any) -> Any:
-    """Returns a tree of bools, True where `optimizer.freeze` keeps a parameter as it is; params may be shapes.
-
-    Raises UserError for an entry that is found in no path, and where nothing is left to learn.
-    """
-    key, entries = "optimizer.freeze", _whole_entries(settings.freeze)
-    paths = [param_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for entry in entries:
-        check_pattern(entry, entry, params, key)
-        if re.fullmatch(r"[\d,-]*", entry) or not any(find_in(entry, path) for path in paths):
-            raise UserError(f"{key}: {entry} names no parameter; {NAMES} is meant")
-    mask = map_params(lambda path, _: any(find_in(entry, path) for entry in entries), params)
-    if all(jax.tree.leaves(mask)):
-        raise UserError(f"{key}={','.join(entries)} leaves nothing to learn; take something out of it")
-    return mask
-
-
-def _whole_entries(entries: Sequence[str]) -> list[str]:
-    """Returns the entries with `layers:0,1,2` in one piece; the command line splits lists at commas."""
-    whole: list[str] = []
-    for entry in entries:
-        if whole and whole[-1].startswith("layers:") and re.fullmatch(r"\d+(-\d+)?", entry):
-            whole[-1] += f",{entry}"
-        else:
-            whole.append(entry)
-    return whole
-
-
-def rate_factors(settings: Any, params: Any) -> Any:
-    """Returns each parameter's factor on the learning rate: that of `optimizer.rates` times its layer's decay.
-
-    The head, and the norm after the last layer, have a decay of 1, layer i of n has layer_decay ** (n - i), the
-    embeddings layer_decay ** (n + 1). The idea is ELECTRA's (arXiv 2003.10555), the exponents BEiT's (arXiv
-    2106.08254); ELECTRA's code has one more below the head. Raises UserError for rules that cannot be meant.
-    """
-    rules = _read_rules(settings.rates, params, "optimizer.rates", "PATTERN=FACTOR, a factor above 0,", _above_zero)
-    factors = match_rules(rules, params, "optimizer.rates", otherwise=1.0)
-    layers = layer_count(params)
-
-    def below_head(path: str, _: Any) -> int:
-        number = layer_number(path)
-        return layers + 1 if find_in("embeddings", path) else 0 if number is None else layers - number
-
-    depths = map_params(below_head, params)
-    return jax.tree.map(lambda factor, depth: factor * settings.layer_decay**depth, factors, depths)
-
-
-def _above_zero(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 < number < math.inf else None
+from jaxlm.optimizer.parameter_rules import decay_mask, frozen_mask, rate_multipliers
+from jaxlm.runtime.parameter_paths import map_params
 
 
 def make_optimizer(settings: Any, params: Any, compute_dtype: str = "float32") -> optax.GradientTransformation:
-    """Returns the transformation of section `optimizer`, gradients to updates at a learning rate of one.
+    """Returns the transformation of section `optimizer`: gradients to updates at a learning rate of 1.
 
-    The train step multiplies by the schedule's rate, so the state knows no schedule and a run can be prolonged. Frozen
-    parameters have no state, count in no norm, and their update is None. params may be shapes.
-    compute_dtype is that of Muon's products.
-    AdamW (arXiv 1711.05101), LAMB (arXiv 1904.00962), Muon (arXiv 2502.16982).
+    The train step multiplies the updates by the scheduled rate, so the optimizer state does not depend on the schedule
+    and a run can be extended. Frozen parameters have no state, do not count in the gradient norm, and their update is
+    None. params may be shapes. compute_dtype is the dtype of Muon's matrix products.
+
+    AdamW (arXiv 1711.05101), LAMB (arXiv 1904.00962), Muon (arXiv 2502.16982). Raises UserError for invalid rules.
     """
     frozen = frozen_mask(settings, params)
-    decay, factors = (without(frozen, of(settings, params)) for of in (decay_mask, rate_factors))
+    decay, multipliers = (drop_frozen(frozen, of(settings, params)) for of in (decay_mask, rate_multipliers))
     adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon)
     weight_decay = optax.add_decayed_weights(settings.weight_decay, mask=decay)
     if settings.name == "adamw":
@@ -114,37 +29,38 @@ def make_optimizer(settings: Any, params: Any, compute_dtype: str = "float32") -
     elif settings.name == "lamb":
         update = optax.chain(adam, weight_decay, optax.scale_by_trust_ratio())
     else:
+        # Checkpoints contain these names.
         kinds = map_params(lambda path, leaf: "matrix" if is_layer_matrix(path, leaf) else "rest", params)
-        kinds = without(frozen, kinds)
-        # The rate that the step multiplies by is AdamW's; the matrices' peak is another.
+        kinds = drop_frozen(frozen, kinds)
+        # The train step multiplies every update by AdamW's learning rate; matrices have a peak rate of their own.
         ratio = settings.muon_learning_rate / settings.learning_rate
-        factors = jax.tree.map(lambda kind, factor: factor * (ratio if kind == "matrix" else 1.0), kinds, factors)
+        multipliers = jax.tree.map(lambda kind, x: x * (ratio if kind == "matrix" else 1.0), kinds, multipliers)
         update = optax.chain(
             optax.partition({"matrix": muon(settings, compute_dtype), "rest": adam}, kinds), weight_decay
         )
-    # After everything else, so that a factor means the same to all three, decay and trust ratio included.
-    rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
+    # Last in the chain, so that a multiplier also scales weight decay and is not undone by LAMB's trust ratio.
+    rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers))
     clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
-    return _learning_only(optax.chain(*clip, update, rescale, optax.scale(-1.0)), frozen)
+    return _update_trainable(optax.chain(*clip, update, rescale, optax.scale(-1.0)), frozen)
 
 
-def without(frozen: Any, tree: Any) -> Any:
-    """Returns the tree with None in place of what is frozen: to JAX a branch without leaves."""
-    return jax.tree.map(lambda still, leaf: None if still else leaf, frozen, tree)
+def drop_frozen(frozen: Any, tree: Any) -> Any:
+    """Returns the tree with None, which has no leaves for JAX, in place of frozen parameters."""
+    return jax.tree.map(lambda is_frozen, leaf: None if is_frozen else leaf, frozen, tree)
 
 
-def hold(frozen: Any, params: Any) -> Any:
-    """Returns the parameters with the frozen ones as constants: no gradient flows to them, or through what they feed.
+def stop_frozen_gradients(frozen: Any, params: Any) -> Any:
+    """Returns the parameters with `stop_gradient` applied to the frozen ones.
 
-    Under it the backward pass ends at the lowest parameter that learns.
+    The backward pass then ends at the lowest trainable parameter, which saves its products below.
     """
-    return jax.tree.map(lambda still, leaf: jax.lax.stop_gradient(leaf) if still else leaf, frozen, params)
+    return jax.tree.map(lambda is_frozen, leaf: jax.lax.stop_gradient(leaf) if is_frozen else leaf, frozen, params)
 
 
-def _learning_only(update: optax.GradientTransformation, frozen: Any) -> optax.GradientTransformation:
-    """Returns the transformation applied to what learns; it sees nothing of the rest."""
+def _update_trainable(update: optax.GradientTransformation, frozen: Any) -> optax.GradientTransformation:
+    """Returns the transformation applied to the trainable parameters only."""
 
     def step(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return update.update(without(frozen, gradients), state, without(frozen, params))
+        return update.update(drop_frozen(frozen, gradients), state, drop_frozen(frozen, params))
 
-    return optax.GradientTransformation(lambda params: update.init(without(frozen, params)), step)
+    return optax.GradientTransformation(lambda params: update.init(drop_frozen(frozen, params)), step)

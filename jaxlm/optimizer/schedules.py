@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules: linear, cosine, warmup-stable-decay, constant, each with linear warm-up."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from jax import Array
 
 
 def make_schedule(settings: Any, total: float) -> Any:
-    """Returns the learning rate's factor (0 to 1) as a function of the updates done, float32 scalar to float32 scalar.
+    """Returns a function from the number of completed updates to the learning rate's factor, 0 to 1; float32 scalars.
 
-    `total` is the run's length in the same unit: updates, or for a time budget any unit of time. Warm-up is linear;
-    wsd is warm-up, stable, decay (arXiv 2404.06395), its "1-sqrt" fall that of arXiv 2405.18392.
+    `total` is the length of the run in the same unit: updates, or any unit of time for a run with a time budget.
+    wsd is warmup-stable-decay (arXiv 2404.06395); its decay shape "1-sqrt" follows arXiv 2405.18392.
     """
 
-    def updates(share_or_steps: float) -> float:
+    def length_of(share_or_steps: float) -> float:
         return share_or_steps * total if share_or_steps < 1 else share_or_steps
 
-    warmup = min(updates(settings.warmup), total)
+    warmup = min(length_of(settings.warmup), total)
     rest = max(total - warmup, 1e-6)
     final = settings.final
     if settings.name == "linear":
@@ -27,15 +27,15 @@ def make_schedule(settings: Any, total: float) -> Any:
     elif settings.name == "constant":
         after = optax.constant_schedule(1.0)
     else:
-        fall = max(min(updates(settings.decay), rest), 1e-6)
-        straight = optax.linear_schedule(0.0, 1.0, fall, rest - fall)
+        decay = max(min(length_of(settings.decay_steps), rest), 1e-6)
+        progress = optax.linear_schedule(0.0, 1.0, decay, rest - decay)
 
         def after(count: Array) -> Array:
-            share = straight(count)
+            share = progress(count)
             return 1 - (1 - final) * (jnp.sqrt(share) if settings.decay_shape == "1-sqrt" else share)
 
     def factor(done: Array) -> Array:
-        # The first update already has a rate above zero: one step of the warm-up is done when it is.
+        # Counts the update in progress, so that the first one has a rate above 0.
         rising = jnp.minimum((done + 1) / max(warmup, 1.0), 1.0) if warmup > 0 else 1.0
         return jnp.where(done < warmup, rising, after(jnp.maximum(done - warmup, 0.0)))
 

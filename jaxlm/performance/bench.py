@@ -1,85 +1,82 @@
-"""How fast the training step is: tokens per second, share of peak, memory, time to compile, input rate."""
+"""The speed of the training step: tokens per second, MFU, memory, compile time, input rate."""
 
 import argparse
 import contextlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from jaxlm import config as settings
+from jaxlm.config import (
+    apply_override,
+    check_config,
+    config_from_dict,
+    config_to_dict,
+    default_config,
+    load_config,
+    phases_of,
+    split_overrides,
+)
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
-from jaxlm.model.execution import choose_attention, choose_execution
-from jaxlm.model.flops import training_flops
-from jaxlm.objectives.masking import make_masking
-from jaxlm.optimizer import optimizers
-from jaxlm.performance.profile import Profile, align, draw, profile_steps, profile_table, slowest_table
-from jaxlm.run import initial_state
+from jaxlm.model.presets import PRESETS
+from jaxlm.objectives.objective import Column
+from jaxlm.performance.profile import Profile, profile_steps
+from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.runtime import hardware, sharding
-from jaxlm.runtime.compiling import compiler_options, initial_options
-from jaxlm.train import make_train_step, phase_slots
+from jaxlm.step import assemble
 
-PAD_ID, SPECIAL_IDS = 0, (0, 1, 2, 3, 4)  # of the synthetic vocabulary; the last is the mask
-MEASURING_SECONDS = 3.0  # for the peak, before the steps and after them
+SCHEDULE_STEPS = 1000.0  # the length of the schedule; the rate does not matter here
+MEASURING_SECONDS = 3.0  # seconds to measure the peak, before the steps and again after them
 PROFILED_STEPS = 5
-DISPATCHED = 5  # steps that an accelerator is given at a time
+DISPATCHED = 5  # steps dispatched to an accelerator before waiting
 
 
 def bench(
     config: Any, steps: int = 10, warmup: int = 2, documents: int = 1, padding: float = 0.0, profiled: int = 0
 ) -> dict[str, Any]:
-    """Times the training step of a config's last phase, the very step that `jaxlm train` runs.
+    """Times the training step of a config's last phase, the same step that `jaxlm train` runs.
 
-    The rows are random ordinary tokens that lie on the device: the accelerator alone. Each row holds `documents`
-    documents of one length and ends with a share `padding` of padding. Seconds are medians of single steps, from call
-    to finished state, on accelerators of DISPATCHED steps at a time; `spread` is the middle half of them over the
-    median. FLOPs are those of `training_flops`, at every token of a row, padding too, and in attention over whole rows.
-    `mfu_measured` divides by the rate of the largest square product that was timed before and after the steps,
-    `mfu_datasheet` by the maker's figure where it is known; `mfu` is the latter where there is one. `profiled` further
-    steps are profiled: "profile" is their Profile.
+    The batch is synthetic and stays on the device, so the accelerator alone is timed. Each row holds `documents`
+    documents of equal length and ends with the fraction `padding` of padding. Seconds are medians over single steps,
+    from the call to the finished state; on accelerators, over groups of DISPATCHED steps. `spread` is the interquartile
+    range divided by the median. FLOPs are the objective's: matrix products at every token of a row, padding included,
+    and attention over whole rows. `mfu_measured` divides by the rate of the largest square product, timed before and
+    after the steps; `mfu_datasheet` by the manufacturer's figure if it is known; `mfu` is the latter if there is one.
+    `profiled` further steps are profiled: "profile" is their Profile. Raises UserError.
     """
-    phase = settings.phases_of(config)[-1]
-    batch_size, length = phase["batch_size"], phase["sequence_length"]
+    config = config_from_dict(config_to_dict(config), "config")
     encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, batch_size, phase["accumulate"])
     device = mesh.devices.flat[0]
+    if config.train.compute_dtype == "auto":
+        config.train.compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
     dtype = config.train.compute_dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
-    batch = synthetic_batch(encoder.vocab_size, batch_size, length, documents, padding)
+    assembly = assemble(config, encoder, SYNTHETIC_FACTS, mesh, device.platform)
+    number, phase, objective = len(assembly.phases) - 1, assembly.phases[-1], assembly.objectives[-1]
+    batch_size, length = phase.batch_size, phase.sequence_length
+    sharding.check_batch(mesh, batch_size, phase.accumulate)
+    batch = synthetic_batch(objective.columns(length), batch_size, length, documents, padding)
     real = int((batch["segment_ids"] > 0).sum())
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
-    kernel, _ = choose_attention(config.train.attention, encoder, dtype, device.platform, mesh)
-    execution = choose_execution(
-        dtype, device.platform, mesh.size, config.train.rematerialise, kernel, sharding.batch_sharding(mesh)
-    )
-    masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
-    update = optimizers.make_optimizer(config.optimizer, jax.eval_shape(lambda: initial_params(encoder)), dtype)
-    shapes = jax.eval_shape(lambda: initial_state(encoder, update, 0))
-    places = sharding.state_shardings(mesh, shapes)
-    initial = partial(initial_state, encoder, update, 0)
-    state = jax.jit(initial, out_shardings=places, compiler_options=initial_options(device.platform))()
+    state = assembly.fresh_state()
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    step = make_train_step(config, phase, encoder, execution, masking, update, 1000.0)
-    scalars = (np.int32(0), np.float32(1), np.float32(phase["mask_rate"]))
+    knobs = objective.knobs(0.0)
+    scalars = (np.float32(1), {name: np.float32(knob) for name, knob in knobs.items()})
     with _cache_hits() as hits, _scopes_in_key(profiled > 0):
         begin = time.perf_counter()
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *scalars)
+        lowered = assembly.lower(assembly.train_step(number, SCHEDULE_STEPS), state, batch, np.int32(0), *scalars)
         trace_seconds = time.perf_counter() - begin
-        options = compiler_options(device.platform)
-        if profiled and device.platform == "gpu":
-            options["xla_gpu_enable_command_buffer"] = ""  # a profile sees no kernels within one
-        compiled = lowered.compile(options)
+        # A profile sees no kernels within a GPU's command buffers.
+        options = {"xla_gpu_enable_command_buffer": ""} if profiled and device.platform == "gpu" else {}
+        compiled = assembly.compile(lowered, **options)
         compile_seconds = time.perf_counter() - begin
 
     in_turn = 1 if device.platform == "cpu" else DISPATCHED  # a run does not wait for each step either
@@ -89,8 +86,8 @@ def bench(
         seconds = []
         for _ in range(count):
             begin = time.perf_counter()
-            for number in range(in_turn):
-                state, metrics = compiled(state, batch, np.int32(number), *scalars[1:])
+            for update in range(in_turn):
+                state, metrics = compiled(state, batch, np.int32(update), *scalars)
             jax.block_until_ready((state, metrics))
             seconds.append((time.perf_counter() - begin) / in_turn)
         return seconds
@@ -106,7 +103,7 @@ def bench(
 
     median = statistics.median(seconds)
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
-    flops = training_flops(encoder, batch_size, length, int(settings.predicted_share(phase) * real))
+    flops = objective.flops(batch_size, length, real, knobs)
     size, rate = max(rates, key=lambda entry: entry[1])
     # CPU devices share one processor.
     measured = rate * mesh.size / (jax.local_device_count() if device.platform == "cpu" else 1)
@@ -131,14 +128,14 @@ def bench(
         "compile_seconds": compile_seconds,
         "trace_seconds": trace_seconds,
         "compiled_from_cache": bool(hits),
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
-        "prediction_slots": phase_slots(config, phase) * batch_size,
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(assembly.abstract_state["params"])),
+        "objective": phase.objective,
         "batch_size": batch_size,
         "sequence_length": length,
         "documents_per_row": documents,
         "padding": 1 - real / (batch_size * length),
         "compute_dtype": dtype,
-        "attention": kernel,
+        "attention": assembly.execution.attention,
         "device": f"{mesh.size} x {device.device_kind}",
         "jax": jax.__version__,
         "machine": hardware.describe_machine(),
@@ -146,29 +143,33 @@ def bench(
     return result | ({"profile": profile} if profile else {})
 
 
-def synthetic_batch(vocab: int, rows: int, length: int, documents: int, padding: float) -> dict[str, np.ndarray]:
-    """Returns a batch of random ordinary tokens [rows, length], each row of so many documents and then padding.
+def synthetic_batch(
+    columns: Mapping[str, Column], rows: int, length: int, documents: int, padding: float
+) -> dict[str, np.ndarray]:
+    """Returns a batch of random values for an objective's columns, each row of `documents` documents and then padding.
 
-    Raises UserError for documents that do not fit.
+    Raises UserError if they do not fit.
     """
     real = length - round(padding * length)
     if not 0 <= padding < 1 or not 1 <= documents <= real:
         raise UserError(
-            f"--documents={documents} and --padding={padding:g} do not go into a row of {length} tokens: padding is "
-            "a share from 0 to below 1, and each document needs a token"
+            f"--documents={documents} and --padding={padding:g} do not fit into a row of {length} tokens: padding must "
+            "be at least 0 and below 1, and each document needs a token"
         )
     rng = np.random.default_rng(0)
-    tokens = rng.integers(len(SPECIAL_IDS), vocab, (rows, length), np.int32)
-    segments = np.zeros(length, np.int32)
-    segments[:real] = 1 + np.arange(real) * documents // real
-    tokens[:, real:] = PAD_ID
-    word_starts = (rng.random(tokens.shape) < 0.7) & (segments > 0)
-    return {"tokens": tokens, "segment_ids": np.tile(segments, (rows, 1)), "word_starts": word_starts}
+    batch = {
+        name: rng.integers(column.low, column.high, (rows, *column.shape)).astype(column.dtype)
+        for name, column in columns.items()
+    }
+    batch["segment_ids"] = np.zeros((rows, length), np.int32)
+    batch["segment_ids"][:, :real] = 1 + np.arange(real) * documents // real
+    batch["tokens"][:, real:] = SYNTHETIC_FACTS.pad_id
+    return batch
 
 
 @contextlib.contextmanager
 def _cache_hits() -> Iterator[list[str]]:
-    """Gathers what the compilation cache gave."""
+    """Collects the hits of the compilation cache."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
@@ -184,7 +185,7 @@ def _cache_hits() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _scopes_in_key(on: bool) -> Iterator[None]:
-    """Keeps cached programs apart by the scopes in them too: else one may carry those of older code."""
+    """Includes named scopes in the keys of cached programs: otherwise a program may have those of older code."""
     name = "jax_compilation_cache_include_metadata_in_key"
     before = getattr(jax.config, name)
     jax.config.update(name, on or before)
@@ -195,56 +196,44 @@ def _scopes_in_key(on: bool) -> Iterator[None]:
 
 
 def _step_bytes(compiled: Any) -> int | None:
-    """Returns the memory of one step a device by XLA's own analysis: arguments, results and what is in between."""
+    """Returns the bytes of one step per device by XLA's analysis: arguments, results and temporaries."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    alias = analysis.alias_size_in_bytes  # results that take the place of arguments
+    alias = analysis.alias_size_in_bytes  # results that reuse the memory of arguments
     between = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - alias
     return int(analysis.argument_size_in_bytes + between)
 
 
-def initial_params(encoder: Any) -> dict:
-    """Returns the parameters alone, for their shapes."""
-    return initial_state(encoder, optax.identity(), 0)["params"]
-
-
 def measure_input(config: Any) -> float:
     """Returns the tokens per second that the config's data give from disk, without a model. Raises UserError."""
-    from jaxlm.data.corpus import prepare
-    from jaxlm.data.rows import Phase, TrainRows, measure_input_rate
+    from jaxlm.data.prefetch import measure_input_rate
+    from jaxlm.data.table import DATA
 
-    prepared = prepare(config)
-    phase = settings.phases_of(config)[-1]
-    shape = Phase(2**40, phase["sequence_length"], phase["batch_size"])
-    rows = TrainRows(
-        prepared.train, list(config.data.weights) or None, [shape], 0,
-        config.data.prepend_begin, prepared.tokenizer.begin_id, prepared.tokenizer.pad_id,
-    )  # fmt: skip
-    return measure_input_rate(rows, max(20, 2_000_000 // (shape.batch_size * shape.sequence_length)))
+    phase = phases_of(config)[-1]
+    rows = DATA[phase.objective].prepare(config).rows(config, (phase,), 0, 1)
+    return measure_input_rate(rows, max(20, 2_000_000 // (phase.batch_size * phase.sequence_length)))
 
 
 def resized(config: Any, batch: int | None, length: int | None) -> Any:
-    """Returns the config as one phase, its last, with other rows; --batch leaves accumulation out. Raises UserError."""
-    phase = settings.phases_of(config)[-1]
-    accumulate = 1 if batch else phase["accumulate"]
-    batch, length = batch or phase["batch_size"], length or phase["sequence_length"]
-    config.train.update(phases=({"objective": phase["objective"]},), batch_size=batch, accumulate=accumulate)
-    config.data.sequence_length, config.masking.rate = length, phase["mask_rate"]
-    config.model.rotary_base, config.optimizer.learning_rate = phase["rotary_base"], phase["learning_rate"]
-    settings.check_config(config)
+    """Returns the config reduced to its last phase, with other rows; --batch sets accumulate to 1. Raises UserError."""
+    phase = phases_of(config)[-1]
+    accumulate = 1 if batch else phase.accumulate
+    batch, length = batch or phase.batch_size, length or phase.sequence_length
+    config.train.update(objective=phase.objective, phases=(), batch_size=batch, accumulate=accumulate)
+    config.data.sequence_length, config.masking.rate = length, phase.mask_rate
+    config.model.rotary_base, config.optimizer.learning_rate = phase.rotary_base, phase.learning_rate
+    check_config(config)
     return config
 
 
 def shape_config(shape: str, vocab: int, batch: int, length: int) -> Any:
-    """Returns a BERT of `LAYERSxWIDTH` with dropout 0.1, the work that peers are compared on. Raises UserError."""
+    """Returns a BERT of `LAYERSxWIDTH` with dropout 0.1, on which jaxlm is compared with peers. Raises UserError."""
     try:
         layers, width = (int(part) for part in shape.lower().split("x"))
     except ValueError as error:
-        raise UserError(f"--shape={shape}: LAYERSxWIDTH is meant, such as 4x256") from error
-    from jaxlm.model.presets import PRESETS
-
-    config = settings.default_config()
+        raise UserError(f"--shape={shape}: expected LAYERSxWIDTH, such as 4x256") from error
+    config = default_config()
     config.model.update(PRESETS["bert_base"])
     config.model.update(layers=layers, width=width, heads=max(1, width // 64), feed_forward_width=4 * width)
     config.model.update(vocab_size=vocab, max_positions=max(512, length))
@@ -255,51 +244,53 @@ def shape_config(shape: str, vocab: int, batch: int, length: int) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm bench --config=FILE | --shape=4x256 [--device-only] [--profile[=FIGURE.png]] [--json]`."""
-    overrides, rest = settings.split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm bench", description="Time the training step.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
         "          jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 --documents=4 --device-only",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="a recipe; its last phase is timed")
-    parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of a recipe: a BERT of this shape")
-    parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: entries of the vocabulary")
-    parser.add_argument("--batch", type=int, help="rows in a batch (a recipe's own, or 32), without accumulation")
-    parser.add_argument("--length", type=int, help="tokens in a row (a recipe's own, or 128)")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
+    parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
+    parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: size of the vocabulary")
     parser.add_argument(
-        "--documents", type=int, default=1, help="documents packed into a row; attention is within each"
+        "--batch", type=int, help="rows in a batch (default: the config's, or 32), without accumulation"
     )
-    parser.add_argument("--padding", type=float, default=0.0, help="share of each row that is padding")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after --warmup that are not")
+    parser.add_argument("--length", type=int, help="tokens in a row (default: the config's, or 128)")
+    parser.add_argument(
+        "--documents", type=int, default=1, help="documents packed into a row; attention stays within each"
+    )
+    parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row that is padding")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps, after --warmup untimed ones")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument(
         "--profile",
         nargs="?",
         const="",
         metavar="FIGURE.png",
-        help="where the time of further steps goes, by kind of kernel: a table, and a figure",
+        help="profile further steps: time by kind of kernel, as a table and optionally a figure",
     )
-    parser.add_argument("--no-cache", action="store_true", help="compile even where the compiled step is in the cache")
-    parser.add_argument("--device-only", action="store_true", help="synthetic tokens only; reads no data")
-    parser.add_argument("--json", action="store_true", help="one JSON object")  # fmt: skip
+    parser.add_argument("--no-cache", action="store_true", help="compile even if the compiled step is in the cache")
+    parser.add_argument("--device-only", action="store_true", help="use synthetic tokens only; do not read the data")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")  # fmt: skip
     args = parser.parse_args(rest)
     if bool(args.config) == bool(args.shape):
         raise UserError("give either --config=FILE or --shape=LAYERSxWIDTH")
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
-            raise UserError(f"--{name}={value}: at least {least} is needed")
+            raise UserError(f"--{name}={value}: must be at least {least}")
     if args.profile and not Path(args.profile).parent.is_dir():
         raise UserError(f"--profile={args.profile}: there is no directory {Path(args.profile).parent}")
     if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--profile={args.profile}: a figure is a .png, .svg or .pdf file")
+        raise UserError(f"--profile={args.profile}: must be a .png, .svg or .pdf file")
     if args.config:
-        config = settings.load_config(args.config, overrides)
+        config = load_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
     else:
         config = shape_config(args.shape, args.vocab, args.batch or 32, args.length or 128)
         for override in overrides:
-            settings.apply_override(config, override)
-        settings.check_config(config)
+            apply_override(config, override)
+        check_config(config)
     if args.no_cache:
         jax.config.update("jax_enable_compilation_cache", False)
     profiled = 0 if args.profile is None else min(args.steps, PROFILED_STEPS)
@@ -322,13 +313,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Returns the lines that people read."""
+    """Returns the result as text."""
     padding, memory, step_bytes = result["padding"], result["peak_bytes"], result["step_bytes"]
     lines = [
         f"{result['tokens_per_second']:,.0f} tokens/s"
         + (f" ({result['tokens_per_second_without_padding']:,.0f} without padding)" if padding else "")
-        + f", {result['step_seconds']:.3f} s a step, median of {result['steps']} "
-        f"(middle half within {result['spread']:.0%}), {result['compute_dtype']} on {result['device']}",
+        + f", {result['step_seconds']:.3f} s per step, median of {result['steps']} "
+        f"(interquartile range {result['spread']:.0%}), {result['compute_dtype']} on {result['device']}",
         f"{result['model_flops_per_second'] / 1e9:,.0f} GFLOP/s, {result['mfu']:.1%} of {result['peak_source']}, "
         f"{result['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s",
     ]
@@ -337,10 +328,10 @@ def describe(result: dict[str, Any]) -> str:
                      f"{result['measured_flops_per_second'] / 1e9:,.0f} GFLOP/s")  # fmt: skip
     lines.append(
         f"{result['parameters']:,} parameters"
-        + (f", {memory / 2**20:,.0f} MiB at most" if memory else "")
-        + (f", {step_bytes / 2**20:,.0f} of them the step's arrays" if step_bytes and memory else "")
+        + (f", {memory / 2**20:,.0f} MiB at peak" if memory else "")
+        + (f", {step_bytes / 2**20:,.0f} of them for the step's arrays" if step_bytes and memory else "")
         + f"; compiled in {result['compile_seconds']:.1f} s"
-        + (" with the cache of an earlier run" if result["compiled_from_cache"] else "")
+        + (" using the cache of an earlier run" if result["compiled_from_cache"] else "")
     )
     if "input_tokens_per_second" in result:
         lines.append(f"{result['input_tokens_per_second'] / 1e6:,.0f} million tokens/s from disk")
@@ -348,7 +339,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def profile_json(profile: Profile) -> dict[str, Any]:
-    """Returns a profile for JSON: seconds a step, shares, and FLOP/s of products."""
+    """Returns a profile as JSON: seconds per step, fractions, and FLOP/s of matrix products."""
     kinds = {
         kind: {
             "seconds": time.seconds,

@@ -1,9 +1,8 @@
-"""What a config needs on a mesh that nobody has yet: memory, collectives, FLOPs and hours, without owning a device."""
+"""What a config needs on a mesh of absent devices: memory, collectives, FLOPs and hours."""
 
 import argparse
 import dataclasses
 import difflib
-import functools
 import importlib.util
 import json
 import math
@@ -19,27 +18,24 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from jaxlm import config as settings
+from jaxlm.config import Phase, config_from_dict, config_to_dict, split_overrides
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.errors import UserError
-from jaxlm.init_from import start_settings
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
-from jaxlm.model.flops import training_flops
-from jaxlm.model.heads import MaskedLM, abstract_params
-from jaxlm.objectives import masked_lm
-from jaxlm.objectives.masking import MaskedTokens, make_masking
-from jaxlm.optimizer import optimizers
+from jaxlm.model.execution import Execution
+from jaxlm.objectives.objective import Objective
+from jaxlm.objectives.table import make_objective
+from jaxlm.optimizer.optimizers import drop_frozen
+from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.performance.collectives import Collective, read_collectives, sent
-from jaxlm.run import initial_state
+from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
-from jaxlm.runtime.compiling import compiler_options
 from jaxlm.runtime.hardware import CHIPS
-from jaxlm.train import TIME_UNITS, make_train_step, phase_slots
+from jaxlm.step import TIME_UNITS, Assembly, assemble
 
 AXES = ("data", "fsdp", "tensor")
-SPECIAL_IDS = (0, 1, 2, 3, 4)  # of a vocabulary that is not there; the last is the mask
 GIB = 2**30
-# What libtpu asks of the machine when it is loaded: this one is no TPU host, and another process may use libtpu too.
+# Settings that let libtpu load on a machine without TPUs, and beside another process that uses it.
 LIBTPU_SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -51,60 +47,53 @@ LIBTPU_SETTINGS = {
 }
 
 
-class Step(NamedTuple):
-    """The train step of a phase on a mesh, and what it is called with, as shapes."""
-
-    function: Any
-    arguments: tuple
-    places: Any
-    execution: Execution
-    slots: int
-
-
 def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4, number: int | None = None,
          formula: bool = False) -> dict[str, Any]:  # fmt: skip
-    """Returns what training needs on `mesh`, the sizes of data, fsdp and tensor, of chips that need not be here.
+    """Returns what training needs on `mesh`, the sizes of data, fsdp and tensor, of chips that need not be attached.
 
-    Memory and collectives are those of phase `number`, counted from 1, by default the one that needs the most; bytes
-    are a device's. For TPUs they are XLA's own, of the step compiled for the chip, where libtpu is installed and
-    `formula` is off; else by formula. FLOPs are those of `training_flops`; hours follow from `mfu`, a share of the
+    Memory and collectives are those of phase `number`, counted from 1, by default the one that needs the most memory;
+    bytes are per device. For TPUs, if libtpu is installed and `formula` is off, they come from XLA, which compiles the
+    step for the chip; otherwise from formulas. FLOPs are the objective's; hours follow from `mfu`, a fraction of the
     datasheet's peak. Raises UserError.
     """
+    config = config_from_dict(config_to_dict(config), "config")
     if chip not in CHIPS:
         near = difflib.get_close_matches(chip, CHIPS, 1)
-        raise UserError(f"--chip={chip} is not known; the chips are {', '.join(CHIPS)}"
+        raise UserError(f"--chip={chip} is unknown; the chips are {', '.join(CHIPS)}"
                         + (f"; did you mean {near[0]}?" if near else ""))  # fmt: skip
     if not 0 < mfu <= 1:
-        raise UserError(f"--mfu={mfu:g}: a share of the peak above 0 and up to 1 is meant, such as 0.4")
+        raise UserError(f"--mfu={mfu:g}: must be above 0 and at most 1, such as 0.4")
     about, devices = CHIPS[chip], math.prod(mesh.values())
     shape = slice_shape(chip, devices)
-    phases = settings.phases_of(config)
     abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
-    for phase in phases:
-        sharding.check_batch(cast(Mesh, abstract), phase["batch_size"], phase["accumulate"])
-    if number is not None and not 1 <= number <= len(phases):
-        raise UserError(f"--phase={number}: the config's phases are 1 to {len(phases)}")
     dtype: Any = "bfloat16" if config.train.compute_dtype == "auto" else config.train.compute_dtype
-    encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
-    device = SimpleNamespace(platform="tpu" if about.slices else "gpu", device_kind=about.kind)
-    peak = hardware.peak_flops(device, cast(Any, dtype))
+    config.train.compute_dtype = dtype
     if not config.train.logits_megabytes:
         config.train.logits_megabytes = hardware.logits_bytes(0, int(about.memory * GIB)) // 2**20
+    encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
+    device = SimpleNamespace(platform="tpu" if about.slices else "gpu", device_kind=about.kind)
+    assembly = assemble(config, encoder, SYNTHETIC_FACTS, abstract, device.platform)
+    phases = assembly.phases
+    for phase in phases:
+        sharding.check_batch(cast(Mesh, abstract), phase.batch_size, phase.accumulate)
+    if number is not None and not 1 <= number <= len(phases):
+        raise UserError(f"--phase={number}: the config's phases are 1 to {len(phases)}")
+    peak = hardware.peak_flops(device, cast(Any, dtype))
 
     def memory_of(number: int) -> dict[str, int]:
-        step = make_step(config, encoder, phases[number - 1], abstract, device.platform, dtype)
-        return formula_memory(config, encoder, phases[number - 1], step, mesh)
+        return formula_memory(assembly, number - 1, mesh)
 
     if number is None:
         number = max(range(1, len(phases) + 1), key=lambda n: sum(memory_of(n).values()))
     phase, memory = phases[number - 1], memory_of(number)
     available, how = int(about.memory * GIB), "formula"
     collectives = formula_collectives(encoder, phase, mesh, memory["parameters"], dtype)
+    objective = assembly.objectives[number - 1]
     result: dict[str, Any] = {"xla_flops_per_step": None, "xla_bytes": None, "xla_error": None, "needed_bytes": None}
     if can_compile(chip) and not formula:
-        print(f"compiling for {chip}: minutes, for a large model; --formula leaves it out", file=sys.stderr)
-        step = make_step(config, encoder, phase, tpu_mesh(config, chip, shape, mesh), "tpu", dtype)
-        compiled = compile_step(step, chip)
+        print(f"compiling for {chip}; a large model takes minutes, and --formula skips it", file=sys.stderr)
+        described = assemble(config, encoder, SYNTHETIC_FACTS, tpu_mesh(chip, shape, mesh), "tpu")
+        compiled = compile_step(described, number - 1, schedule_length(config, phases), chip)
         if isinstance(compiled, OutOfMemory):
             result |= {"xla_error": compiled.message, "needed_bytes": compiled.needed}
             available, how = compiled.available or available, f"XLA for {chip}; collectives by formula"
@@ -114,21 +103,23 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
             result["xla_flops_per_step"] = compiled.cost_analysis().get("flops", 0.0) * devices
             result["needed_bytes"] = sum(stats.values())
     needed = result["needed_bytes"] or sum(memory.values())
-    flops, seconds = _flops(encoder, phase), mfu * peak.flops * devices
+    flops, seconds = _flops(objective, phase), mfu * peak.flops * devices
     steps = steps_of(config, phases)
-    run = None if steps is None else sum(n * _flops(encoder, p) for n, p in zip(steps, phases, strict=True))
-    tokens = None if steps is None else sum(n * _tokens(p) for n, p in zip(steps, phases, strict=True))
+    run = tokens = None
+    if steps is not None:
+        run = sum(n * _flops(o, p) for n, o, p in zip(steps, assembly.objectives, phases, strict=True))
+        tokens = sum(n * _tokens(p) for n, p in zip(steps, phases, strict=True))
     return result | {
         "chip": chip,
         "slice": shape,
         "devices": devices,
         "mesh": dict(mesh),
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(encoder))),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(assembly.abstract_state["params"])),
         "phase": number,
         "phases": len(phases),
-        "batch_size": phase["batch_size"],
-        "sequence_length": phase["sequence_length"],
-        "accumulate": phase["accumulate"],
+        "batch_size": phase.batch_size,
+        "sequence_length": phase.sequence_length,
+        "accumulate": phase.accumulate,
         "rematerialise": config.train.rematerialise,
         "compute_dtype": dtype,
         "analysis": how,
@@ -151,58 +142,34 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
 
 
 def can_compile(chip: str) -> bool:
-    """Whether XLA's compiler for the chip is installed."""
+    """Returns whether XLA's compiler for the chip is installed."""
     return bool(CHIPS[chip].slices) and importlib.util.find_spec("libtpu") is not None
 
 
 def read_mesh(text: str) -> dict[str, int]:
-    """Returns the sizes of data, fsdp and tensor from `data=8,fsdp=4,tensor=2`; what is left out is 1."""
+    """Returns the sizes of data, fsdp and tensor from `data=8,fsdp=4,tensor=2`; a missing axis has size 1."""
     sizes = dict.fromkeys(AXES, 1)
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
         if name not in AXES or not re.fullmatch(r"[1-9]\d*", size):
-            raise UserError(f"--mesh={text}: {part!r} does not parse; data=8,fsdp=4,tensor=2 is meant, sizes from 1 up")
+            raise UserError(f"--mesh={text}: {part!r} is not AXIS=SIZE; write it as data=8,fsdp=4,tensor=2")
         sizes[name] = int(size)
     return sizes
 
 
 def slice_shape(chip: str, devices: int) -> str:
-    """Returns the shape in which so many TPU chips are joined, empty for GPUs. Raises UserError where there is none."""
+    """Returns the shape of a TPU slice of so many chips, or "" for GPUs. Raises UserError if there is no such slice."""
     shapes = {math.prod(int(n) for n in shape.split("x")): shape for shape in CHIPS[chip].slices}
     if not shapes or devices in shapes:
         return shapes.get(devices, "")
     near = [n for n in (max((n for n in shapes if n < devices), default=None),
                         min((n for n in shapes if n > devices), default=None)) if n]  # fmt: skip
-    raise UserError(f"the mesh has {devices} devices, and there is no slice of so many {chip} chips; the nearest have "
+    raise UserError(f"the mesh has {devices} devices, but no {chip} slice has so many chips; the nearest slices have "
                     + " and ".join(f"{n} ({shapes[n]})" for n in near))  # fmt: skip
 
 
-def make_step(config: Any, encoder: EncoderConfig, phase: dict[str, Any], mesh: Any, platform: str, dtype: str) -> Step:
-    """Returns the step that `jaxlm train` would run on the mesh, whose devices may be only described."""
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    kernel, _ = choose_attention(config.train.attention, encoder, dtype, platform, mesh)
-    execution = choose_execution(dtype, platform, mesh.size, config.train.rematerialise, kernel, rows)
-    masking = make_masking(config.masking, encoder.vocab_size, SPECIAL_IDS[-1], SPECIAL_IDS)
-    update = optimizers.make_optimizer(config.optimizer, abstract_params(encoder), dtype)
-    state = jax.eval_shape(lambda: initial_state(encoder, update, 0))
-    places = sharding.state_shardings(mesh, state)
-
-    def placed(shape: tuple[int, ...], kind: Any, place: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, kind, sharding=place)
-
-    state = jax.tree.map(lambda leaf, place: placed(leaf.shape, leaf.dtype, place), state, places)
-    size = (phase["batch_size"], phase["sequence_length"])
-    batch = {"tokens": placed(size, np.int32, rows), "segment_ids": placed(size, np.int32, rows),
-             "word_starts": placed(size, np.bool_, rows)}  # fmt: skip
-    scalars = (placed((), np.int32, whole), placed((), np.float32, whole), placed((), np.float32, whole))
-    steps = steps_of(config, settings.phases_of(config))
-    total = TIME_UNITS if steps is None else sum(steps)
-    function = make_train_step(config, phase, encoder, execution, masking, update, total)
-    return Step(function, (state, batch, *scalars), places, execution, phase_slots(config, phase))
-
-
-def tpu_mesh(config: Any, chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
-    """Returns the mesh over the described chips of a slice. Raises UserError where libtpu does not know them."""
+def tpu_mesh(chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
+    """Returns the mesh over the described chips of a slice. Raises UserError if libtpu does not know the slice."""
     from jax.experimental import topologies
 
     for name, value in LIBTPU_SETTINGS.items():
@@ -211,25 +178,25 @@ def tpu_mesh(config: Any, chip: str, shape: str, mesh: dict[str, int]) -> Mesh:
     try:
         described = topologies.get_topology_desc(f"{chip}:{shape}", "tpu", **more)
     except Exception as error:
-        raise UserError(f"this libtpu describes no {chip}:{shape} ({_first_line(error)}); install one that fits the "
-                        "installed jax, or give --formula") from error  # fmt: skip
+        raise UserError(f"libtpu does not know {chip}:{shape} ({_first_line(error)}); install the one that fits "
+                        "the installed jax, or use --formula") from error  # fmt: skip
     sizes = SimpleNamespace(slices=1, **mesh)
     return sharding.make_mesh(sizes, described.devices)
 
 
 class OutOfMemory(NamedTuple):
-    """XLA's refusal to compile what does not fit, with the bytes that it would need and has."""
+    """XLA's error for a program that does not fit into memory, with the bytes that it needs and the bytes available."""
 
     message: str
     needed: int | None
     available: int | None
 
 
-def compile_step(step: Step, chip: str) -> Any:
-    """Returns the compiled step, or OutOfMemory. Raises UserError for what XLA refuses otherwise."""
+def compile_step(assembly: Assembly, number: int, total: float, chip: str) -> Any:
+    """Returns the compiled step of phase `number`, or OutOfMemory. Raises UserError if XLA refuses it otherwise."""
     try:
-        lowered = jax.jit(step.function, donate_argnums=0, out_shardings=(step.places, None)).lower(*step.arguments)
-        return lowered.compile(compiler_options("tpu"))
+        arguments = assembly.abstract_arguments(number)
+        return assembly.compile(assembly.lower(assembly.train_step(number, total), *arguments))
     except Exception as error:
         if not hardware.out_of_memory(error):
             raise UserError(f"XLA cannot compile the step for {chip}: {_first_line(error)}") from error
@@ -237,7 +204,7 @@ def compile_step(step: Step, chip: str) -> Any:
 
 
 def read_out_of_memory(text: str) -> OutOfMemory:
-    """Returns what XLA's message says: `Used 23.05G of 15.75G hbm`."""
+    """Returns the content of XLA's message, such as `Used 23.05G of 15.75G hbm`."""
     scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
     message = " ".join((found[0] if found else text.splitlines()[0]).split())
@@ -248,7 +215,7 @@ def read_out_of_memory(text: str) -> OutOfMemory:
 
 
 def device_bytes(compiled: Any) -> dict[str, int]:
-    """Returns what a compiled step takes on a device by XLA's analysis, in parts that add up."""
+    """Returns the bytes of a compiled step on a device by XLA's analysis, in parts that add up."""
     stats = compiled.memory_analysis()
     return {
         "arguments": stats.argument_size_in_bytes,
@@ -258,70 +225,66 @@ def device_bytes(compiled: Any) -> dict[str, int]:
     }
 
 
-def formula_memory(config: Any, encoder: EncoderConfig, phase: dict, step: Step, mesh: dict) -> dict[str, int]:
-    """Returns bytes a device: parameters, optimizer, gradients and batch exactly by their shapes; activations near.
+def formula_memory(assembly: Assembly, number: int, mesh: dict[str, int]) -> dict[str, int]:
+    """Returns bytes per device: parameters, optimizer, gradients and batch exactly by their shapes; activations nearly.
 
-    Activations are what differentiation keeps from the forward pass to the backward one, counted from the shapes of the
-    traced loss, and as working space one layer's and a piece of logits with its gradient. XLA's fusions need less.
+    Activations are what differentiation keeps from the forward pass to the backward pass, counted from the shapes of
+    the traced loss, and as working space one layer's and one piece of logits with its gradient. XLA's fusions need
+    less.
     """
-    state, batch, *_ = step.arguments
+    config, phase = assembly.config, assembly.phases[number]
+    state, batch, _, _, knobs = assembly.abstract_arguments(number)
 
-    def held(tree: Any) -> int:
+    def bytes_of(tree: Any) -> int:
         return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                    for leaf in jax.tree.leaves(tree))  # fmt: skip
 
-    frozen = optimizers.frozen_mask(config.optimizer, state["params"])
-    gradients = held(optimizers.without(frozen, state["params"]))
-    rows = phase["batch_size"] // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase["accumulate"])
-    size = (rows, phase["sequence_length"], step.slots)
-    most, tensor = config.train.logits_megabytes * 2**20, mesh["tensor"]
-    flash = step.execution.attention == "flash"  # of the others' residuals those of XLA tell enough
-    one = dataclasses.replace(step.execution, rows=None, attention="flash" if flash else "xla")
-    kept = kept_bytes(encoder, one, size, most, tensor)
-    layers = kept if one.rematerialise == "none" else kept_bytes(
-        encoder, dataclasses.replace(one, rematerialise="none"), size, most, tensor
-    )  # fmt: skip
-    logits = min(rows * step.slots * encoder.vocab_size * 4, most)
+    frozen = frozen_mask(config.optimizer, state["params"])
+    gradients = bytes_of(drop_frozen(frozen, state["params"]))
+    rows = phase.batch_size // (sharding.batch_parts(cast(Mesh, SimpleNamespace(shape=mesh))) * phase.accumulate)
+    flash = assembly.execution.attention == "flash"  # for the other kernels, XLA's residuals are close enough
+    one = dataclasses.replace(assembly.execution, rows=None, attention="flash" if flash else "xla")
+
+    def kept(execution: Execution) -> int:
+        objective = make_objective(config, phase, assembly.encoder, execution, SYNTHETIC_FACTS)
+        return kept_bytes(objective, assembly.encoder, execution, rows, phase.sequence_length, knobs, mesh["tensor"])
+
+    activations = kept(one)
+    layers = activations if one.rematerialise == "none" else kept(dataclasses.replace(one, rematerialise="none"))
     return {
-        "parameters": held(state["params"]),
-        "optimizer": held(state["opt_state"]),
-        "gradients": gradients * (2 if phase["accumulate"] > 1 else 1),
-        "batch": held(batch),
-        "activations": kept + layers // encoder.layers + 2 * logits,
+        "parameters": bytes_of(state["params"]),
+        "optimizer": bytes_of(state["opt_state"]),
+        "gradients": gradients * (2 if phase.accumulate > 1 else 1),
+        "batch": bytes_of(batch),
+        "activations": activations
+        + layers // assembly.encoder.layers
+        + 2 * assembly.objectives[number].logits_memory(rows, phase.sequence_length),
     }
 
 
-@functools.cache  # phases often differ in other things than these
 def kept_bytes(
-    encoder: EncoderConfig, execution: Execution, size: tuple[int, int, int], logits_bytes: int, tensor: int = 1
+    objective: Objective, encoder: EncoderConfig, execution: Execution, rows: int, length: int, knobs: Any, tensor: int
 ) -> int:
-    """Returns the bytes that differentiation of the loss keeps of size (B, L, P), parameters left out.
+    """Returns the bytes that differentiation of the loss keeps for rows [rows, length], without the parameters.
 
     Bits of masks and of dropout are computed again, and of a layer's attention matrices [B, N, L, L] XLA keeps one in
-    the compute dtype. Along `tensor` the arrays with the feed-forward's width, heads or vocabulary are split.
+    the compute dtype. Along `tensor`, arrays with the feed-forward's width, heads or vocabulary are split.
     """
-    batch, length, slots = size
+    batch = {name: jax.ShapeDtypeStruct((rows, *column.shape), column.dtype)
+             for name, column in objective.columns(length).items()}  # fmt: skip
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    prepared = jax.eval_shape(objective.prepare, batch, keys, knobs).rows
+    seeds = jax.ShapeDtypeStruct((rows, 2), np.uint32) if objective.dropout else None
+    params = jax.eval_shape(lambda: objective.init(0))
 
-    def ints(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, np.int32)
+    def backward(params: Any, prepared: Any, seeds: Any) -> Any:
+        return jax.vjp(lambda params: objective.sums(params, prepared, seeds)["loss"], params)[1]
 
-    weights: Any = jax.ShapeDtypeStruct((batch, slots), np.float32)
-    masked = MaskedTokens(ints(batch, length), ints(batch, slots), ints(batch, slots), weights, ints(batch))
-    dropping = encoder.dropout > 0 or encoder.attention_dropout > 0
-    seeds = jax.ShapeDtypeStruct((batch, 2), np.uint32) if dropping else None
-    model, params = MaskedLM(encoder, execution), abstract_params(encoder)
-
-    def backward(params, masked, segment_ids, seeds):
-        def loss(params):
-            return masked_lm.masked_lm(model, params, masked, segment_ids, seeds, logits_bytes).loss
-
-        return jax.vjp(loss, params)[1]
-
-    residuals = jax.tree.leaves(jax.eval_shape(backward, params, masked, ints(batch, length), seeds))
+    residuals = jax.tree.leaves(jax.eval_shape(backward, params, prepared, seeds))
     counts = Counter((leaf.shape, leaf.dtype) for leaf in residuals)
     counts -= Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
     split = {encoder.feed_forward_width, encoder.heads, encoder.vocab_size}
-    square = (batch, encoder.heads, length, length)
+    square = (rows, encoder.heads, length, length)
     squares = min(sum(count for (shape, _), count in counts.items() if shape == square), encoder.layers)
     counts = Counter({key: n for key, n in counts.items() if key[0] != square and key[1] != np.bool_})
     counts[square, np.dtype(execution.compute_dtype)] = squares
@@ -332,17 +295,17 @@ def kept_bytes(
     return total
 
 
-def formula_collectives(encoder: EncoderConfig, phase: dict, mesh: dict, held: int, dtype: str) -> list[Collective]:
-    """Returns what the axes must send a step at least: `held` are the bytes of a device's parameters in float32.
+def formula_collectives(encoder: EncoderConfig, phase: Phase, mesh: dict, held: int, dtype: str) -> list[Collective]:
+    """Returns the least communication of a step along each axis; `held` is the bytes of a device's float32 parameters.
 
     Gradients are summed over data; over fsdp parameters are gathered for both passes of each micro-batch, and gradients
     scattered; over tensor each layer sums its two outputs forward and its two inputs' gradients backward.
     """
     data, fsdp = mesh["data"], mesh["fsdp"]
-    micro = phase["accumulate"]
-    rows = phase["batch_size"] // (data * fsdp * micro)
+    micro = phase.accumulate
+    rows = phase.batch_size // (data * fsdp * micro)
     width = np.dtype(np.float32).itemsize if dtype == "float32" else 2
-    stream = rows * phase["sequence_length"] * encoder.width * width
+    stream = rows * phase.sequence_length * encoder.width * width
     needs = [
         ("all-gather", "fsdp", 2 * micro, held * fsdp * width // 4),
         ("reduce-scatter", "fsdp", micro, held * fsdp),
@@ -353,9 +316,9 @@ def formula_collectives(encoder: EncoderConfig, phase: dict, mesh: dict, held: i
             for kind, axis, count, size in needs if mesh[axis] > 1]  # fmt: skip
 
 
-def steps_of(config: Any, phases: Sequence[dict[str, Any]]) -> list[int] | None:
-    """Returns the updates of each phase; None where the data or a clock decide, which are not there."""
-    train, earlier = config.train, [phase["steps"] for phase in phases[:-1]]
+def steps_of(config: Any, phases: Sequence[Phase]) -> list[int] | None:
+    """Returns the updates of each phase; None if they depend on the data or on a time budget."""
+    train, earlier = config.train, [phase.steps or 0 for phase in phases[:-1]]
     if train.steps is not None:
         bounds = np.minimum(np.cumsum([0, *earlier]), train.steps).tolist()
         return [end - begin for begin, end in zip(bounds, [*bounds[1:], train.steps], strict=True)]
@@ -365,13 +328,18 @@ def steps_of(config: Any, phases: Sequence[dict[str, Any]]) -> list[int] | None:
     return [*earlier, max(math.ceil((train.tokens - spent) / _tokens(phases[-1])), 0)]
 
 
-def _tokens(phase: dict[str, Any]) -> int:
-    return phase["batch_size"] * phase["sequence_length"]
+def _tokens(phase: Phase) -> int:
+    return phase.batch_size * phase.sequence_length
 
 
-def _flops(encoder: EncoderConfig, phase: dict[str, Any]) -> float:
-    predictions = int(settings.predicted_share(phase) * _tokens(phase))
-    return training_flops(encoder, phase["batch_size"], phase["sequence_length"], predictions)
+def schedule_length(config: Any, phases: Sequence[Phase]) -> float:
+    """Returns the length of the run's schedule, or if data or a clock decide it, that of a time budget."""
+    steps = steps_of(config, phases)
+    return TIME_UNITS if steps is None else sum(steps)
+
+
+def _flops(objective: Objective, phase: Phase) -> float:
+    return objective.flops(phase.batch_size, phase.sequence_length, _tokens(phase), objective.knobs(0.0))
 
 
 def _first_line(error: Exception) -> str:
@@ -388,17 +356,17 @@ def describe(result: dict[str, Any], name: str) -> str:
         f"{name} on {devices} {chip}{shape}, mesh {mesh}, products in {result['compute_dtype']}",
         f"{result['parameters']:,} parameters",
         f"phase {result['phase']} of {result['phases']}: {result['batch_size']:,} rows of {result['sequence_length']:,}"
-        f" tokens in {result['accumulate']} micro-batches, {rows} rows a device at a time"
+        f" tokens in {result['accumulate']} micro-batches, {rows} rows per device at a time"
         + (f", rematerialise={result['rematerialise']}" if result["rematerialise"] != "none" else ""),
         "",
-        "GiB a device, by formula",
+        "GiB per device, by formula",
     ]
     lines += [f"  {part:<12} {gib(size)}" for part, size in result["formula_bytes"].items()]
-    lines.append(f"  {'all':<12} {gib(sum(result['formula_bytes'].values()))}")
+    lines.append(f"  {'total':<12} {gib(sum(result['formula_bytes'].values()))}")
     if result["xla_bytes"]:
-        lines.append(f"GiB a device, by XLA's analysis of the step compiled for {chip}")
+        lines.append(f"GiB per device, by XLA's analysis of the step compiled for {chip}")
         lines += [f"  {part:<12} {gib(size)}" for part, size in result["xla_bytes"].items()]
-        lines.append(f"  {'all':<12} {gib(result['needed_bytes'])}")
+        lines.append(f"  {'total':<12} {gib(result['needed_bytes'])}")
     if result["xla_error"]:
         lines.append(f"XLA for {chip} refuses to compile it: {result['xla_error']}")
     lines.append(
@@ -408,22 +376,27 @@ def describe(result: dict[str, Any], name: str) -> str:
     if not result["analysis"].startswith("XLA"):
         lines.append(_why_formula(chip))
     by = "from the compiled step" if result["xla_bytes"] else "by formula"
-    lines += ["", f"collectives of a step on a device, {by}"]
+    lines += ["", f"communication of a step on a device, {by}"]
     for entry in result["collectives"]:
         axes = f"{'x'.join(entry['axes'])} ({entry['devices']})"
         lines.append(f"  {entry['kind']:<18} over {axes:<18} {entry['times']:>7,} times  {gib(entry['bytes'])} GiB, "
                      f"{gib(entry['sent_bytes'])} sent")  # fmt: skip
     if not result["collectives"]:
         lines.append("  none")
-    lines += ["", f"{result['flops_per_step']:.3e} FLOPs a step (products once, forward and backward)"]
+    lines += [
+        "",
+        f"{result['flops_per_step']:.3e} FLOPs per step (products, forward and backward)",
+    ]
     if result["xla_flops_per_step"]:
-        lines[-1] += f"; XLA counts {result['xla_flops_per_step']:.3e}, the body of a loop once"
+        lines[-1] += f"; XLA counts {result['xla_flops_per_step']:.3e}, with the body of each loop counted once"
     lines.append(
-        f"at an MFU of {result['mfu']:.0%} of {result['peak_flops_per_device'] / 1e12:,.0f} TFLOP/s a device: "
-        f"{result['step_seconds']:.3f} s a step, {result['tokens_per_second']:,.0f} tokens/s"
+        f"at an MFU of {result['mfu']:.0%} of {result['peak_flops_per_device'] / 1e12:,.0f} TFLOP/s per device: "
+        f"{result['step_seconds']:.3f} s per step, {result['tokens_per_second']:,.0f} tokens/s"
     )
     if result["run_hours"] is None:
-        lines.append("the length of the run depends on the data or the clock: set train.tokens or train.steps for it")
+        lines.append(
+            "the length of the run depends on the data or the clock; set train.tokens or train.steps to estimate it"
+        )
     else:
         lines.append(f"the run: {result['run_steps']:,} steps, {result['run_tokens']:.3e} tokens, "
                      f"{result['run_flops']:.3e} FLOPs: {result['run_hours']:,.1f} hours")  # fmt: skip
@@ -432,31 +405,31 @@ def describe(result: dict[str, Any], name: str) -> str:
 
 def _why_formula(chip: str) -> str:
     if not CHIPS[chip].slices:
-        return f"{chip}: by formula alone, since nothing here compiles for a GPU that is not there"
+        return f"{chip}: by formula alone, since a step cannot be compiled for a GPU that is not attached"
     if can_compile(chip):
-        return "by formula, as --formula says"
-    return "by formula, since libtpu is not installed: pip install 'jaxlm[plan]' brings XLA's own analysis for TPUs"
+        return "by formula, because of --formula"
+    return "by formula, since libtpu is not installed; pip install 'jaxlm[plan]' adds XLA's analysis for TPUs"
 
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm plan --config=FILE[:ARG] --mesh=data=8,fsdp=4,tensor=2 [--chip=v5e] [--mfu=0.4] [--json]`."""
-    overrides, rest = settings.split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
-        prog="jaxlm plan", description="What a config needs on devices that need not be here.",
+        prog="jaxlm plan", description="Estimate memory, communication and time of a run on absent devices.",
         epilog="example: jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e --mfu=0.4",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a recipe, or a run's config.json")
     parser.add_argument("--mesh", required=True, metavar="AXIS=N,...", help="devices along data, fsdp and tensor")
     parser.add_argument("--chip", default="v5e", help=f"one of {', '.join(CHIPS)}")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the chip's peak that training is to reach")
-    parser.add_argument("--phase", type=int, help="whose step is analysed, from 1; else the one that needs the most")
-    parser.add_argument("--formula", action="store_true", help="compile nothing, which takes minutes for large models")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--mfu", type=float, default=0.4, help="expected fraction of the chip's peak")
+    parser.add_argument("--phase", type=int, help="phase to analyse, from 1; default: the one that needs most")
+    parser.add_argument("--formula", action="store_true", help="do not compile the step, which may take minutes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
-    jax.config.update("jax_platforms", "cpu")  # whatever accelerator is here stays free
-    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent chip is never read again
+    jax.config.update("jax_platforms", "cpu")  # leave an attached accelerator free
+    jax.config.update("jax_enable_compilation_cache", False)  # a program for an absent chip is never used again
     mesh = read_mesh(args.mesh)
-    config = settings.load_config(args.config, overrides, start_settings)
+    config, _ = load_run_config(args.config, overrides)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
     print(json.dumps(result) if args.json else describe(result, args.config))
     return 0

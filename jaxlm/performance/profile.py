@@ -1,72 +1,54 @@
-"""Where a step's time goes: JAX's own profile of every kernel, joined with what the compiled program says of it.
+"""A profile of the training step: seconds per kind of kernel, from JAX's profiler and the compiled program.
 
-Each kernel has one kind, that of the product in it, or of most of its arithmetic where it fuses several things: the
-compiler merges dropout's hash with the activation before it, so the borders between the cheap kinds are not sharp.
+Each kernel has one kind: that of the matrix product in it, or of most of its arithmetic if it fuses several operations.
+XLA merges small operations across layers (dropout's hash with the activation before it), so the boundaries between the
+cheap kinds are approximate.
 """
 
 import math
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from jaxlm.performance.hlo import CALLERS, Instruction, Program, executions, fused_instructions, read_program
+
 KINDS = {
     "products": "matrix products of the layers, forward and backward",
-    "attention": "products of queries, keys and values, softmax, rotary angles, masks",
-    "logits": "the head, the vocabulary's product and the loss, forward and backward",
+    "attention": "products of queries, keys and values, softmax, rotary embedding, masks",
+    "logits": "the prediction head, the vocabulary projection and the loss, forward and backward",
     "normalisation": "layer norms",
-    "activation": "what stands between the feed-forward's products",
-    "biases": "adding them, and their gradients",
-    "dropout": "its bits and their use",
+    "activation": "element-wise operations between the feed-forward products",
+    "biases": "adding biases, and their gradients",
+    "dropout": "generating and applying dropout masks",
     "casts and layout": "casts, transposes and copies",
-    "embeddings": "look-ups and their gradients",
-    "masking": "choice of the tokens to predict",
-    "optimizer": "clipping and the update",
-    "collectives": "what devices send each other",
-    "the rest": "residual sums and what has no name",
+    "embeddings": "embedding look-ups and their gradients",
+    "masking": "choosing the tokens to predict",
+    "optimizer": "gradient clipping and the update",
+    "collectives": "communication between devices",
+    "the rest": "residual additions, and kernels without a name",
 }
 DENSE = {"query", "key", "value", "output", "up", "gate", "down", "projection"}
 MOVES = {"convert", "copy", "transpose"}
 FREE = {"parameter", "constant", "broadcast", "bitcast", "reshape", "tuple", "get-tuple-element", "iota"}
 HEAVY = {"exponential", "log", "erf", "tanh", "power", "rsqrt", "sqrt", "cosine", "sine", "logistic"}
-CONTAINERS = {"while", "call", "conditional"}  # kernels of their own bodies run within them
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-class Instruction(NamedTuple):
-    """A line of a compiled program."""
-
-    name: str
-    opcode: str
-    dimensions: tuple[int, ...]  # of the result; of a tuple's first part
-    shape: str  # as the program writes it, without layout
-    operands: tuple[str, ...]
-    scope: str  # op_name: the functions and modules that it comes from
-    attributes: str
-
-
-class Program(NamedTuple):
-    """A compiled program: the instructions of each of its computations, each by its name, and who uses its result."""
-
-    module: str
-    computations: dict[str, list[Instruction]]
-    instructions: dict[str, Instruction]
-    users: dict[str, list[str]]
+SLOWEST = 30  # kernels that a profile lists one by one
 
 
 class Kernel(NamedTuple):
-    """What one kernel is for, and the FLOPs of the matrix products in it (0 where there are none)."""
+    """The kind of a kernel, and the FLOPs of its matrix products (0 if it has none)."""
 
     kind: str
     flops: float
 
 
 class Interval(NamedTuple):
-    """One run of a kernel, in nanoseconds."""
+    """One run of a kernel; times in nanoseconds."""
 
     name: str
     start: float
@@ -74,7 +56,7 @@ class Interval(NamedTuple):
 
 
 class KindTime(NamedTuple):
-    """Seconds a step of one kind of kernel; `product_seconds` of those with products, which did `flops`."""
+    """Seconds per step of one kind of kernel, those of its kernels with matrix products, and the products' FLOPs."""
 
     seconds: float
     product_seconds: float
@@ -82,7 +64,7 @@ class KindTime(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """Seconds a step: on the wall, by kind, and of the slowest kernels (name, kind, seconds, shape, scope)."""
+    """Seconds per step: wall clock, by kind, and of the slowest kernels (name, kind, seconds, shape, op_name)."""
 
     step_seconds: float
     kinds: dict[str, KindTime]
@@ -90,75 +72,57 @@ class Profile(NamedTuple):
 
     @property
     def uncovered(self) -> float:
-        """Seconds a step in which no kernel ran: dispatch, and gaps between kernels."""
+        """Returns the seconds per step in which no kernel ran: dispatch, and gaps between kernels."""
         return max(self.step_seconds - sum(time.seconds for time in self.kinds.values()), 0.0)
 
 
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\(")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+def profile_steps(compiled_text: str, run_steps: Callable[[], float], steps: int) -> Profile:
+    """Returns the profile of `run_steps()`, which runs `steps` steps to completion and returns their wall seconds.
 
+    `compiled_text` is `compiled.as_text()` of the step.
+    """
+    program = read_program(compiled_text)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # tracing Python would slow the host
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            wall = run_steps()
+        intervals = [one for path in Path(folder).rglob("*.xplane.pb") for one in read_intervals(path, program)]
 
-def read_program(text: str) -> Program:
-    """Returns what a compiled program's text (`compiled.as_text()`) says of its instructions."""
-    module = re.match(r"HloModule ([\w.\-]+)", text)
-    computations: dict[str, list[Instruction]] = {}
-    inside: list[Instruction] = []
-    for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            inside = computations.setdefault(found[1], [])
-        elif found := _LINE.match(line):
-            inside.append(_instruction(line, found))
-    every = {one.name: one for lines in computations.values() for one in lines}
-    users: dict[str, list[str]] = defaultdict(list)
-    for one in every.values():
-        for operand in one.operands:
-            users[operand].append(one.name)
-    return Program(module[1] if module else "", computations, every, users)
+    def is_container(name: str) -> bool:
+        return name in program.instructions and program.instructions[name].opcode in CALLERS
 
-
-def _instruction(line: str, found: re.Match) -> Instruction:
-    shape = re.search(r"\w+\[[\d,]*\]", found[2])
-    dimensions = tuple(int(size) for size in re.findall(r"\d+", shape[0].partition("[")[2])) if shape else ()
-    depth, end = 1, found.end()
-    while depth and end < len(line):  # operands end where the opcode's parenthesis closes
-        depth += {"(": 1, ")": -1}.get(line[end], 0)
-        end += 1
-    operands = tuple(re.findall(r"%([\w.\-]+)", line[found.end() : end]))
-    scope = re.search(r'op_name="((?:[^"\\]|\\.)*)"', line[end:])
-    return Instruction(
-        found[1], found[3], dimensions, shape[0] if shape else "", operands, scope[1] if scope else "", line[end:]
-    )
+    return summarise(program, share_time(intervals, is_container), steps, wall)
 
 
 def classify(program: Program, name: str) -> Kernel:
-    """Returns the kind and the FLOPs of the kernel that runs instruction `name`; what is unknown is the rest."""
+    """Returns the kind and the FLOPs of the kernel that runs instruction `name`; an unknown one is "the rest"."""
     one = program.instructions.get(name)
     if one is None:
         return Kernel("the rest", 0.0)
     if one.opcode.startswith(COLLECTIVES):
         return Kernel("collectives", 0.0)
-    called = re.search(r"calls=%?([\w.\-]+)", one.attributes)
-    body = program.computations.get(called[1], []) if called and one.opcode not in CONTAINERS else [one]
-    scope = one.scope or next((part.scope for part in body if part.scope), "") or _scope_nearby(program, one)
+    body = fused_instructions(program, one)
+    op_name = one.op_name or next((part.op_name for part in body if part.op_name), "") or _nearby_op_name(program, one)
     products = [(product_flops(part, program.instructions), part) for part in body]
     flops, largest = max(products, key=lambda entry: entry[0], default=(0.0, one))
     if flops:
-        return Kernel(_kind_of(largest, scope, True), sum(count for count, _ in products))
-    votes: dict[str, float] = defaultdict(float)
+        return Kernel(_kind_of(largest, op_name, True), sum(count for count, _ in products))
+    work: dict[str, float] = defaultdict(float)
     for part in body:
         if part.opcode not in FREE:
-            votes[_kind_of(part, scope, False)] += _work(part, program.instructions)
-    return Kernel(max(votes, key=votes.__getitem__) if votes else _kind_of(one, scope, False), 0.0)
+            work[_kind_of(part, op_name, False)] += _elements(part, program.instructions)
+    return Kernel(max(work, key=work.__getitem__) if work else _kind_of(one, op_name, False), 0.0)
 
 
-def _scope_nearby(program: Program, one: Instruction) -> str:
-    """Returns the scope of what uses a result, or of what it is made from: the compiler rewrites some without one."""
+def _nearby_op_name(program: Program, one: Instruction) -> str:
+    """Returns the op_name of a user or an operand, up to four edges away: XLA drops some when it rewrites programs."""
     for neighbours in (lambda other: program.users.get(other.name, []), lambda other: other.operands):
         level = [one]
         for _ in range(4):
             names = [name for other in level for name in neighbours(other) if name in program.instructions]
             level = [program.instructions[name] for name in names if program.instructions[name].opcode != "parameter"]
-            if found := next((other.scope for other in level if other.scope), ""):
+            if found := next((other.op_name for other in level if other.op_name), ""):
                 return found
     return ""
 
@@ -166,7 +130,8 @@ def _scope_nearby(program: Program, one: Instruction) -> str:
 def product_flops(one: Instruction, instructions: dict[str, Instruction]) -> float:
     """Returns the FLOPs of a matrix product (twice its multiplications), or 0 for any other instruction.
 
-    A TPU's compiler writes products as convolutions, a GPU's as calls of cuBLAS. What gives one row or column is a sum.
+    XLA writes products as convolutions for TPU and as calls of cuBLAS for GPU. A product with one row or column is a
+    sum and counts 0.
     """
     if math.prod(one.dimensions) == max(one.dimensions, default=1):
         return 0.0
@@ -187,8 +152,8 @@ def product_flops(one: Instruction, instructions: dict[str, Instruction]) -> flo
     return 2.0 * math.prod(one.dimensions) * math.prod(left[axis] for axis in contracted)
 
 
-def _work(one: Instruction, instructions: dict[str, Instruction]) -> float:
-    """Returns about how much arithmetic an instruction is, in elements."""
+def _elements(one: Instruction, instructions: dict[str, Instruction]) -> float:
+    """Returns the approximate arithmetic of an instruction, in elements; transcendental functions count ten times."""
     sizes = [math.prod(one.dimensions)]
     if one.opcode.startswith(("reduce", "sort", "scatter")):
         sizes += [math.prod(instructions[name].dimensions) for name in one.operands if name in instructions]
@@ -196,11 +161,12 @@ def _work(one: Instruction, instructions: dict[str, Instruction]) -> float:
 
 
 def _kind_of(one: Instruction, fallback: str, product: bool) -> str:
-    scopes = re.findall(r"[\w.>,\-]+", one.scope or fallback)
+    """Returns the kind of an instruction by the scopes in its op_name, or in `fallback` if it has none."""
+    scopes = re.findall(r"[\w.>,\-]+", one.op_name or fallback)
     known = set(scopes)
-    for own in ("optimizer", "masking", "dropout"):
-        if own in known:
-            return own
+    for kind in ("optimizer", "masking", "dropout"):
+        if kind in known:
+            return kind
     if one.opcode in MOVES:
         return "casts and layout"
     if "encoder" in known or "head" in known or "loss" in known:
@@ -210,8 +176,8 @@ def _kind_of(one: Instruction, fallback: str, product: bool) -> str:
             return "logits"
         if "attention" in known:
             dense = DENSE & set(scopes[scopes.index("attention") + 1 :])
-            stacked = re.search(r"lhs_batch_dims=\{\d|\"lhs_batch_dimensions\":\[\"", one.attributes)
-            return "products" if product and (dense or not stacked) else "biases" if dense else "attention"
+            batched = re.search(r"lhs_batch_dims=\{\d|\"lhs_batch_dimensions\":\[\"", one.attributes)
+            return "products" if product and (dense or not batched) else "biases" if dense else "attention"
         if "feed_forward" in known:
             dense = DENSE & set(scopes[scopes.index("feed_forward") + 1 :])
             return "products" if product else "biases" if dense else "activation"
@@ -223,17 +189,17 @@ def _kind_of(one: Instruction, fallback: str, product: bool) -> str:
 
 
 def read_intervals(path: Path, program: Program) -> list[Interval]:
-    """Returns each run of a kernel of `program` that a profile (an .xplane.pb file) holds, of the first device."""
+    """Returns each run of a kernel of `program` on the first device, from a profile (an .xplane.pb file)."""
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
     devices = sorted(plane.name for plane in planes if re.match(r"/device:(GPU|TPU):\d+", plane.name))
     plane = next(plane for plane in planes if plane.name == (devices[0] if devices else "/host:CPU"))
     lines = list(plane.lines)
     if devices:
-        # A GPU's streams hold its kernels; where the line of operations is there, it says the same once more.
+        # A GPU's kernels are in its streams; a line of operations, if present, repeats them.
         lines = [line for line in lines if line.name == "XLA Ops"] or [
             line for line in lines if line.name.startswith("Stream")
         ]
-    spelled = {re.sub(r"[.\-]", "_", name): name for name in program.instructions}  # as a GPU's kernels are called
+    gpu_names = {re.sub(r"[.\-]", "_", name): name for name in program.instructions}
     intervals, finished = list[tuple[Any, Interval]](), dict[Any, float]()
     for line in lines:
         for event in line.events:
@@ -246,16 +212,17 @@ def read_intervals(path: Path, program: Program) -> list[Interval]:
             if stats.get("hlo_module", program.module) != program.module or stats.get("device_ordinal", 0) != 0:
                 continue
             name = str(stats.get("hlo_op") or event.name.partition(" = ")[0].lstrip("%"))
-            name = name if name in program.instructions else spelled.get(event.name, name)
+            name = name if name in program.instructions else gpu_names.get(event.name, name)
             intervals.append((stats.get("_p"), Interval(name, event.start_ns, end)))
-    # A CPU's kernel may go on in other threads after the one that began it has left it: its end has an event then.
+    # A CPU kernel can outlive its own event and finish in other threads: an "end: " event then marks its end.
     return [one._replace(end=max(one.end, finished.get(number, 0.0))) for number, one in intervals]
 
 
-def share_time(intervals: Iterable[Interval], containers: Callable[[str], bool]) -> dict[str, float]:
-    """Returns the nanoseconds of each kernel, such that every moment is counted once.
+def share_time(intervals: Iterable[Interval], is_container: Callable[[str], bool]) -> dict[str, float]:
+    """Returns the nanoseconds of each kernel; every moment is counted once.
 
-    Kernels that run at the same time share it equally; a container (a loop, a call) has what none of its kernels has.
+    Kernels that run at the same time share it equally. A container (a loop or a call) gets only the time in which none
+    of the kernels inside it runs.
     """
     edges = sorted(
         (moment, begins, number, one.name)
@@ -265,16 +232,16 @@ def share_time(intervals: Iterable[Interval], containers: Callable[[str], bool])
     )
     shares: dict[str, float] = defaultdict(float)
     running: dict[int, str] = {}
-    outer: dict[int, str] = {}
+    containers: dict[int, str] = {}
     before = 0.0
     for moment, begins, number, name in edges:
         if running:
             for other in running.values():
                 shares[other] += (moment - before) / len(running)
-        elif outer:
-            shares[outer[max(outer)]] += moment - before
+        elif containers:  # the innermost began last
+            shares[containers[max(containers)]] += moment - before
         before = moment
-        active = outer if containers(name) else running
+        active = containers if is_container(name) else running
         if begins:
             active[number] = name
         else:
@@ -283,8 +250,9 @@ def share_time(intervals: Iterable[Interval], containers: Callable[[str], bool])
 
 
 def summarise(program: Program, nanoseconds: dict[str, float], steps: int, wall_seconds: float) -> Profile:
-    """Returns the profile of `steps` runs of a program that took wall_seconds, from the time of its kernels."""
-    count = _runs_in_loops(program)
+    """Returns the profile of `steps` steps that took `wall_seconds`, given the nanoseconds of each kernel."""
+    runs = executions(program)
+    runs_of = {one.name: runs[name] for name, body in program.computations.items() for one in body}
     times = {kind: [0.0, 0.0, 0.0] for kind in KINDS}
     slowest = []
     for name, duration in nanoseconds.items():
@@ -293,100 +261,9 @@ def summarise(program: Program, nanoseconds: dict[str, float], steps: int, wall_
         entry[0] += seconds
         if kernel.flops:
             entry[1] += seconds
-            entry[2] += kernel.flops * count.get(name, 1)
+            entry[2] += kernel.flops * (runs_of.get(name) or 1)
         one = program.instructions.get(name)
-        slowest.append((name, kernel.kind, seconds, one.shape if one else "", one.scope if one else ""))
+        slowest.append((name, kernel.kind, seconds, one.shape if one else "", one.op_name if one else ""))
     slowest.sort(key=lambda entry: -entry[2])
     kinds = {kind: KindTime(*entry) for kind, entry in times.items() if entry[0]}
-    return Profile(wall_seconds / steps, kinds, slowest[:30])
-
-
-def _runs_in_loops(program: Program) -> dict[str, int]:
-    """Returns how often instructions within loops of known length run in a step; all others run once."""
-    counts: dict[str, int] = {}
-
-    def count(computation: str, times: int) -> None:
-        for one in program.computations.get(computation, []):
-            counts[one.name] = times
-            if one.opcode in CONTAINERS:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.attributes)
-                for inner in re.findall(r"(?:body|to_apply|calls)=%?([\w.\-]+)", one.attributes):
-                    count(inner, times * (int(trips[1]) if trips and one.opcode == "while" else 1))
-
-    called = {name for one in program.instructions.values() for name in re.findall(r"=%([\w.\-]+)", one.attributes)}
-    for entry in set(program.computations) - called:
-        count(entry, 1)
-    return counts
-
-
-def profile_steps(compiled_text: str, run_steps: Callable[[], float], steps: int) -> Profile:
-    """Returns the profile of `run_steps()`, which runs `steps` steps to their end and returns their wall seconds."""
-    program = read_program(compiled_text)
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # tracing Python would slow the host
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, profiler_options=options):
-            wall = run_steps()
-        intervals = [one for path in Path(folder).rglob("*.xplane.pb") for one in read_intervals(path, program)]
-
-    def holds_others(name: str) -> bool:
-        return name in program.instructions and program.instructions[name].opcode in CONTAINERS
-
-    return summarise(program, share_time(intervals, holds_others), steps, wall)
-
-
-def profile_table(profile: Profile, peak: float | None = None) -> list[list[str]]:
-    """Returns rows of text, the heading first: kind, milliseconds a step, share, GFLOP/s of products, share of peak."""
-    rows = [["kind", "ms a step", "share", "GFLOP/s", "of peak"]]
-    for kind, time in sorted(profile.kinds.items(), key=lambda entry: -entry[1].seconds):
-        rate = time.flops / time.product_seconds if time.product_seconds else 0.0
-        rows.append([
-            kind, f"{time.seconds * 1e3:,.1f}", f"{time.seconds / profile.step_seconds:.1%}",
-            f"{rate / 1e9:,.0f}" if rate else "", f"{rate / peak:.0%}" if rate and peak else "",
-        ])  # fmt: skip
-    gap = profile.uncovered
-    rows.append(["no kernel", f"{gap * 1e3:,.1f}", f"{gap / profile.step_seconds:.1%}", "", ""])
-    return [*rows, ["whole step", f"{profile.step_seconds * 1e3:,.1f}", "100.0%", "", ""]]
-
-
-def slowest_table(profile: Profile, count: int = 15) -> list[list[str]]:
-    """Returns rows of text, the heading first: the slowest kernels, their kind, shape, and where they come from."""
-    rows = [["kernel", "kind", "ms a step", "result", "from"]]
-    for name, kind, seconds, shape, scope in profile.slowest[:count]:
-        rows.append([name, kind, f"{seconds * 1e3:,.2f}", shape, scope.partition("/")[2]])
-    return rows
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows of text in columns, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = [all(re.match(r"[\d,.%]*$", cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def draw(profile: Profile, path: Path, title: str) -> None:
-    """Writes a figure of the seconds by kind, longest first; the part that products took is darker."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    kinds = sorted(profile.kinds.items(), key=lambda entry: entry[1].seconds)
-    names = ["no kernel", *(kind for kind, _ in kinds)]
-    whole = [profile.uncovered * 1e3, *(time.seconds * 1e3 for _, time in kinds)]
-    products = [0.0, *(time.product_seconds * 1e3 for _, time in kinds)]
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(names) + 1.2), layout="constrained")
-    axes.barh(names, whole, color="#9fb8d9", label="other kernels")
-    axes.barh(names, products, color="#2b5c9e", label="kernels with a matrix product")
-    for place, value in enumerate(whole):
-        axes.annotate(f" {value / profile.step_seconds / 10:.1f}%", (value, place), va="center", fontsize=8)
-    axes.set_xlabel(f"milliseconds of a step of {profile.step_seconds * 1e3:,.0f}")
-    axes.set_title(title, fontsize=9)
-    axes.margins(x=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    return Profile(wall_seconds / steps, kinds, slowest[:SLOWEST])

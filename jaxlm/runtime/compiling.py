@@ -1,4 +1,4 @@
-"""What XLA must be told to compile a model well, which differs with what it compiles for."""
+"""XLA's options for compiling models, which depend on the platform."""
 
 import functools
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import jax
 
 
 def compiler_options(platform: str) -> dict[str, bool | str]:
-    """Returns what XLA must be told to compile a model.
+    """Returns XLA's options for compiling a model on a platform ("cpu", "gpu" or "tpu").
 
-    On CPU, to keep its barriers. It would drop them before it fuses and orders operations. Then the small operations of
-    a layer, which no product absorbs on CPU, are fused with those of all layers before and computed again in each, and
-    what is rematerialised is so at once for all layers. On GPU, to leave products to cuBLAS: trying kernels of its own
-    for each of them takes minutes.
+    On CPU, optimization barriers are kept. By default XLA removes them before it fuses and orders operations. It then
+    fuses the elementwise operations of a layer with those of all earlier layers and computes these again in each layer,
+    and rematerialises all layers at once. On GPU, products are left to cuBLAS: tuning Triton kernels for each of them
+    takes minutes.
     """
     if platform == "cpu":
         return {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -21,13 +21,15 @@ def compiler_options(platform: str) -> dict[str, bool | str]:
 
 
 def initial_options(platform: str) -> dict[str, bool | str]:
-    """Returns what XLA must be told to compile what draws the initial parameters: on GPU, not to draw all of one shape
-    in one kernel, whose assembly takes minutes."""
+    """Returns XLA's options for compiling the initialisation of parameters on a platform.
+
+    On GPU, XLA must not draw all parameters of one shape in one kernel, which takes minutes to assemble.
+    """
     return {"xla_disable_hlo_passes": "multi_output_fusion"} if platform == "gpu" else {}
 
 
 class jit:
-    """`jax.jit` with `compiler_options` of the platform, which is looked up when it is called first, not before."""
+    """`jax.jit` with `compiler_options` of the default platform, which is looked up at the first call."""
 
     def __init__(self, function: Callable, **options: Any) -> None:
         self.function, self.options = function, options

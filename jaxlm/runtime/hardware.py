@@ -1,4 +1,4 @@
-"""What the machine can do: its peak arithmetic rate, its memory, and a description of it for the log."""
+"""The machine: its peak arithmetic rate, its memory, and a description for the log."""
 
 import contextlib
 import errno
@@ -24,16 +24,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Peak(NamedTuple):
-    """The most floating-point operations a second that one device does, and where the figure is from."""
+    """The peak rate of one device in FLOP/s, and the source of the figure."""
 
     flops: float
     source: str
 
 
-# Dense rates a device, in TFLOP/s, from the makers' datasheets, which print twice these where they count sparsity.
-# The whole name must match: an A10G, an L40, a laptop's RTX 4090 and a MIG slice of an A100 are other chips.
-# float32 stands for what JAX's default precision runs: TF32 on tensor cores, plain float32 on V100. Where the
-# datasheet has no figure (float32 on TPU, bfloat16 on V100) there is none here, and the rate is measured.
+# Dense rates per device, in TFLOP/s, from the manufacturers' datasheets; rates with sparsity are twice as high.
+# The whole name must match: an A10G, an L40, a laptop's RTX 4090 and a MIG slice of an A100 are different chips.
+# float32 is what JAX's default precision runs: TF32 on tensor cores, plain float32 on V100. A rate that no datasheet
+# gives (float32 on TPU, bfloat16 on V100) is left out here and measured.
 DATASHEET: tuple[tuple[str, dict[str, float]], ...] = (
     (r"TPU v4", {"bfloat16": 275}),
     (r"TPU v5 lite|TPU v5e", {"bfloat16": 197}),
@@ -52,17 +52,17 @@ DATASHEET: tuple[tuple[str, dict[str, float]], ...] = (
 
 
 class Chip(NamedTuple):
-    """An accelerator that can be planned for without being here."""
+    """An accelerator for which `jaxlm plan` can estimate runs, present or not."""
 
-    kind: str  # as JAX calls the device, for DATASHEET
+    kind: str  # the name that JAX gives the device, for DATASHEET
     memory: float  # GiB
-    slices: tuple[str, ...] = ()  # of a TPU: the shapes in which its chips are joined
+    slices: tuple[str, ...] = ()  # the shapes of a TPU's slices, in chips
 
 
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
           "16x16x24")  # fmt: skip
-# Memory from the makers' datasheets, the shapes from Google's pages on TPU v5e, v5p and v6e.
+# Memory from the manufacturers' datasheets, shapes from Google's pages on TPU v5e, v5p and v6e.
 CHIPS: dict[str, Chip] = {
     "v5e": Chip("TPU v5e", 16, _SQUARES),
     "v5p": Chip("TPU v5p", 95, _CUBES),
@@ -73,24 +73,24 @@ CHIPS: dict[str, Chip] = {
 }
 
 MEASURING_SECONDS = 0.6
-REPETITIONS = 5
+REPETITIONS = 5  # of each product, at least
 
 
 def peak_flops(device: Any = None, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> Peak:
-    """Returns the peak rate of one device (by default the first) for products of `dtype`, in FLOP/s.
+    """Returns the peak rate of one device (by default the first) for matrix products of `dtype`, in FLOP/s.
 
-    The datasheet's dense figure for known accelerators; else, and always on CPU, the best rate of a square product,
-    measured once a process in under 0.7 s. CPU devices that share one processor get equal parts of it. Raises UserError
-    for a chip that is neither known nor here.
+    It is the datasheet's dense figure for a known accelerator. For others, and always on CPU, it is the best rate of a
+    square product, measured once per process in less than 0.7 s; CPU devices that share a processor share its rate
+    equally. Raises UserError for a chip that is neither known nor present.
     """
     if dtype not in ("bfloat16", "float32"):
-        raise UserError(f"no peak rate is known for products of {dtype}: ask for bfloat16 or float32")
+        raise UserError(f"no peak rate is known for products of {dtype}; use bfloat16 or float32")
     device = device or jax.local_devices()[0]
     if known := datasheet_flops(device, dtype):
         return known
     here = [local for local in jax.local_devices() if local.device_kind == device.device_kind]
     if not here:
-        raise UserError(f"no peak rate of {device.device_kind} for {dtype} is known, and there is none here to measure")
+        raise UserError(f"no peak rate of {device.device_kind} for {dtype} is known, and none is present to measure it")
     size, rate = _measure(here[0], dtype)
     source = f"measured: {dtype} product of {size} x {size}"
     devices = jax.local_device_count()
@@ -100,7 +100,7 @@ def peak_flops(device: Any = None, dtype: Literal["bfloat16", "float32"] = "bflo
 
 
 def datasheet_flops(device: Any, dtype: str) -> Peak | None:
-    """Returns the datasheet's dense figure of an accelerator for products of `dtype`; None where there is none."""
+    """Returns the datasheet's dense peak rate of an accelerator for products of `dtype`; None if there is no figure."""
     if device.platform == "cpu":
         return None
     kind = re.sub(r"^(NVIDIA|Tesla) ", "", device.device_kind)
@@ -117,38 +117,39 @@ def _measure(device: Any, dtype: str) -> tuple[int, float]:
 
 
 def measure_product(device: Any, dtype: str, within: float) -> tuple[int, float]:
-    """Returns the size of the square product that ran fastest on `device`, and its FLOP/s, in about `within` seconds.
+    """Returns the size n of the fastest [n, n] x [n, n] product on `device` and its rate in FLOP/s.
 
-    Sizes double from 512 while the next one still fits into the time, up to 8,192.
+    n doubles from 512 up to 8,192, as long as the next size fits into about `within` seconds in all.
     """
     # XLA's fast bfloat16 kernels on CPU are those with a float32 output; accelerators write bfloat16.
     output = jnp.float32 if device.platform == "cpu" else jnp.dtype(dtype)
     product = jax.jit(lambda x, y: jax.lax.dot(x, y, preferred_element_type=output))
     tile = np.random.default_rng(0).standard_normal((512, 512), np.float32).astype(jnp.dtype(dtype))
-    in_turn = 1 if device.platform == "cpu" else 8  # an accelerator must not wait for the next call
+    queued = 1 if device.platform == "cpu" else 8  # calls at once: an accelerator must not wait for the next one
     best_size, best_rate, size, spent = 0, 0.0, 512, 0.0
     while True:
         operand = jax.device_put(np.tile(tile, (size // 512, size // 512)), device)
         product(operand, operand).block_until_ready()
         seconds: list[float] = []
-        while len(seconds) < REPETITIONS or sum(seconds) < within / 8:  # a shared machine is seldom all ours
+        while len(seconds) < REPETITIONS or sum(seconds) < within / 8:  # other processes may be running
             start = time.perf_counter()
-            jax.block_until_ready([product(operand, operand) for _ in range(in_turn)])
-            seconds.append((time.perf_counter() - start) / in_turn)
+            jax.block_until_ready([product(operand, operand) for _ in range(queued)])
+            seconds.append((time.perf_counter() - start) / queued)
         rate = 2 * size**3 / min(seconds)
         if rate > best_rate:
             best_size, best_rate = size, rate
-        spent += in_turn * sum(seconds)  # compiling not counted, which for a GPU takes longer than all products
-        next_takes = 8 * (REPETITIONS + 1) * min(seconds)
-        if size == 8192 or spent + next_takes > within:
+        spent += queued * sum(seconds)  # without compiling, which takes longer than all products on a GPU
+        next_size = 8 * (REPETITIONS + 1) * min(seconds)
+        if size == 8192 or spent + next_size > within:
             return best_size, best_rate
         size *= 2
 
 
 def fast_bfloat16() -> bool:
-    """Returns whether bfloat16 products run faster than float32 ones here, by what the chip is: never by timing.
+    """Returns whether bfloat16 products run faster than float32 ones on the first device.
 
-    On CPU the processor's flags decide; a GPU needs compute capability 8; every TPU is fast.
+    It depends on the chip, never on timing, so that it is reproducible: on CPU on the processor's flags, on GPU on
+    compute capability 8 or higher; it is true on every TPU.
     """
     device = jax.local_devices()[0]
     if device.platform == "tpu":
@@ -159,21 +160,21 @@ def fast_bfloat16() -> bool:
 
 
 def _processor_flags() -> set[str]:
-    """Returns the instruction sets that Linux lists for the processor: `flags` on x86-64, `Features` on aarch64."""
+    """Returns the processor's instruction sets as Linux lists them: `flags` on x86-64, `Features` on aarch64."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     return set(found[1].split()) if found else set()
 
 
 def peak_memory_bytes() -> int | None:
-    """Returns the most memory that any device of this process has held, in bytes; None where JAX does not say.
+    """Returns the peak memory of this process's fullest device, in bytes; None if JAX does not report it.
 
-    On CPU it is the peak resident set of the process.
+    On CPU it is the peak resident set size of the process.
     """
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
         return max((peak for peak in peaks if peak is not None), default=None)
-    # Linux starts a child's getrusage peak at its parent's resident set; VmHWM is of this process alone.
+    # On Linux, getrusage's peak of a child starts at its parent's resident set; VmHWM belongs to this process alone.
     found = re.search(r"^VmHWM:\s*(\d+) kB$", _read("/proc/self/status"), re.MULTILINE)
     if found:
         return int(found[1]) * 1024
@@ -184,10 +185,11 @@ def peak_memory_bytes() -> int | None:
 
 
 def logits_bytes(megabytes: int, accelerator_bytes: int | None = None) -> int:
-    """Returns what train.logits_megabytes means: 0 is 256 MiB, or a 32nd of an accelerator's memory where that is more.
+    """Returns the most bytes of logits that a device computes at once, for train.logits_megabytes=`megabytes`.
 
-    The memory is that of the devices here unless it is given. Pieces of the logits are computed once more in the
-    backward pass unless there is only one.
+    0 megabytes stands for 256 MiB or a 32nd of an accelerator's memory, whichever is larger. `accelerator_bytes` is
+    that memory, by default of the first device. Logits above the limit are computed in pieces, and again in the
+    backward pass.
     """
     device = jax.local_devices()[0]
     if accelerator_bytes is None:
@@ -197,9 +199,9 @@ def logits_bytes(megabytes: int, accelerator_bytes: int | None = None) -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what ran, as JSON: devices, processor, memory (bytes), versions, and the commit of the checkout.
+    """Returns a description for JSON: devices, processor, memory (bytes), versions, and the commit of the checkout.
 
-    What cannot be found out is None.
+    Unknown values are None.
     """
     device = jax.local_devices()[0]
     return {
@@ -222,10 +224,10 @@ def _processor_name() -> str | None:
 
 
 def _memory_bytes() -> int | None:
-    """Returns the physical memory, or the container's limit where it is lower."""
+    """Returns the physical memory, or the limit of the container if it is lower, in bytes."""
     limits = [
         _read(f"/sys/fs/cgroup/{name}").strip() for name in ("memory.max", "memory/memory.limit_in_bytes")
-    ]  # version 2 of control groups, and version 1
+    ]  # control groups version 2, and version 1
     sizes = [int(limit) for limit in limits if limit.isdecimal()]
     with contextlib.suppress(AttributeError, ValueError, OSError):
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -240,8 +242,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit(folder: Path) -> str | None:
-    """Returns the commit that `folder`'s code is at, with "+changes" where tracked files differ from it."""
-    # An installed package may lie inside somebody's repository: only where git tracks the file is the commit ours.
+    """Returns the commit of the code in `folder`, followed by "+changes" if tracked files differ from it."""
+    # An installed package may lie inside another repository: the commit is ours only if git tracks the file.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit = _git(folder, "rev-parse", "HEAD")
@@ -250,8 +252,8 @@ def _commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Returns what git prints, or None where it is absent, slow or unwilling."""
-    # A hook's variables would point to another repository, and `status` must not lock the index of somebody at work.
+    """Returns the output of git, or None if it is missing, fails, or takes more than 10 s."""
+    # The variables of a git hook point to its own repository; and `status` must not lock the user's index.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment["GIT_OPTIONAL_LOCKS"] = "0"
     try:
@@ -264,7 +266,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _read(path: str) -> str:
-    """Returns the text of a system's file, empty where there is none."""
+    """Returns the text of a file of the operating system, or "" if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -272,7 +274,7 @@ def _read(path: str) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Returns whether `error`, or what caused it, says that a device or the host ran out of memory."""
+    """Returns whether `error`, or an error that caused it, reports that a device or the host ran out of memory."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

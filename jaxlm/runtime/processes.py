@@ -1,4 +1,4 @@
-"""Worker processes for the preparation of data: spawned, in order, and gone when their parent is."""
+"""Worker processes for the preparation of data: results come in order, and workers end with their parent."""
 
 import itertools
 import multiprocessing
@@ -15,7 +15,7 @@ from jaxlm.errors import UserError
 
 
 def worker_count(settings: Any) -> int:
-    """Returns data.workers, or the number of processors that this process may use where it is 0."""
+    """Returns the setting data.workers; if it is 0, the number of processors available to this process."""
     if settings.workers:
         return settings.workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -24,9 +24,10 @@ def worker_count(settings: Any) -> int:
 def map_in_processes(
     function: Callable, items: Iterable, workers: int, initializer: Callable | None = None, arguments: tuple = ()
 ) -> Generator:
-    """Yields function(item) for each item, in order, a few of them ahead; one worker, or one item, needs no process.
+    """Yields function(item) for each item, in order, computed in `workers` processes that run a few items ahead.
 
-    `initializer(*arguments)` is called once in each process. Processes are spawned, never forked: JAX may be loaded.
+    A single worker or a single item is computed in this process. `initializer(*arguments)` is called once in each
+    process. Processes are spawned, since forking is unsafe once JAX is loaded. Raises UserError if a worker is killed.
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))
@@ -47,7 +48,7 @@ def map_in_processes(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, most likely for lack of memory; lower data.workers") from error
+        raise UserError("a worker process was killed, probably because memory ran out; lower data.workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -56,12 +57,12 @@ _failed_start: Exception | None = None
 
 
 def _start_worker(initializer: Callable | None, arguments: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; they need not print tracebacks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; they must not print tracebacks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer:
         try:
             initializer(*arguments)
-        except Exception as error:  # raised here it would only break the pool; the first item tells it
+        except Exception as error:  # raised here, it would break the pool without its message; the first item raises it
             global _failed_start
             _failed_start = error
 
@@ -76,4 +77,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
-        os._exit(1)  # a killed parent cannot tell its workers, which would wait for work for ever
+        os._exit(1)  # a killed parent cannot stop its workers, which would wait for work forever

@@ -1,4 +1,4 @@
-"""The mesh of devices, and which array is split along which of its axes."""
+"""The mesh of devices, and how batches, parameters and optimizer state are split over its axes."""
 
 import math
 from collections import defaultdict
@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxlm.errors import UserError
 from jaxlm.runtime.parameter_paths import map_params, match_rules, param_path
 
-# A parameter's axes by its path. `fsdp` splits a parameter for storage, `tensor` splits its product; the residual
-# stream stays whole under both. The first rule that matches counts.
+# The mesh axes of a parameter's dimensions, by its path. `fsdp` splits a parameter for storage, `tensor` splits the
+# product that it takes part in; neither splits the residual stream. The first rule that matches decides.
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embeddings/token/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"embeddings/(position|token_type)/embedding$", PartitionSpec(None, "fsdp")),
@@ -27,24 +27,25 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(transform|projection)/kernel$", PartitionSpec("fsdp", None)),
     (r"(bias|scale)$", PartitionSpec()),
 )
-BATCH_AXES = ("slice", "data", "fsdp")  # the first where there are several slices
+BATCH_AXES = ("slice", "data", "fsdp")  # a mesh of one slice has no axis "slice"
 
 
 def make_mesh(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of section `mesh` over these devices, by default all devices of all processes.
+    """Returns the mesh that section `mesh` describes, over all devices of all processes unless `devices` is given.
 
-    Raises UserError if they do not divide.
+    Its axes are `data`, `fsdp` and `tensor`, after `slice` if there are several slices. Raises UserError if their sizes
+    do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     slices = settings.slices or _slices_of(devices)
     inner = settings.fsdp * settings.tensor
     data = len(devices) // (slices * inner) if settings.data == -1 else settings.data
     if slices * data * inner != len(devices) or not data:
-        here = f"the {len(devices)} devices that are here" if len(devices) > 1 else "the one device that is here"
+        available = f"{len(devices)} devices are" if len(devices) > 1 else "1 device is"
         outer = f"{'mesh.slices' if settings.slices else 'slices'}={slices}, " if slices > 1 else ""
         raise UserError(
-            f"{outer}mesh.data={settings.data}, mesh.fsdp={settings.fsdp} and mesh.tensor={settings.tensor} do not "
-            f"multiply to {here}"
+            f"{outer}mesh.data={settings.data}, mesh.fsdp={settings.fsdp} and mesh.tensor={settings.tensor} must "
+            f"multiply to the number of devices, but {available} available"
         )
     shape, axes = (data, settings.fsdp, settings.tensor), ("data", "fsdp", "tensor")
     if slices == 1:
@@ -54,14 +55,18 @@ def make_mesh(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _slices_of(devices: Sequence[Any]) -> int:
-    """Returns how many TPU slices the devices are of; what else has slices needs mesh.slices."""
+    """Returns the number of TPU slices that the devices belong to; 1 for other devices, which need mesh.slices."""
     if getattr(devices[0], "platform", "") != "tpu":
         return 1
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _by_slice(devices: Sequence[Any], slices: int) -> list[list]:
-    """Returns the devices of each slice; where they do not tell, neighbouring processes make one. Raises UserError."""
+    """Returns the devices of each slice.
+
+    Devices other than TPUs may not report their slices: then neighbouring processes form one. Raises UserError if the
+    devices do not form `slices` slices of equal size.
+    """
     groups: dict[int, list[Any]] = defaultdict(list)
     for device in devices:
         groups[getattr(device, "slice_index", 0)].append(device)
@@ -72,64 +77,81 @@ def _by_slice(devices: Sequence[Any], slices: int) -> list[list]:
         }
     if len(groups) != slices or len({len(group) for group in groups.values()}) > 1:
         sizes = ", ".join(str(len(groups[number])) for number in sorted(groups))
-        raise UserError(f"mesh.slices={slices} is not how the devices lie: their slices have {sizes}")
+        raise UserError(
+            f"mesh.slices={slices} requires {slices} slices of equal size, but the devices form slices of {sizes}"
+        )
     return [groups[number] for number in sorted(groups)]
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Returns into how many parts the mesh splits a batch."""
+    """Returns the number of equal parts into which the mesh splits a batch."""
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, key: str = "train.batch_size") -> None:
-    """Raises UserError unless each micro-batch is divided by the devices that split the batch."""
+    """Raises UserError unless each of the `accumulate` micro-batches can be split equally over the batch axes.
+
+    `key` is the setting of the batch size, for the message.
+    """
     parts = batch_parts(mesh)
     if batch_size % (parts * accumulate):
         times = f" times {accumulate} micro-batches" if accumulate > 1 else ""
-        raise UserError(f"{key}={batch_size} is not divided by the {parts} devices that split the batch{times}")
+        raise UserError(f"{key}={batch_size} is not divisible by the {parts} devices that split the batch{times}")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns how arrays [B, ...] of a batch are split: rows over `slice`, `data` and `fsdp`."""
+    """Returns the sharding of a batch's arrays [B, ...]: rows over `slice`, `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
 
 
 def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
-    """Returns which of the equal parts of a batch this process's devices hold, in order, and how many there are."""
-    parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    """Returns the parts of a batch that this process's devices hold, in ascending order, and the total number."""
+    parts = batch_parts(mesh)
     held = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
     return tuple(sorted({index[0].start or 0 for index in held if index})), parts
 
 
-def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, Array]:
-    """Returns the global batch, arrays [B, ...] on the mesh, of which this process gives the rows of its parts."""
+def shard_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, Array]:
+    """Returns the global batch, arrays [B, ...] split over the mesh by `batch_sharding`.
+
+    rows are arrays [B * held / parts, ...] of the same dtypes: the rows of the parts that this process holds, in the
+    order of `local_parts`.
+    """
     held, parts = local_parts(mesh)
-    place, offset = batch_sharding(mesh), {part: number for number, part in enumerate(held)}
+    sharding, order = batch_sharding(mesh), {part: number for number, part in enumerate(held)}
 
-    def array(local: np.ndarray) -> Array:
+    def shard(local: np.ndarray) -> Array:
         size = len(local) // len(held)  # of a part
-        part = lambda index: local[(first := offset[(index[0].start or 0) // size] * size) : first + size]  # noqa: E731
-        return jax.make_array_from_callback((parts * size, *local.shape[1:]), place, part)
 
-    return {name: array(local) for name, local in rows.items()}
+        def part(index: Any) -> np.ndarray:
+            first = order[(index[0].start or 0) // size] * size
+            return local[first : first + size]
+
+        return jax.make_array_from_callback((parts * size, *local.shape[1:]), sharding, part)
+
+    return {name: shard(local) for name, local in rows.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
-    """Returns a NamedSharding for each parameter (or shape) by PARAM_RULES, which must cover all of them.
+    """Returns the tree of NamedShardings that PARAM_RULES give to parameters, arrays or shapes.
 
-    A dimension that an axis of the mesh does not divide stays whole.
+    A dimension that is not divisible by the size of its mesh axis stays whole. Raises UserError if no rule covers a
+    parameter.
     """
     specs = match_rules(PARAM_RULES, params, "PARAM_RULES in sharding.py", every_rule=False)
     return jax.tree.map(lambda leaf, spec: NamedSharding(mesh, _fit(mesh, leaf.shape, spec)), params, specs)
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Returns a NamedSharding for each array of {"params", "opt_state"}: the optimizer's follow their parameter."""
+    """Returns the tree of NamedShardings of {"params", "opt_state"}, arrays or shapes.
+
+    The optimizer's arrays for a parameter are split as the parameter is; its counters are replicated.
+    """
     by_path = {param_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])}
     shardings = {
         param_path(path): sharding

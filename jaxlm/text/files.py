@@ -1,51 +1,31 @@
-"""Files on this machine and in object stores (`gs://`, `s3://`, any that fsspec knows), behind a few functions.
+"""Functions that list, read and write files, whether they are on this machine or in an object store.
 
-A local file is a `Path`; one that is named by a URL is a `RemoteFile`, which reads as a Path does.
+A local file is a `Path`, a file in an object store a `RemoteFile`; a folder is a `Path` or a URL.
 """
 
 import contextlib
 import glob
 import os
-import re
 import secrets
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxlm.errors import UserError
-
-_PACKAGES = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # scheme -> extra of jaxlm
-# What changes with the content, by what the file systems call it, the surest first.
-_VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of an object store."""
-
-    url: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
-
-    def __str__(self) -> str:
-        return self.url
-
+from jaxlm.storage import reason
+from jaxlm.text.remote import RemoteFile, file_system, is_remote, list_remote, remote_errors, remote_version
 
 File = Path | RemoteFile
+Folder = Path | str  # a str is a URL
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a URL, such as gs://bucket/folder."""
-    return isinstance(path, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", path) is not None
+# Reading
 
 
 def open_file(file: File) -> BinaryIO:
-    """Opens a file for reading its bytes. Raises OSError for a local file, UserError for others."""
+    """Opens a file for reading bytes. Raises OSError for a local file, UserError for a remote one."""
     if isinstance(file, Path):
         return open(file, "rb")
     system, path = file_system(file.url)
@@ -53,114 +33,8 @@ def open_file(file: File) -> BinaryIO:
         return system.open(path, "rb")
 
 
-def file_version(file: File) -> list[Any]:
-    """Returns what tells whether a file has changed without reading it: its size, and a time or a checksum."""
-    if isinstance(file, Path):
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-        return [status.st_size, status.st_mtime_ns]
-    system, path = file_system(file.url)
-    with remote_errors(file.url, "read"):
-        info = system.info(path)
-    return [info["size"], str(next((info[key] for key in _VERSIONS if info.get(key)), ""))]
-
-
-def list_files(path: str) -> tuple[str, list[File]]:
-    """Returns "file", "folder" or "glob", and the file, all files below the folder, or those that match, by name.
-
-    Hidden files and folders below a folder are left out. What is not there is a "file" without any.
-    """
-    if is_remote(path):
-        return _list_remote(path)
-    root = Path(path).expanduser()
-    if root.is_file():
-        return "file", [root]
-    if root.is_dir():
-        return "folder", [*sorted(_below(root), key=lambda file: file.relative_to(root).as_posix())]
-    if glob.has_magic(path):
-        return "glob", [Path(name) for name in sorted(glob.glob(str(root), recursive=True)) if os.path.isfile(name)]
-    return "file", []
-
-
-def _below(root: Path) -> Iterator[Path]:
-    entered = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in entered else [name for name in folders if not name.startswith(".")]
-        if real not in entered:
-            files = (Path(folder, name) for name in names if not name.startswith("."))
-            yield from (file for file in files if file.is_file())
-        entered.add(real)
-
-
-def _list_remote(url: str) -> tuple[str, list[File]]:
-    system, root = file_system(url)
-    with remote_errors(url, "read"):
-        if system.isfile(root):
-            return "file", [RemoteFile(url)]
-        if system.isdir(root):
-            kind, base, paths = "folder", url.rstrip("/"), system.find(root)
-        elif glob.has_magic(root):
-            kind, base = "glob", re.split("[*?[]", url)[0].rpartition("/")[0]
-            paths = [path for path in system.glob(root) if system.isfile(path)]
-        else:
-            return "file", []
-        start = len(file_system(base)[1].rstrip("/")) + 1
-        hidden = re.compile(r"(^|/)\.")
-        if kind == "folder" or not hidden.search(url[len(base) + 1 :]):
-            paths = [path for path in paths if not hidden.search(path[start:])]
-        return kind, [RemoteFile(f"{base}/{path[start:]}") for path in sorted(paths)]
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system of a URL and the path in it. Raises UserError where it is not known or installed."""
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        extra = _PACKAGES.get(scheme.lower())
-        how = f"pip install 'jaxlm[{extra}]'" if extra else str(error)
-        raise UserError(f"{url}: the package that reads {scheme}:// is not installed: {how}") from error
-    except ValueError as error:
-        raise UserError(f"{url}: fsspec knows no {scheme}://; gs://, s3:// and file:// are usual") from error
-    except Exception as error:  # of a file system's own kind, such as credentials that are not there
-        raise UserError(f"{url} cannot be reached: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
-def remote_errors(url: str, what: str) -> Iterator[None]:
-    """Turns every failure of a file system into a UserError: each has exceptions of its own."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{url}: cannot {what} it: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "it is not there"
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:300]
-
-
-# Writing
-
-
-Folder = Path | str  # the str is a URL
-
-
-def file_in(folder: Folder, name: str) -> File:
-    """Returns the file of that name in a folder."""
-    return folder / name if isinstance(folder, Path) else RemoteFile(f"{folder.rstrip('/')}/{name}")
-
-
 def read_file(file: File) -> bytes | None:
-    """Returns the bytes of a file, None where it is not there. Raises UserError where it cannot be read."""
+    """Returns the content of a file, or None if it does not exist. Raises UserError if it cannot be read."""
     if isinstance(file, RemoteFile):
         system, path = file_system(file.url)
         with remote_errors(file.url, "read"):
@@ -170,16 +44,71 @@ def read_file(file: File) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
+
+
+def file_version(file: File) -> list[Any]:
+    """Returns values that change when a file does: its size, and its modification time or a checksum.
+
+    The file is not read. Raises UserError if it does not exist or is not accessible.
+    """
+    if isinstance(file, RemoteFile):
+        return remote_version(file)
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
+    return [status.st_size, status.st_mtime_ns]
+
+
+def list_files(path: str) -> tuple[str, list[File]]:
+    """Returns the kind of a path ("file", "folder" or "glob") and its files, sorted by name.
+
+    The files of a folder are all files below it, except hidden ones and those in hidden folders. For a path that does
+    not exist, returns ("file", []).
+    """
+    if is_remote(path):
+        kind, remote_files = list_remote(path)
+        return kind, [*remote_files]
+    root = Path(path).expanduser()
+    if root.is_file():
+        return "file", [root]
+    if root.is_dir():
+        return "folder", [*sorted(_files_below(root), key=lambda file: file.relative_to(root).as_posix())]
+    if glob.has_magic(path):
+        return "glob", [Path(name) for name in sorted(glob.glob(str(root), recursive=True)) if os.path.isfile(name)]
+    return "file", []
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    visited = set()  # symbolic links may form a cycle
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
+        if real not in visited:
+            files = (Path(folder, name) for name in names if not name.startswith("."))
+            yield from (file for file in files if file.is_file())
+        visited.add(real)
+
+
+# Writing
+
+
+def file_in(folder: Folder, name: str) -> File:
+    """Returns the file `name` in a folder."""
+    return folder / name if isinstance(folder, Path) else RemoteFile(f"{folder.rstrip('/')}/{name}")
 
 
 def write_file(file: File, pieces: Iterable[bytes | memoryview]) -> tuple[int, int]:
-    """Writes a file, which is there under its name only when it is whole; returns its size and CRC-32."""
+    """Writes the concatenated pieces to a file, and returns its size in bytes and its CRC-32.
+
+    The file appears under its name only when it is complete. Missing folders are created. Raises UserError.
+    """
     size = crc = 0
     with remote_errors(str(file), "write"), contextlib.ExitStack() as stack:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+            partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # several workers may write the same file
             stream: Any = stack.enter_context(open(partial, "xb"))
         else:
             system, path = file_system(file.url)
@@ -203,7 +132,7 @@ def write_file(file: File, pieces: Iterable[bytes | memoryview]) -> tuple[int, i
 
 
 def remove_folder(folder: Folder) -> None:
-    """Removes a folder and what is in it, if it is there."""
+    """Removes a folder and everything in it; does nothing if it does not exist."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -1,7 +1,7 @@
-"""From the bytes of a file to its text and its records: compressions, encodings, JSON Lines, CSV, TSV, Parquet.
+"""Reads the text in a file: decompression, decoding, and the formats JSON Lines, CSV, TSV and Parquet.
 
-Everything is read in blocks, so memory stays bounded whatever the size of a file, and of a line in a text file. A
-record of the other formats is read whole.
+Files are read in blocks, so memory stays bounded for files of any size, and for text files with lines of any length. A
+record of any other format is held in memory as a whole.
 """
 
 import codecs
@@ -14,11 +14,12 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxlm.errors import UserError
+from jaxlm.storage import reason
 from jaxlm.text.files import File, open_file
 
 ENDINGS = {
@@ -28,9 +29,15 @@ ENDINGS = {
 COMPRESSIONS = (".gz", ".zst")
 BLOCK_BYTES = 2**20
 
+# Called with the location of a row ("FILE, line N"), its number of fields, and the header's.
+OnBadRow = Callable[[str, int, int], None]
+
+
+# Bytes and characters
+
 
 def byte_blocks(file: File) -> Iterator[bytes]:
-    """Yields the bytes of a file, decompressed. Raises UserError where it cannot be read or is cut short."""
+    """Yields the content of a file in blocks, decompressed. Raises UserError if it cannot be read or is truncated."""
     try:
         with open_file(file) as stream:
             if file.name.lower().endswith(".zst"):
@@ -43,16 +50,16 @@ def byte_blocks(file: File) -> Iterator[bytes]:
                 while block := stream.read(BLOCK_BYTES):
                     yield block
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file} is cut short or damaged ({error}); fetch or compress it again") from error
+        raise UserError(f"{file} is truncated or damaged ({error}); fetch or compress it again") from error
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
 
 
 def _zstandard_blocks(stream: BinaryIO) -> Iterator[bytes]:
     import zstandard
 
-    # Small pieces bound what one call can give. zstandard's own stream reader would too, but takes a file that is cut
-    # short for a whole one.
+    # Small pieces of input bound the output of one call. zstandard's own stream reader would do so too, but it reports
+    # no error for a truncated file.
     frame = None
     try:
         while data := stream.read(1024):
@@ -69,12 +76,15 @@ def _zstandard_blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def text_blocks(file: File, encoding: str) -> Iterator[str]:
-    """Yields the decoded file with "\\n" for every line end and without a byte order mark. Raises UserError."""
+    """Yields the decoded text of a file in blocks, with "\\n" for every line end and without a byte order mark.
+
+    Raises UserError for an unknown encoding, and for bytes that cannot be decoded, with their line and position.
+    """
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
     except LookupError as error:
         raise UserError(
-            f"data.encoding={encoding}: Python has no such text encoding; utf-8 is the usual one"
+            f"data.encoding={encoding}: Python has no text encoding of this name; most files are in utf-8"
         ) from error
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset, line, begun = 0, 1, False
@@ -83,12 +93,12 @@ def text_blocks(file: File, encoding: str) -> Iterator[str]:
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            start = error.start - len(state[0])  # in this block; the decoder held the last bytes of the one before
+            start = error.start - len(state[0])  # relative to this block: the decoder kept bytes of the previous one
             decoder.setstate(state)
             line += newlines.decode(decoder.decode(data[: max(0, start)]), final=True).count("\n")
             raise UserError(
-                f"{file}, line {line}, byte {offset + start}: 0x{error.object[error.start]:02x} is no {encoding}; "
-                "set data.encoding to what the file is in, or mend it"
+                f"{file}, line {line}, byte {offset + start}: 0x{error.object[error.start]:02x} is not valid "
+                f"{encoding}; set data.encoding to the encoding of the file, or repair the file"
             ) from error
         offset += len(data)
         text = newlines.decode(text, final=not data)
@@ -101,7 +111,7 @@ def text_blocks(file: File, encoding: str) -> Iterator[str]:
 
 
 def lines(blocks: Iterable[str]) -> Iterator[str]:
-    """Yields the lines of a text that comes in blocks, without their ends."""
+    """Yields the lines of a text that arrives in blocks, without their line ends."""
     held: list[str] = []
     for block in blocks:
         first, *others = block.split("\n")
@@ -117,7 +127,7 @@ def lines(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def ending(file: File) -> str:
-    """Returns the ending of a file's name in lower case, without that of a compression."""
+    """Returns the extension of a file name in lower case, such as ".jsonl", ignoring that of a compression."""
     name = file.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -125,20 +135,41 @@ def ending(file: File) -> str:
 
 
 def format_of(file: File, settings: Any) -> str:
-    """Returns data.format, or what the file's name tells; raises UserError where it tells nothing."""
+    """Returns data.format, or the format that the file name implies. Raises UserError if it implies none."""
     if settings.format != "auto":
         return settings.format
     if ending(file) not in ENDINGS:
         raise UserError(
-            f"{file}: the ending of its name tells no format ({', '.join(ENDINGS)}, with .gz or .zst); set it, as in "
-            "--config.data.format=text (or jsonl, csv, tsv, parquet)"
+            f"{file}: the file name has none of the known endings ({', '.join(ENDINGS)}, with or without .gz or .zst); "
+            "set the format, for example --config.data.format=text (or jsonl, csv, tsv, parquet)"
         )
     return ENDINGS[ending(file)]
 
 
-def jsonl(file: File, settings: Any) -> Iterator[str]:
-    """Yields the text of each object of a JSON Lines file. Raises UserError that names the line."""
-    for number, line in enumerate(lines(text_blocks(file, settings.encoding)), 1):
+def record_texts(file: File, kind: str, settings: Any, on_bad_row: OnBadRow) -> Iterator[str]:
+    """Yields the text of each record of a JSON Lines, CSV, TSV or Parquet file: its field `settings.field`.
+
+    Calls `on_bad_row` for each row of a CSV or TSV file that has more or fewer fields than the header, and skips it.
+    Raises UserError, with the line or row, if the file is not in its format or lacks the field.
+    """
+    if kind == "jsonl":
+        return _jsonl(file, settings)
+    if kind == "parquet":
+        return _parquet(file, settings)
+    return _table(file, kind, settings, on_bad_row)
+
+
+def _jsonl(file: File, settings: Any) -> Iterator[str]:
+    for place, record in json_records(file, settings.encoding, settings.field):
+        yield text_of(record, settings.field, place)
+
+
+def json_records(file: File, encoding: str, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place, as "FILE, line N", and the object of each line of a JSON Lines file; `field` is for messages.
+
+    Raises UserError for a line that is not a JSON object.
+    """
+    for number, line in enumerate(lines(text_blocks(file, encoding)), 1):
         if not line.strip():
             continue
         place = f"{file}, line {number}"
@@ -146,33 +177,50 @@ def jsonl(file: File, settings: Any) -> Iterator[str]:
             record = json.loads(line, strict=False)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{place}: no valid JSON ({error}); JSON Lines has one whole object on each line"
+                f"{place}: not valid JSON ({error}); each line of JSON Lines must hold one complete object"
             ) from error
         if not isinstance(record, dict):
-            raise UserError(f'{place}: JSON Lines has an object on each line, such as {{"{settings.field}": "..."}}')
-        yield text_of(record, settings.field, place)
+            raise UserError(
+                f'{place}: not a JSON object; each line of JSON Lines must hold one, such as {{"{field}": "..."}}'
+            )
+        yield place, record
 
 
 def text_of(record: dict, name: str, place: str) -> str:
-    """Returns the field `name` of a record, "" where it is null; `place` is for errors."""
+    """Returns the field `name` of a record, or "" if it is null. Raises UserError, which begins with `place`."""
     if name not in record:
-        raise no_field(name, record, place)
+        raise missing_field(name, record, place)
     value = record[name]
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{place}: the field {name} holds {type(value).__name__}, not text; name another by data.field")
+        raise UserError(
+            f"{place}: the field {name} holds {type(value).__name__}, not text; set data.field to a field with text"
+        )
     return value or ""
 
 
-def no_field(name: str, names: Iterable[str], place: str) -> UserError:
-    """Returns the error that there is no such field among `names`."""
+def missing_field(name: str, names: Iterable[str], place: str) -> UserError:
+    """Returns the error for a field that is not among `names`."""
     shown = ", ".join(str(other)[:40] for other in itertools.islice(names, 30))
     return UserError(
-        f"{place}: there is no field {name}; the fields are {shown}: name the one with the text by data.field"
+        f"{place}: there is no field {name}; set data.field to the field that holds the text, one of: {shown}"
     )
 
 
-def rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of its first line, fields) for each row that is not empty."""
+def _table(file: File, kind: str, settings: Any, on_bad_row: OnBadRow) -> Iterator[str]:
+    table = table_rows(file, kind, settings.encoding)
+    _, header = next(table, (1, []))
+    if settings.field not in header:
+        raise missing_field(settings.field, header, f"{file}, line 1")
+    column = header.index(settings.field)
+    for line, row in table:
+        if len(row) != len(header):
+            on_bad_row(f"{file}, line {line}", len(row), len(header))
+        else:
+            yield row[column]
+
+
+def table_rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the first line and the fields of each row that is not empty."""
     found = lines(text_blocks(file, encoding))
     if kind == "tsv":
         yield from ((number, line.split("\t")) for number, line in enumerate(found, 1) if line)
@@ -187,18 +235,18 @@ def rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list[str]]
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{file}, line {line}: no valid CSV row ({error}); a file without quoting is data.format=tsv"
+            f"{file}, line {line}: not a valid CSV row ({error}); fix it, or set data.format=tsv if the file has tabs "
+            "and no quoting"
         ) from error
 
 
-def parquet(file: File, settings: Any) -> Iterator[str]:
-    """Yields the text of each row of a Parquet file. Raises UserError that names the row."""
+def _parquet(file: File, settings: Any) -> Iterator[str]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     with contextlib.ExitStack() as stack:
         source: Any = str(file) if isinstance(file, Path) else stack.enter_context(open_file(file))
-        if file.name.lower().endswith(COMPRESSIONS):  # Parquet is read from its end
+        if file.name.lower().endswith(COMPRESSIONS):  # a Parquet reader must seek, which compressed streams cannot
             source = stack.enter_context(tempfile.TemporaryFile())
             for block in byte_blocks(file):
                 source.write(block)
@@ -206,12 +254,16 @@ def parquet(file: File, settings: Any) -> Iterator[str]:
         try:
             table = stack.enter_context(ParquetFile(source))
             if settings.field not in table.schema_arrow.names:
-                raise no_field(settings.field, table.schema_arrow.names, str(file))
+                raise missing_field(settings.field, table.schema_arrow.names, str(file))
             for batch in table.iter_batches(batch_size=256, columns=[settings.field]):
                 for value in batch.column(0):
                     yield text_of({settings.field: value.as_py()}, settings.field, f"{file}, row {row}")
                     row += 1
         except UnicodeDecodeError as error:
-            raise UserError(f"{file}, row {row}: the field {settings.field} is no valid UTF-8 ({error})") from error
+            raise UserError(
+                f"{file}, row {row}: the field {settings.field} is not valid UTF-8 ({error}); write the file again"
+            ) from error
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{file} is no whole Parquet file ({' '.join(str(error).split())})") from error
+            raise UserError(
+                f"{file} is not a complete Parquet file ({reason(error)}); fetch it or write it again"
+            ) from error

@@ -1,4 +1,7 @@
-"""A corpus that every machine has: the docstrings of the installed Python packages, read with `ast`, not imported."""
+"""Reads the docstrings of the installed Python packages, a corpus that exists on every machine.
+
+Modules are parsed, never imported.
+"""
 
 import ast
 import hashlib
@@ -11,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.runtime.processes import map_in_processes, worker_count
+from jaxlm.text.filters import Tally
 
-DOCSTRING_FILES_AT_ONCE = 64
+FILES_PER_TASK = 64
 
 
 def find_python_files() -> list[tuple[str, Path]]:
-    """Returns (name, file) for the modules of the standard library and of the installed packages, sorted by name.
+    """Returns (name, file) for each module of the standard library and of the installed packages, sorted by name.
 
-    Names are relative to their root, so the order is the same wherever the same versions are installed. jaxlm itself
-    and folders of tests, whose docstrings are often made to be parsed, are left out.
+    Names are relative to "stdlib" or "packages", so the order is the same on every machine with the same versions.
+    jaxlm itself is excluded, and folders of tests, whose docstrings are often test data.
     """
     roots = [("stdlib", sysconfig.get_path("stdlib"))]
     roots += [("packages", root) for root in sys.path if Path(root).name in ("site-packages", "dist-packages")]
@@ -31,18 +35,18 @@ def find_python_files() -> list[tuple[str, Path]]:
             folders[:] = [name for name in folders if name not in skipped and not (top and name == "jaxlm")]
             for name in names:
                 file = Path(folder, name)
-                if name.endswith(".py") and file.is_file():  # no link to nowhere
+                if name.endswith(".py") and file.is_file():  # not a broken link
                     files.setdefault(f"{kind}/{file.relative_to(root).as_posix()}", file)
     return sorted(files.items())
 
 
-def read_pydocs(settings: Any, tally: Any) -> Iterator[str]:
-    """Yields a document for each module with docstrings: those not seen before, joined by blank lines.
+def read_pydocs(settings: Any, tally: Tally) -> Iterator[str]:
+    """Yields one document per module: its docstrings, each only where it occurs first, joined by blank lines.
 
-    `settings` is the config's `data` section; `tally.drop(reason)` counts what is left out.
+    `settings` is the `data` section of a config. Repeated docstrings and unreadable files are counted in `tally`.
     """
     files = [str(file) for _, file in find_python_files()]
-    batches = [files[i : i + DOCSTRING_FILES_AT_ONCE] for i in range(0, len(files), DOCSTRING_FILES_AT_ONCE)]
+    batches = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     seen: set[bytes] = set()
     for batch in map_in_processes(read_docstrings, batches, worker_count(settings)):
         for docstrings in batch:
@@ -62,7 +66,7 @@ def read_pydocs(settings: Any, tally: Any) -> Iterator[str]:
 
 
 def read_docstrings(files: list[str]) -> list[list[str] | None]:
-    """Returns each file's docstrings in the order of the file, cleaned of indentation; None for a file that is bad."""
+    """Returns the docstrings of each file, in order and without indentation; None for a file that is not Python."""
     return [_docstrings(Path(file)) for file in files]
 
 

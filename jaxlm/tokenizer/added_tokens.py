@@ -1,4 +1,4 @@
-"""Tokens that are added to a vocabulary: read from a file, and found in text as whole words."""
+"""Tokens added to an existing vocabulary: reading them from a file, finding them in text, and exporting them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,30 +7,35 @@ from typing import Any
 import regex
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.special_tokens import read_text
+from jaxlm.storage import read_text
 
-# The letters that the `tokenizers` library takes for parts of words.
+# The characters that the `tokenizers` library considers part of a word.
 _IN_WORD = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]"
-_NO_SPACES = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Script=Tibetan}]")
+_SCRIPTS_WITHOUT_SPACES = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Script=Tibetan}]"
+)
 
 
 def read_added(path: str | Path) -> list[str]:
-    """Returns the tokens of a file, one a line, without spaces around them and empty lines. Raises UserError."""
+    """Returns the tokens in a file, one per line, without surrounding white space and empty lines.
+
+    Raises UserError if the file cannot be read, is not UTF-8 or contains no token.
+    """
     path = Path(path).expanduser()
     words = [line.strip() for line in read_text(path).splitlines()]
     words = [word for word in words if word]
     if not words:
-        raise UserError(f"{path} holds no token to add; one a line is meant")
+        raise UserError(f"{path} contains no tokens; write one token per line")
     return words
 
 
 def whole_word_only(word: str) -> bool:
-    """Returns whether letters beside it make it part of a longer word; in scripts without spaces they do not."""
-    return not (_NO_SPACES.match(word[0]) and _NO_SPACES.match(word[-1]))
+    """Returns whether a token must be found only as a whole word; not so in scripts that do not separate words."""
+    return not (_SCRIPTS_WITHOUT_SPACES.match(word[0]) and _SCRIPTS_WITHOUT_SPACES.match(word[-1]))
 
 
 def added_entry(word: str, id: int) -> dict[str, Any]:
-    """Returns the token's entry in a tokenizer.json; it takes the white space before it as its own."""
+    """Returns the entry of an added token in a tokenizer.json; the token includes the white space before it."""
     return {
         "id": id, "content": word, "single_word": whole_word_only(word), "lstrip": True, "rstrip": False,
         "normalized": False, "special": False,
@@ -40,9 +45,13 @@ def added_entry(word: str, id: int) -> dict[str, Any]:
 def decoder_with_spaces(
     decoder: dict[str, Any], words: Sequence[str], space: str, spelled: Callable[[str], str] | None = None
 ) -> dict[str, Any]:
-    """Returns a tokenizer.json's decoder that first puts the vocabulary's space in front of the words.
+    """Returns the decoder of a tokenizer.json, extended so that it puts a space before each added token.
 
-    `spelled` gives a text in the letters that a byte-level decoder reads, which are not those of every word.
+    Args:
+        decoder: The `decoder` of a tokenizer.json.
+        words: The added tokens.
+        space: The character that stands for a space in the vocabulary.
+        spelled: Maps a text to the alphabet of a byte-level vocabulary; None for other vocabularies.
     """
     other = [word for word in words if spelled and spelled(word) != word]
     plain = [word for word in words if word not in set(other)]
@@ -63,10 +72,10 @@ def _escaped(word: str) -> str:
 
 
 class WordFinder:
-    """Finds words in text as the `tokenizers` library finds added tokens, so that an export gives the same ids.
+    """Finds words in text in the way in which the `tokenizers` library finds added tokens, so that exports agree.
 
-    From the left, the longest at each place; one that a letter, mark, digit, "_" or joiner touches is no whole word
-    and is passed over, with the characters it holds.
+    The search goes from left to right and takes the longest word at each position. A match next to a letter, mark,
+    digit, "_" or joiner is not a whole word: it is skipped, and the search continues after it.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -75,8 +84,8 @@ class WordFinder:
         self._pattern = regex.compile("|".join(regex.escape(word) for word in sorted(words, key=len, reverse=True)))
         self._before, self._after = regex.compile(rf"(?<={_IN_WORD})"), regex.compile(_IN_WORD)
 
-    def replaced(self, text: str, names: Sequence[str]) -> str:
-        """Returns the text with word number i as `names[i]`."""
+    def replace(self, text: str, names: Sequence[str]) -> str:
+        """Returns the text with each occurrence of word i replaced by `names[i]`."""
 
         def name(match: "regex.Match[str]") -> str:
             number = self._numbers[match[0]]

@@ -1,4 +1,8 @@
-"""SentencePiece models behind `Tokenizer`: ids and places at the library's speed, special tokens renamed."""
+"""The backend of `Tokenizer` for SentencePiece models.
+
+Special and added tokens are renamed inside the model (see `tokenizer.py`). Offsets of tokens are derived from the
+lengths of the pieces where possible, because SentencePiece computes offsets slowly.
+"""
 
 import hashlib
 import re
@@ -10,31 +14,40 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import WordFinder
+from jaxlm.tokenizer.characters import code_points, decode_bytes, first_visible
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
-from jaxlm.tokenizer.special_tokens import HIDDEN, config_beside, find_specials
-from jaxlm.tokenizer.words import code_points
+from jaxlm.tokenizer.special_tokens import HIDDEN, config_beside, find_role_ids
 
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_TYPE = 1, 2, 3, 4, 5, 6  # the types of pieces
-_FIRST_HIDDEN, _MOST_ADDED = 0x100000, 0xFFFE  # names of added tokens are of private use, plane 16
-# Their ids are not those of their .model: special tokens come first, and the rest is shifted.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_TYPE = 1, 2, 3, 4, 5, 6  # types of pieces in the model file
+_FIRST_HIDDEN, _MAX_ADDED = 0x100000, 0xFFFE  # added tokens are renamed to characters of private-use plane 16
+# Tokenizers of Transformers that use other ids than their .model: special tokens come first, the rest is shifted.
 _RENUMBERED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "PLBart", "XGLM", "Nllb")
-_UNSEEN, _INVISIBLE, _IRREGULAR = -3, -2, -1  # in the table of normalised characters
+_UNSEEN, _INVISIBLE, _IRREGULAR = -3, -2, -1  # values in the table of normalized characters, beside code points
 
 
 class SentencePieceModel:
-    """A SentencePiece model, with the special tokens renamed."""
+    """A SentencePiece model in which special and added tokens are renamed.
+
+    Attributes:
+        content: The original .model file.
+        role_ids: The token id of each role.
+        special_ids: The ids of all special tokens: roles, control, unknown and unused pieces.
+        pieces: The token of each id as the vocabulary spells it.
+        added: The added tokens, with ids from `first_added`.
+        identity: Everything in the model that the ids depend on, for the fingerprint.
+    """
 
     kind, file_name = "sentencepiece", "tokenizer.model"
 
-    def __init__(self, content: bytes, specials: dict[str, int], added: Sequence[str] = ()) -> None:
+    def __init__(self, content: bytes, role_ids: dict[str, int], added: Sequence[str] = ()) -> None:
         import sentencepiece
 
-        self.content, self.specials, self.unk_id, self.added = content, specials, specials["unk"], tuple(added)
+        self.content, self.role_ids, self.unk_id, self.added = content, role_ids, role_ids["unk"], tuple(added)
         model = parse_model(content)
         pieces = model.pieces
-        special = set(specials.values())
+        special = set(role_ids.values())
         special |= {id for id, piece in enumerate(pieces) if piece.type in (UNKNOWN, CONTROL, UNUSED)}
         self.special_ids = tuple(sorted(special))
         self.identity = _identity(model)
@@ -45,17 +58,17 @@ class SentencePieceModel:
             pieces.add(piece=name, type=USER_DEFINED)
         self._describe(pieces, special)
         self.pieces[self.first_added :] = self.added
-        _rename(model, specials, special)
+        _rename(model, role_ids, special)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def with_added(self, words: Sequence[str]) -> "SentencePieceModel":
-        """Returns the model with entries at the end of the vocabulary."""
-        if len(words) > _MOST_ADDED:
-            raise UserError(f"{len(words):,} tokens to add are more than the {_MOST_ADDED:,} that there is room for")
-        return SentencePieceModel(self.content, self.specials, words)
+        """Returns the model with these added tokens, in place of `added`. Raises UserError if there are too many."""
+        if len(words) > _MAX_ADDED:
+            raise UserError(f"cannot add {len(words):,} tokens; list at most {_MAX_ADDED:,} in tokenizer.add")
+        return SentencePieceModel(self.content, self.role_ids, words)
 
     def _describe(self, pieces: Any, special: set[int]) -> None:
-        """Makes the tables of what each piece stands for."""
+        """Builds the tables that describe what each piece stands for."""
         self.pieces = [piece.piece for piece in pieces]
         self._bytes = np.array([piece.type == BYTE_TYPE for piece in pieces])
         values = [int(match[1], 16) if (match := BYTE.fullmatch(piece)) else 0 for piece in self.pieces]
@@ -67,26 +80,35 @@ class SentencePieceModel:
         self._spelling_starts = np.cumsum(self._visible_lengths) - self._visible_lengths
         self._markers = np.array([set(piece) == {SPACE} for piece in self.pieces])
         self._lone = np.array([piece == SPACE for piece in self.pieces])
-        self._single = np.zeros(0x110000, bool)  # characters that are pieces
+        self._single = np.zeros(0x110000, bool)  # whether a character is a piece
         self._single[[ord(text) for text in self._visible if len(text) == 1]] = True
         self._single[[ord(name[0]) for name in self._hidden]] = True
         self._normal = np.full(0x110000, _UNSEEN, np.int32)
 
     def encode(self, texts: Sequence[str], codes: np.ndarray, text_starts: np.ndarray):
-        """Returns each text's ids, and for all tokens together the first visible character in the joined texts.
+        """Returns the ids of each text, and the first visible character of every token in the joined texts.
 
-        The library's own offsets are slow. Pieces, spaces left out, mostly spell the text's visible characters after
-        normalising each by itself; where they do, places follow from lengths.
+        Usually the concatenated pieces, without spaces, spell the visible characters of the text after each has been
+        normalized by itself; then offsets follow from the lengths of the pieces. SentencePiece computes the offsets of
+        the other texts.
+
+        Args:
+            texts: The texts, without surrogates.
+            codes: The code points of the texts joined by line ends, uint32 [n].
+            text_starts: The start of each text in `codes`, int64 [texts].
+
+        Returns:
+            A list of int32 ids per text, and the positions in `codes`, int64 [all tokens].
         """
         if self.added:
             texts = [self._hide(text) for text in texts]
             codes = code_points("\n".join(texts))
         ids = self._processor.encode(list(texts), return_type="numpy", num_threads=1)
         if self.added:
-            ids = [tokens[self._keeps(tokens, -1)] for tokens in ids]
+            ids = [tokens[self._kept(tokens, -1)] for tokens in ids]
         tokens = np.concatenate(ids)
         token_edges = np.cumsum([0, *map(len, ids)])
-        characters = self._normalised(codes)
+        characters = self._normalized(codes)
         visible = np.flatnonzero(characters != _INVISIBLE)
         characters = characters[visible]
         visible_edges = np.append(np.searchsorted(visible, text_starts), len(visible))
@@ -110,10 +132,10 @@ class SentencePieceModel:
         return ids, firsts
 
     def _lengths(self, tokens, token_edges, characters, visible, visible_edges) -> tuple[np.ndarray, np.ndarray]:
-        """Returns how many visible characters each token stands for, and for which texts that may be right.
+        """Returns the number of visible characters of each token, and for which texts the numbers may be right.
 
-        An unknown token stands for a run of characters that are no pieces, and of the bytes that spell a character the
-        last one stands for it.
+        An unknown token covers a run of characters that are not pieces. Of several byte tokens that encode one
+        character, the last one counts it.
         """
         lengths = self._visible_lengths[tokens]
         in_bytes = self._bytes[tokens]
@@ -136,44 +158,51 @@ class SentencePieceModel:
         return lengths, plain
 
     def _compare(self, tokens, token_edges, characters, visible_edges, plain) -> None:
-        """Takes the texts out of `plain` of which the pieces do not spell the visible characters."""
+        """Sets `plain` to False for texts whose pieces do not spell their visible characters."""
         spelled = self._single[np.maximum(characters, 0)]
         plain &= _sums(self._visible_lengths[tokens], token_edges) == _sums(spelled, visible_edges)
         if not plain.all():
             tokens = tokens[np.repeat(plain, np.diff(token_edges))]
             spelled &= np.repeat(plain, np.diff(visible_edges))
         lengths = self._visible_lengths[tokens]
-        places = np.repeat(self._spelling_starts[tokens] - (np.cumsum(lengths) - lengths), lengths)
-        places += np.arange(len(places))
+        positions = np.repeat(self._spelling_starts[tokens] - (np.cumsum(lengths) - lengths), lengths)
+        positions += np.arange(len(positions))
         expected = np.flatnonzero(spelled)
-        wrong = expected[characters[expected] != self._spelling[places]]
+        wrong = expected[characters[expected] != self._spelling[positions]]
         plain[np.searchsorted(visible_edges, wrong, "right") - 1] = False
 
     def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns ids, and the begin and end of each token's span; hidden masks are `mask_id`."""
+        """Returns the ids of a text, and the begin and the end of each token in it, int64 [n].
+
+        Masks in the text are hidden (see `Tokenizer`) and become `mask_id`; -1 if there are none.
+        """
         mapping = self._processor.encode(self._hide(text), return_type="offset_mapping")
         ids = np.array(mapping["ids"], np.int32)
         offsets = np.array(mapping["offsets"], np.int64).reshape(-1, 2)
-        keep = self._keeps(ids, mask_id)
+        keep = self._kept(ids, mask_id)
         return ids[keep], offsets[keep, 0], offsets[keep, 1]
 
-    def _keeps(self, ids: np.ndarray, mask_id: int) -> np.ndarray:
-        """Returns bool [n]: False for a lone space before a mask or an added token; a word in that place would have
-        taken the space as its own."""
+    def _kept(self, ids: np.ndarray, mask_id: int) -> np.ndarray:
+        """Returns which tokens to keep, bool [n]: all but a lone space before a mask or an added token.
+
+        A word in its position would have included the space.
+        """
         takes_space = (ids == mask_id) | (ids >= self.first_added)
         return ~(self._lone[ids] & np.append(takes_space[1:], False))
 
     def _hide(self, text: str) -> str:
-        """Returns the text with each added token in it under its hidden name, as long as the token itself."""
+        """Returns the text with each added token replaced by its internal name, which has the same length."""
         if not self.added:
             return text
         if not text.isascii():
             text = re.sub(f"[{chr(_FIRST_HIDDEN)}-{chr(_FIRST_HIDDEN + len(self.added) - 1)}]", "\U0010fffe", text)
-        return self._finder.replaced(text, self._hidden)
+        return self._finder.replace(text, self._hidden)
 
-    def _normalised(self, codes: np.ndarray) -> np.ndarray:
-        """Returns what the model's normalisation makes of each character alone, int32 [n]: a character, or
-        _INVISIBLE for a space or nothing, or _IRREGULAR."""
+    def _normalized(self, codes: np.ndarray) -> np.ndarray:
+        """Returns the normalized form of each character by itself, int32 [n].
+
+        This is a code point, _INVISIBLE for a space or nothing, or _IRREGULAR for several characters.
+        """
         found = self._normal[codes]
         if (found == _UNSEEN).any():
             for code in np.unique(codes[found == _UNSEEN]).tolist():
@@ -188,18 +217,19 @@ class SentencePieceModel:
         return found
 
     def normalize(self, text: str) -> str:
-        """Returns the text as the model's pieces spell it."""
+        """Returns the text as the model normalizes it, with spaces as "▁"."""
         return self._processor.normalize(text)
 
     def is_invisible(self, codes: np.ndarray) -> np.ndarray:
-        """Returns bool [n]: characters that are white space to this tokenizer, or nothing."""
-        return self._normalised(codes) == _INVISIBLE
+        """Returns which characters the tokenizer treats as white space or removes, bool [n]."""
+        return self._normalized(codes) == _INVISIBLE
 
     def is_marker(self, ids: np.ndarray) -> np.ndarray:
-        """Returns bool [n]: tokens that are nothing but space markers."""
+        """Returns which tokens consist of space markers only, bool [n]."""
         return self._markers[ids]
 
     def decode(self, ids: list[int]) -> str:
+        """Returns the text of tokens, none of which is special."""
         if not self.added:
             return self._processor.decode(ids)
         words = {name: f" {word}" for name, word in zip(self._hidden, self.added, strict=True)}
@@ -207,23 +237,26 @@ class SentencePieceModel:
         return text.removeprefix(" ") if ids and ids[0] >= self.first_added else text
 
     def text_of(self, id: int) -> str:
+        """Returns the text of a token, without a space before it."""
         if id >= self.first_added:
             return self.pieces[id]
         if self._bytes[id]:
-            return byte_text([int(BYTE.fullmatch(self.pieces[id])[1], 16)])  # type: ignore[index]
+            return decode_bytes([int(BYTE.fullmatch(self.pieces[id])[1], 16)])  # type: ignore[index]
         return self.pieces[id].removeprefix(SPACE).replace(SPACE, " ")
 
     def starts_word(self, id: int) -> bool:
+        """Returns whether the token includes a space before it."""
         return id >= self.first_added or self.pieces[id].startswith(SPACE)
 
     def bytes_of(self, id: int) -> int:
+        """Returns the length of the token in UTF-8, its space included."""
         if id >= self.first_added:
             return len(f" {self.pieces[id]}".encode())
         return 1 if self._bytes[id] else len(self.pieces[id].replace(SPACE, " ").encode())
 
 
 def _identity(model: Any) -> list[Any]:
-    """Returns what ids depend on, for the fingerprint."""
+    """Returns everything in a model that token ids depend on."""
     normalizer = model.normalizer_spec
     return [
         SentencePieceModel.kind, model.trainer_spec.model_type, model.trainer_spec.treat_whitespace_as_suffix,
@@ -233,9 +266,9 @@ def _identity(model: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def _rename(model: Any, specials: dict[str, int], special: set[int]) -> None:
-    """Gives the special tokens names that no text can hold; the mask is kept whole, whatever the normalisation."""
-    pieces, unknown, mask = model.pieces, specials["unk"], model.pieces[specials["mask"]]
+def _rename(model: Any, role_ids: dict[str, int], special: set[int]) -> None:
+    """Renames special tokens so that they do not occur in text; the mask becomes a symbol that is never split."""
+    pieces, unknown, mask = model.pieces, role_ids["unk"], model.pieces[role_ids["mask"]]
     hidden_mask = HIDDEN * len(mask.piece)
     for id in special - {unknown}:
         pieces[id].piece, pieces[id].type = f"{HIDDEN}{id}", CONTROL
@@ -248,7 +281,7 @@ def _rename(model: Any, specials: dict[str, int], special: set[int]) -> None:
 
 
 def _sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns the sum of the values between each two edges, int64 [n - 1]; the first edge is 0, the last their end."""
+    """Returns the sums of the values between successive edges, int64 [len(edges) - 1]; edges run from 0 to the end."""
     sums = np.zeros(len(edges) - 1, np.int64)
     full = np.flatnonzero(np.diff(edges))
     if len(full):
@@ -256,33 +289,27 @@ def _sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return sums
 
 
-def first_visible(begins: np.ndarray, invisible: np.ndarray) -> np.ndarray:
-    """Returns for each begin the first visible character at or after it, int64 [n]."""
-    visible = np.append(np.flatnonzero(~invisible), len(invisible))
-    return visible[np.searchsorted(visible, begins)]
+def load_sentencepiece(content: bytes, file: Path, role_ids: dict[str, int] | None) -> SentencePieceModel:
+    """Returns the SentencePiece model in the content of a .model file.
 
-
-def byte_text(values: Sequence[int]) -> str:
-    return bytes(values).decode("utf-8", "replace")
-
-
-def load_sentencepiece(content: bytes, file: Path, specials: dict[str, int] | None) -> SentencePieceModel:
-    """Returns the model that a .model file holds; `file` names it in errors. Raises UserError."""
+    `role_ids` are the ids of the special tokens; None to find them. `file` is the path for errors, and for the config
+    files beside it. Raises UserError if the model is damaged or has no special token for a role.
+    """
     try:
         model = parse_model(content)
-    except Exception as error:  # protobuf's own class has moved between its versions
-        raise UserError(f"{file} is no SentencePiece model, or it is damaged ({error})") from error
+    except Exception as error:  # the class of the exception depends on the version of protobuf
+        raise UserError(f"{file} is damaged or not a SentencePiece model ({error}); fetch it again") from error
     if not model.pieces or not model.HasField("normalizer_spec"):
-        raise UserError(f"{file} is no SentencePiece model, or it is damaged: it holds no pieces")
+        raise UserError(f"{file} is damaged or not a SentencePiece model (it has no pieces); fetch it again")
     name = str(config_beside(file, "tokenizer_config.json").get("tokenizer_class", ""))
-    if specials is None and name.startswith(_RENUMBERED):
+    if role_ids is None and name.startswith(_RENUMBERED):
         raise UserError(
-            f"{file} is the model of a {name}, whose ids are not those of the file; give the tokenizer.json, which"
-            " Transformers writes with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{file} is the model of a {name}, whose token ids differ from those in the file; use its tokenizer.json,"
+            " which Transformers writes with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     vocabulary = {piece.piece: id for id, piece in enumerate(model.pieces)}
     unknown = [piece.piece for piece in model.pieces if piece.type == UNKNOWN]
     try:
-        return SentencePieceModel(content, specials or find_specials(file, vocabulary, unknown))
+        return SentencePieceModel(content, role_ids or find_role_ids(file, vocabulary, unknown))
     except RuntimeError as error:
-        raise UserError(f"{file} is no SentencePiece model that its library loads: {error}") from error
+        raise UserError(f"SentencePiece cannot load {file}: {error}; fetch it again") from error

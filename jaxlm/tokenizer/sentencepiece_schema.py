@@ -1,7 +1,7 @@
-"""The class of SentencePiece's model files, without the module that its package has for it.
+"""Parses SentencePiece model files without importing the protobuf module that the package generates for them.
 
-That module refuses every protobuf older than the one that generated it, and Apache Beam holds an older one; the schema
-in it is the same for all.
+That module rejects any version of protobuf older than the one that generated it, and Apache Beam requires an older one.
+The schema inside the module does not depend on the version, so it is extracted from the source.
 """
 
 import ast
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def parse_model(content: bytes) -> Any:
-    """Returns the ModelProto of a .model file."""
+    """Returns the ModelProto in the content of a .model file. Raises an error of protobuf if it is not valid."""
     return _model_class().FromString(content)
 
 

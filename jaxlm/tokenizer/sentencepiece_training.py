@@ -1,4 +1,4 @@
-"""SentencePiece's training of a new vocabulary."""
+"""Trains a new vocabulary with SentencePiece."""
 
 import io
 import re
@@ -9,31 +9,30 @@ from jaxlm.errors import UserError
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
 from jaxlm.tokenizer.special_tokens import ROLES
 
-SPECIAL_PIECES = dict(
-    zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True)
-)  # of what is trained here
-SENTENCE_BYTES = 4192  # SentencePiece leaves out longer lines
-LEAST_COVERAGE = 0.98
-SCORE_STEPS = 64  # a nat
-TRAINING_THREADS = 4  # a unigram vocabulary depends on it, so it must not be the machine's
-_CUT = "\ue000"  # of private use: where the trainer must end a piece
+_SPECIAL_PIECES = dict(zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
+_SENTENCE_BYTES = 4192  # SentencePiece skips longer lines
+_MIN_COVERAGE = 0.98
+_SCORE_STEPS = 64  # per nat
+_THREADS = 4  # fixed, because a unigram vocabulary depends on the number of threads
+_CUT = "\ue000"  # a private-use character that marks where the trainer must end a piece
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
-    """Returns the model that SentencePiece trains on all of the texts by the config's `tokenizer` section.
+    """Returns the content of a .model file that SentencePiece trains on all of the texts.
 
-    The result depends on nothing else. Raises UserError where the text does not allow the vocabulary.
+    `settings` is the `tokenizer` section of a config. The result depends only on the texts and the settings. Raises
+    UserError if the vocabulary size does not suit the text.
     """
     import sentencepiece
 
-    if settings.character_coverage < LEAST_COVERAGE:
+    if settings.character_coverage < _MIN_COVERAGE:
         raise UserError(
-            f"tokenizer.character_coverage={settings.character_coverage}: SentencePiece takes {LEAST_COVERAGE} to 1"
+            f"tokenizer.character_coverage={settings.character_coverage}: must be between {_MIN_COVERAGE} and 1"
         )
     names = {"pad": "pad", "unk": "unk", "begin": "bos", "end": "eos"}
-    specials: dict[str, Any] = {f"{name}_id": ROLES.index(role) for role, name in names.items()}
-    specials |= {f"{name}_piece": SPECIAL_PIECES[role] for role, name in names.items()}
+    special_tokens: dict[str, Any] = {f"{name}_id": ROLES.index(role) for role, name in names.items()}
+    special_tokens |= {f"{name}_piece": _SPECIAL_PIECES[role] for role, name in names.items()}
     content, sentences = io.BytesIO(), sentences_of(texts)
     if settings.split_han:
         sentences = (_HAN.sub(f"{_CUT}\\g<0>{_CUT}", sentence) for sentence in sentences)
@@ -43,9 +42,9 @@ def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
             model_type=settings.algorithm, vocab_size=settings.vocab_size,
             character_coverage=settings.character_coverage, byte_fallback=settings.byte_fallback,
             normalization_rule_name="nmt_nfkc_cf" if settings.lower_case else "nmt_nfkc",
-            control_symbols=[SPECIAL_PIECES["mask"]], max_sentence_length=3 * SENTENCE_BYTES,
+            control_symbols=[_SPECIAL_PIECES["mask"]], max_sentence_length=3 * _SENTENCE_BYTES,
             pretokenization_delimiter=_CUT if settings.split_han else "",
-            num_threads=TRAINING_THREADS, minloglevel=2, **specials,
+            num_threads=_THREADS, minloglevel=2, **special_tokens,
         )  # fmt: skip
     except RuntimeError as error:
         raise UserError(_training_error(str(error), settings)) from error
@@ -53,28 +52,28 @@ def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
 
 
 def _rounded(content: bytes) -> bytes:
-    """Returns the model with its scores on a grid on which float32 adds without error, up to 40,000 tokens.
+    """Returns the model with scores rounded so that float32 sums of up to 40,000 of them are exact.
 
-    Else the split of a run such as "-----" depends on rounding and so on all the text before it, and no other library
-    gives the same.
+    Otherwise the segmentation of a run such as "-----" depends on rounding errors, and therefore on all the text before
+    it, and no other library reproduces it.
     """
     model = parse_model(content)
     for piece in model.pieces:
-        piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
+        piece.score = round(piece.score * _SCORE_STEPS) / _SCORE_STEPS
     return model.SerializeToString()
 
 
 def sentences_of(texts: Iterable[str]) -> Iterator[str]:
-    """Yields the lines of the texts, long ones in pieces that SentencePiece does not leave out, cut at a space."""
+    """Yields the lines of the texts; long ones in pieces, cut at a space, that SentencePiece does not skip."""
     for text in texts:
-        # SentencePiece leaves out a line with this character, its own separator.
+        # SentencePiece skips lines with this character, which it uses as a separator.
         for line in text.replace("▅", " ").splitlines():
             rest = line.strip().encode("utf-8", "replace")
-            while len(rest) > SENTENCE_BYTES:
-                cut = rest.rfind(b" ", 1, SENTENCE_BYTES + 1)
+            while len(rest) > _SENTENCE_BYTES:
+                cut = rest.rfind(b" ", 1, _SENTENCE_BYTES + 1)
                 if cut < 0:
-                    cut = SENTENCE_BYTES
-                    while rest[cut] & 0xC0 == 0x80:  # inside a character
+                    cut = _SENTENCE_BYTES
+                    while rest[cut] & 0xC0 == 0x80:  # not the first byte of a character
                         cut -= 1
                 yield rest[:cut].decode()
                 rest = rest[cut:].lstrip(b" ")
@@ -85,14 +84,14 @@ def sentences_of(texts: Iterable[str]) -> Iterator[str]:
 def _training_error(message: str, settings: Any) -> str:
     size = f"tokenizer.vocab_size={settings.vocab_size}"
     if match := re.search(r"Vocabulary size too high .*<= (\d+)", message):
-        return f"{size} is too large for this text: at most {match[1]}, or give more text"
+        return f"{size} is too large for this text; set it to at most {match[1]}, or provide more text"
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return (
-            f"{size} is too small for the characters of this text: at least {match[1]}, or lower"
+            f"{size} is too small for the characters of this text; set it to at least {match[1]}, or lower"
             " tokenizer.character_coverage"
         )
     if "insert_id" in message:
-        return f"{size} is too small: the special tokens alone are {len(ROLES)}"
+        return f"{size} is too small; set it to more than {len(ROLES)}, the number of special tokens"
     if "!sentences_.empty()" in message or "all_chars_count" in message:
-        return "there is no text to train the tokenizer on: see data.path and tokenizer.training_megabytes"
+        return "there is no text to train the tokenizer on; check data.path and tokenizer.training_megabytes"
     return f"SentencePiece could not train the tokenizer: {message}"

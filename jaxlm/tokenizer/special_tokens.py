@@ -1,90 +1,62 @@
-"""Which token of a vocabulary plays which role, and the small files that say so."""
+"""The five roles of special tokens, and how the tokens that play them are found in a vocabulary."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
+from jaxlm.storage import read_json
 
 ROLES = ("pad", "unk", "begin", "end", "mask")
-SPECIAL_PIECES = dict(
-    zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True)
-)  # of what is trained here
-USUAL_NAMES = {
+_USUAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
     "begin": ("[CLS]", "<s>"),
     "end": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-CONFIG_KEYS = {  # of tokenizer_config.json and special_tokens_map.json
+_CONFIG_KEYS = {  # in tokenizer_config.json and special_tokens_map.json
     "pad": ("pad_token",),
     "unk": ("unk_token",),
     "begin": ("cls_token", "bos_token"),
     "end": ("sep_token", "eos_token"),
     "mask": ("mask_token",),
 }
-HIDDEN = "\U0010ffff"  # a noncharacter: no text of any use holds it
+HIDDEN = "\U0010ffff"  # a noncharacter, which does not occur in text; the internal names of special tokens contain it
 
 
-def find_specials(file: Path, vocabulary: dict[str, int], unknown: Sequence[str] = ()) -> dict[str, int]:
-    """Returns the id of each role, by the config beside the file or by the usual names. Raises UserError.
+def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str] = ()) -> dict[str, int]:
+    """Returns the token id of each role.
 
-    `unknown` is what the model itself calls its unknown token.
+    The token of a role is the one that tokenizer_config.json or special_tokens_map.json beside `file` names, or else
+    one of the usual names that is in the vocabulary. `unknown` holds the names of the unknown token in the model
+    itself, which take precedence. Raises UserError if a role has no token, or two roles have the same one.
     """
     configs = [config_beside(file, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    specials, missing = {}, []
+    role_ids, missing = {}, []
     for role in ROLES:
-        said = [config.get(key) for key in CONFIG_KEYS[role] for config in configs]
-        names = [value["content"] if isinstance(value, dict) else value for value in said if value]
+        values = [config.get(key) for key in _CONFIG_KEYS[role] for config in configs]
+        names = [value["content"] if isinstance(value, dict) else value for value in values if value]
         names = [*unknown, *names] if role == "unk" else names
-        known = [name for name in (*names, *USUAL_NAMES[role]) if name in vocabulary]
+        known = [name for name in (*names, *_USUAL_NAMES[role]) if name in vocabulary]
         if known:
-            specials[role] = vocabulary[known[0]]
+            role_ids[role] = vocabulary[known[0]]
         else:
-            missing.append(f"{role} ({', '.join(dict.fromkeys((*names, *USUAL_NAMES[role])))})")
+            missing.append(f"{role} ({', '.join(dict.fromkeys((*names, *_USUAL_NAMES[role])))})")
     if missing:
-        raise UserError(f"{file} has no special token for {', '.join(missing)}; masked language models need all five")
-    if len(set(specials.values())) < len(ROLES):
-        raise UserError(f"{file} has one special token for several of {specials}; they must differ")
-    return specials
+        raise UserError(
+            f"{file} has no special token for {', '.join(missing)}; name one that is in the vocabulary in a "
+            "tokenizer_config.json beside the file"
+        )
+    if len(set(role_ids.values())) < len(ROLES):
+        shown = ", ".join(f"{role} {id}" for role, id in role_ids.items())
+        raise UserError(
+            f"{file} has one special token for several roles (ids: {shown}); name different ones in a "
+            "tokenizer_config.json beside the file"
+        )
+    return role_ids
 
 
 def config_beside(file: Path, name: str) -> dict[str, Any]:
+    """Returns the JSON object in the file `name` in the folder of `file`, or {} if there is no such file."""
     return read_json(file.with_name(name)) if file.with_name(name).exists() else {}
-
-
-# Files
-
-
-def read_bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def read_text(file: Path) -> str:
-    content = read_bytes(file)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}, line {line}, byte {error.start}: not UTF-8; convert the file") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(file))
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON ({error}): it is damaged, or no tokenizer") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object: it is damaged, or no tokenizer")
-    return content
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -1,4 +1,7 @@
-"""Tokenizers of the `tokenizers` library (tokenizer.json) behind `Tokenizer`, special tokens renamed."""
+"""The backend of `Tokenizer` for a tokenizer.json of the `tokenizers` library.
+
+A definition is the content of a tokenizer.json as Python objects.
+"""
 
 import copy
 import functools
@@ -12,22 +15,25 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import added_entry, decoder_with_spaces
-from jaxlm.tokenizer.sentencepiece_model import BYTE, SPACE, byte_text, first_visible
+from jaxlm.tokenizer.characters import decode_bytes, first_visible, is_space
+from jaxlm.tokenizer.sentencepiece_model import BYTE, SPACE
 from jaxlm.tokenizer.special_tokens import HIDDEN
-from jaxlm.tokenizer.words import is_space
 
 
 class TokenizerJson:
-    """A tokenizer.json, with the special tokens renamed."""
+    """A tokenizer.json in which special tokens are renamed; attributes and methods as in `SentencePieceModel`.
+
+    `definition` is the original one; `where` is the path of the file, for errors.
+    """
 
     kind, file_name = "huggingface", "tokenizer.json"
 
     def __init__(
-        self, definition: dict[str, Any], specials: dict[str, int], where: Path, added: Sequence[str] = ()
+        self, definition: dict[str, Any], role_ids: dict[str, int], where: Path, added: Sequence[str] = ()
     ) -> None:
         import tokenizers
 
-        self.definition, self.specials, self.where, self.added = definition, specials, where, tuple(added)
+        self.definition, self.role_ids, self.where, self.added = definition, role_ids, where, tuple(added)
         self.content = json.dumps(definition, ensure_ascii=False).encode()
         model, entries = definition["model"], definition.get("added_tokens") or []
         parts = {
@@ -40,28 +46,28 @@ class TokenizerJson:
         for piece, id in vocabulary.items():
             self.pieces[id] = piece
         self.pieces += self.added
-        special = {entry["id"] for entry in entries if entry.get("special")} | set(specials.values())
+        special = {entry["id"] for entry in entries if entry.get("special")} | set(role_ids.values())
         self.special_ids = tuple(sorted(special))
 
         text = json.dumps([definition.get("pre_tokenizer"), definition.get("decoder"), definition.get("normalizer")])
         self._byte_level = '"ByteLevel"' in text
-        self._joint = model.get("continuing_subword_prefix") or "" if model.get("type") == "WordPiece" else ""
+        self._prefix = model.get("continuing_subword_prefix") or "" if model.get("type") == "WordPiece" else ""
         self._in_bytes = bool(model.get("byte_fallback"))
         self._space = "Ġ" if self._byte_level else SPACE
         self._markers = np.array([set(piece) == {self._space} for piece in self.pieces])
 
-        hidden = _renamed(self.grown_definition(), specials, special, self.pieces)
+        hidden = _renamed(self.definition_with_added(), role_ids, special, self.pieces)
         try:
-            self._library = tokenizers.Tokenizer.from_str(json.dumps(hidden, ensure_ascii=False))
-        except Exception as error:  # the library raises nothing more particular
-            raise UserError(f"{where} is no tokenizer that the `tokenizers` library reads: {error}") from error
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(hidden, ensure_ascii=False))
+        except Exception as error:  # the library raises no specific class
+            raise UserError(f"the `tokenizers` library cannot load {where}: {error}; fetch the file again") from error
 
     def with_added(self, words: Sequence[str]) -> "TokenizerJson":
-        """Returns the tokenizer with entries at the end of the vocabulary."""
-        return TokenizerJson(self.definition, self.specials, self.where, words)
+        """Returns the tokenizer with these added tokens, in place of `added`."""
+        return TokenizerJson(self.definition, self.role_ids, self.where, words)
 
-    def grown_definition(self) -> dict[str, Any]:
-        """Returns the definition with the added tokens; decoding puts a space in front of each."""
+    def definition_with_added(self) -> dict[str, Any]:
+        """Returns the definition with the added tokens; its decoder puts a space before each of them."""
         definition = copy.deepcopy(self.definition)
         if not self.added:
             return definition
@@ -70,31 +76,34 @@ class TokenizerJson:
             *(added_entry(word, id) for id, word in enumerate(self.added, self.first_added)),
         ]
         decoder = definition.get("decoder")
-        if decoder and decoder["type"] != "WordPiece":  # which puts spaces between all tokens
+        if decoder and decoder["type"] != "WordPiece":  # a WordPiece decoder puts spaces between all words
             definition["decoder"] = decoder_with_spaces(
                 decoder, self.added, self._space, _byte_spelling if self._byte_level else None
             )
         return definition
 
     def encode(self, texts: Sequence[str], codes: np.ndarray, text_starts: np.ndarray):
-        """Returns each text's ids, and for all tokens together the first visible character in the joined texts."""
-        found = self._library.encode_batch(list(texts), add_special_tokens=False)
+        """Returns the ids of each text, and the first visible character of every token in the joined texts.
+
+        Arguments and results are those of `SentencePieceModel.encode`.
+        """
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [np.array(encoding.ids, np.int32) for encoding in found]
         begins = np.fromiter(
             (start + begin for start, e in zip(text_starts.tolist(), found, strict=True) for begin, _ in e.offsets),
             np.int64,
         )
         invisible = self.is_invisible(codes)
-        invisible[text_starts[1:] - 1] = False  # no token reaches into the next text
+        invisible[text_starts[1:] - 1] = False  # so that no token reaches into the next text
         return ids, first_visible(begins, invisible)
 
     def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns ids, and the begin and end of each token's span; hidden masks are `mask_id`."""
-        found = self._library.encode(text, add_special_tokens=False)
+        """Returns the ids of a text, and the begin and the end of each token in it, int64 [n]."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
         offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
         begins, ends = offsets[:, 0], offsets[:, 1]
         if not text.isascii():
-            # The library leaves out an accent at the end of a word.
+            # The library omits a combining accent at the end of a word from the offsets.
             limits = [*np.maximum(begins[1:], ends[:-1]).tolist(), len(text)][: len(begins)]
             for number, limit in enumerate(limits):
                 while ends[number] < limit and _is_mark(text[ends[number]]):
@@ -102,43 +111,47 @@ class TokenizerJson:
         return np.array(found.ids, np.int32), begins, ends
 
     def is_invisible(self, codes: np.ndarray) -> np.ndarray:
-        """Returns bool [n]: white space."""
+        """Returns which characters are white space, bool [n]."""
         return is_space(codes)
 
     def is_marker(self, ids: np.ndarray) -> np.ndarray:
-        """Returns bool [n]: tokens that are nothing but space markers."""
+        """Returns which tokens consist of space markers only, bool [n]."""
         return self._markers[ids]
 
     def decode(self, ids: list[int]) -> str:
-        text = self._library.decode(ids)
+        """Returns the text of tokens, none of which is special."""
+        text = self._tokenizer.decode(ids)
         return text.removeprefix(" ") if ids and ids[0] >= self.first_added else text
 
     def text_of(self, id: int) -> str:
+        """Returns the text of a token, without a space or a continuation prefix before it."""
         piece = self.pieces[id]
         if id >= self.first_added:
             return piece
         if self._byte_level and (values := _byte_values(piece)) is not None:
-            return byte_text(values).removeprefix(" ")
+            return decode_bytes(values).removeprefix(" ")
         if self._in_bytes and (match := BYTE.fullmatch(piece)):
-            return byte_text([int(match[1], 16)])
-        return piece.removeprefix(self._joint) if self._joint else piece.removeprefix(SPACE).replace(SPACE, " ")
+            return decode_bytes([int(match[1], 16)])
+        return piece.removeprefix(self._prefix) if self._prefix else piece.removeprefix(SPACE).replace(SPACE, " ")
 
     def starts_word(self, id: int) -> bool:
+        """Returns whether the token includes a space before it, or in WordPiece has no continuation prefix."""
         if id >= self.first_added:
             return True
-        if self._joint:
-            return not self.pieces[id].startswith(self._joint)
+        if self._prefix:
+            return not self.pieces[id].startswith(self._prefix)
         return self.pieces[id].startswith(self._space)
 
     def bytes_of(self, id: int) -> int:
+        """Returns the length of the token in UTF-8, its space included."""
         piece = self.pieces[id]
         if id >= self.first_added:
-            return len(piece.encode()) + (not self._joint)
+            return len(piece.encode()) + (not self._prefix)
         if self._byte_level and (values := _byte_values(piece)) is not None:
             return len(values)
         if self._in_bytes and BYTE.fullmatch(piece):
             return 1
-        return len(piece.removeprefix(self._joint).replace(SPACE, " ").encode())
+        return len(piece.removeprefix(self._prefix).replace(SPACE, " ").encode())
 
 
 def _is_mark(character: str) -> bool:
@@ -147,7 +160,7 @@ def _is_mark(character: str) -> bool:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Returns the byte that each letter of a byte-level vocabulary stands for (GPT-2, Radford et al. 2019)."""
+    """Returns the byte for each character of a byte-level vocabulary (GPT-2, Radford et al. 2019)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -160,22 +173,26 @@ def _byte_values(piece: str) -> list[int] | None:
 
 
 def _byte_spelling(text: str) -> str:
-    """Returns the text in the letters of a byte-level vocabulary."""
+    """Returns the UTF-8 bytes of a text in the alphabet of a byte-level vocabulary."""
     letters = {byte: letter for letter, byte in _byte_alphabet().items()}
     return "".join(letters[byte] for byte in text.encode())
 
 
 def vocabulary_of(definition: dict[str, Any]) -> dict[str, int]:
+    """Returns the id of each token of a definition, its added tokens included."""
     entries = definition["model"]["vocab"]
     own = entries.items() if isinstance(entries, dict) else ((entry[0], id) for id, entry in enumerate(entries))
     return dict(own) | {entry["content"]: entry["id"] for entry in definition.get("added_tokens") or []}
 
 
-def _renamed(definition: dict, specials: dict[str, int], special: set[int], pieces: list[str]) -> dict:
-    """Returns the definition with special tokens that no text can hold; the mask's is found in any text as it is."""
-    # What these three add (begin and end, a fixed length) is added elsewhere.
+def _renamed(definition: dict, role_ids: dict[str, int], special: set[int], pieces: list[str]) -> dict:
+    """Returns the definition with special tokens renamed so that they do not occur in text.
+
+    The mask is found in a text before normalization.
+    """
+    # These three add begin and end tokens and fix the length, which callers of `Tokenizer` do.
     definition = copy.deepcopy(definition) | {"truncation": None, "padding": None, "post_processor": None}
-    mask = specials["mask"]
+    mask = role_ids["mask"]
     names = {pieces[id]: f"{HIDDEN}{id}" for id in special} | {pieces[mask]: HIDDEN * len(pieces[mask])}
     model = definition["model"]
     if isinstance(model["vocab"], dict):

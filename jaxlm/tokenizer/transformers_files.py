@@ -1,4 +1,4 @@
-"""The files of a tokenizer that Transformers loads, checked before they are given away."""
+"""Writes a tokenizer for Hugging Face Transformers, and verifies that it gives the same ids."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import decoder_with_spaces
-from jaxlm.tokenizer.sentencepiece_definition import sentencepiece_definition
 from jaxlm.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
+from jaxlm.tokenizer.sentencepiece_to_json import sentencepiece_definition
 from jaxlm.tokenizer.tokenizer_json import TokenizerJson
 
-# {} is the mask. Encoded both ways before the files are given away.
-ODD_TEXTS = (
+# Texts on which both tokenizers must agree; {} is replaced by the mask.
+TEST_TEXTS = (
     "", " ", "the {} of France", "the{} of", "the {}", "{} the", "{}", "{}{} and {}", "  two  spaces  {}  here ",
     "\ttabs\tand\nlines\r\n{}\n", "Zoe\u0308 cafe\u0301 naïve Été e\u0301\u0323 A\u030a", "🦙👩‍👩‍👧 🇩🇪 {} 👍🏽",
     "我们喜欢{}学习中文。", "ＦＵＬＬ　ｗｉｄｔｈ １２",
@@ -23,30 +23,36 @@ ODD_TEXTS = (
 
 
 def transformers_files(
-    library: SentencePieceModel | TokenizerJson,
+    backend: SentencePieceModel | TokenizerJson,
     encode: Callable[[str], np.ndarray],
-    longest: int,
+    max_length: int,
     token_types: bool,
 ) -> dict[str, bytes]:
-    """Returns the content of tokenizer.json and tokenizer_config.json.
+    """Returns the content of tokenizer.json and tokenizer_config.json, by file name.
 
-    `encode` gives the ids, typed masks found, that the files must give. Raises UserError that names the text which
-    they would encode otherwise.
+    Args:
+        backend: The backend of a `Tokenizer`.
+        encode: Returns the ids that the exported tokenizer must give for a text, masks in it recognized.
+        max_length: The `model_max_length` of the config.
+        token_types: Whether the second text of a pair has type 1 instead of 0.
+
+    Raises:
+        UserError: If a tokenizer.json cannot express the tokenizer; the message names the feature, token or text.
     """
-    if isinstance(library, SentencePieceModel):
-        definition = sentencepiece_definition(library)
-        if library.added:
-            definition["decoder"] = decoder_with_spaces(definition["decoder"], library.added, SPACE)
+    if isinstance(backend, SentencePieceModel):
+        definition = sentencepiece_definition(backend)
+        if backend.added:
+            definition["decoder"] = decoder_with_spaces(definition["decoder"], backend.added, SPACE)
     else:
-        definition = _with_mask(library)
+        definition = _with_mask(backend)
     if not definition.get("post_processor"):
-        definition["post_processor"] = _begin_and_end(library, token_types)
-    _check(definition, library, encode)
+        definition["post_processor"] = _begin_and_end(backend, token_types)
+    _verify(definition, backend, encode)
     roles = {"pad": "pad", "unk": "unk", "begin": "cls", "end": "sep", "mask": "mask"}
     config: dict[str, Any] = {
-        f"{name}_token": library.pieces[library.specials[role]] for role, name in roles.items()
+        f"{name}_token": backend.pieces[backend.role_ids[role]] for role, name in roles.items()
     } | {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"],
     }  # fmt: skip
@@ -56,14 +62,14 @@ def transformers_files(
     }
 
 
-def _with_mask(library: TokenizerJson) -> dict[str, Any]:
-    """Returns the definition that was loaded, its mask found in text as it is, and no fixed length."""
-    definition = library.grown_definition() | {"truncation": None, "padding": None}
+def _with_mask(backend: TokenizerJson) -> dict[str, Any]:
+    """Returns the definition with the mask recognized in text before normalization, and without a fixed length."""
+    definition = backend.definition_with_added() | {"truncation": None, "padding": None}
     definition.setdefault("version", "1.0")
-    mask = library.specials["mask"]
+    mask = backend.role_ids["mask"]
     entries = definition.get("added_tokens") or []
     if mask not in [entry["id"] for entry in entries]:
-        entries.append({"id": mask, "content": library.pieces[mask], "single_word": False, "lstrip": False,
+        entries.append({"id": mask, "content": backend.pieces[mask], "single_word": False, "lstrip": False,
                         "rstrip": False})  # fmt: skip
     for entry in entries:
         if entry["id"] == mask:
@@ -72,9 +78,9 @@ def _with_mask(library: TokenizerJson) -> dict[str, Any]:
     return definition
 
 
-def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: bool) -> dict[str, Any]:
-    """Returns the post-processor of [CLS] A [SEP] and [CLS] A [SEP] B [SEP]."""
-    begin, end = (library.pieces[library.specials[role]] for role in ("begin", "end"))
+def _begin_and_end(backend: SentencePieceModel | TokenizerJson, token_types: bool) -> dict[str, Any]:
+    """Returns the post-processor that makes [CLS] A [SEP] of one text and [CLS] A [SEP] B [SEP] of two."""
+    begin, end = (backend.pieces[backend.role_ids[role]] for role in ("begin", "end"))
     second = int(token_types)
 
     def special(name: str, type_id: int = 0) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: boo
         return {"Sequence": {"id": name, "type_id": type_id}}
 
     single = [special(begin), text("A", 0), special(end)]
-    ids = {name: library.specials[role] for name, role in ((begin, "begin"), (end, "end"))}
+    ids = {name: backend.role_ids[role] for name, role in ((begin, "begin"), (end, "end"))}
     return {
         "type": "TemplateProcessing", "single": single,
         "pair": [*single, text("B", second), special(end, second)],
@@ -92,17 +98,24 @@ def _begin_and_end(library: SentencePieceModel | TokenizerJson, token_types: boo
     }  # fmt: skip
 
 
-def _check(
-    definition: dict[str, Any], library: SentencePieceModel | TokenizerJson, encode: Callable[[str], np.ndarray]
+def _verify(
+    definition: dict[str, Any], backend: SentencePieceModel | TokenizerJson, encode: Callable[[str], np.ndarray]
 ) -> None:
+    """Raises UserError if the exported definition has other ids for a token or encodes a test text differently."""
     import tokenizers
 
     theirs = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
-    for id, piece in enumerate(library.pieces):
+    for id, piece in enumerate(backend.pieces):
         if piece and theirs.token_to_id(piece) != id:
-            raise UserError(f"a tokenizer.json cannot express this tokenizer: its token {piece!r} would not be {id}")
-    mask = library.pieces[library.specials["mask"]]
-    words = [f"the {word} of ({word}), {word}s" for word in library.added[:100]]
-    for text in [odd.replace("{}", mask) for odd in ODD_TEXTS] + words:
+            raise UserError(
+                f"cannot export the tokenizer: in a tokenizer.json its token {piece!r} would not have the id {id};"
+                " use the tokenizer with jaxlm only"
+            )
+    mask = backend.pieces[backend.role_ids["mask"]]
+    words = [f"the {word} of ({word}), {word}s" for word in backend.added[:100]]
+    for text in [template.replace("{}", mask) for template in TEST_TEXTS] + words:
         if theirs.encode(text, add_special_tokens=False).ids != encode(text).tolist():
-            raise UserError(f"a tokenizer.json cannot express this tokenizer: it would encode {text!r} otherwise")
+            raise UserError(
+                f"cannot export the tokenizer: a tokenizer.json would encode {text!r} differently;"
+                " use the tokenizer with jaxlm only"
+            )

@@ -1,4 +1,4 @@
-"""Where words begin in a text: Unicode word boundaries, or a segmenter's."""
+"""Finds where words begin in a text, by Unicode word boundaries, spaces, or a segmenter for one language."""
 
 import functools
 import importlib
@@ -9,11 +9,12 @@ import numpy as np
 import regex
 
 from jaxlm.errors import UserError
+from jaxlm.tokenizer.characters import code_points, is_space
 
 RULES = ("unicode", "jieba", "icu", "spaces")
 
-# Word_Break classes whose rules look at two neighbours on either side at most. What else there is (marks, joiners,
-# flags, Hebrew) goes through `regex`.
+# Word_Break classes whose rules depend on at most two neighbors on either side. All others (marks, joiners, flags,
+# Hebrew) are left to `regex`.
 _CLASSES = (
     "Other", "ALetter", "Numeric", "Katakana", "ExtendNumLet", "MidLetter", "MidNum", "MidNumLet", "Single_Quote",
     "Double_Quote", "CR", "LF", "Newline", "WSegSpace",
@@ -25,18 +26,19 @@ _BOUNDARY = regex.compile(r"(?w)\b")
 
 
 def check_rule(rule: str) -> None:
-    """Raises UserError for an unknown rule, or one whose segmenter is not installed."""
+    """Raises UserError if a word rule is unknown or its segmenter is not installed."""
     if rule not in RULES:
-        raise UserError(f"tokenizer.words={rule} is not one of {', '.join(RULES)}")
+        raise UserError(f"tokenizer.words={rule}: must be one of {', '.join(RULES)}")
     if rule in _PACKAGES:
         _segmenter(rule)
 
 
 def word_boundaries(text: str, rule: str) -> np.ndarray:
-    """Returns bool [n + 1]: whether a word may begin at each character of the text; its end is True.
+    """Returns whether a word begins at each of the n characters of a text, and True for its end, bool [n + 1].
 
-    Positions of white space mean nothing. "unicode" is Unicode Standard Annex 29 as `regex` implements it; "spaces" has
-    words between white space; "jieba" and "icu" take the segmenter's. Text without surrogates is expected.
+    Values at white space have no meaning. The rule "unicode" is Unicode Standard Annex 29 as implemented by `regex`;
+    "spaces" separates words at white space; "jieba" and "icu" call these segmenters. The text must not contain
+    surrogates.
     """
     if rule == "unicode":
         return unicode_boundaries(text, code_points(text))
@@ -53,28 +55,15 @@ def word_boundaries(text: str, rule: str) -> np.ndarray:
     return found
 
 
-def code_points(text: str) -> np.ndarray:
-    """Returns the characters as uint32 [n]."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def is_space(codes: np.ndarray) -> np.ndarray:
-    """Returns bool [n]: whether each character is white space to `str.isspace`."""
-    return _space_table()[codes]
-
-
-@functools.cache
-def _space_table() -> np.ndarray:
-    table = np.zeros(0x110000, bool)
-    table[[code for code in range(0x3001) if chr(code).isspace()]] = True
-    return table
-
-
 # Unicode
 
 
 def unicode_boundaries(text: str, codes: np.ndarray) -> np.ndarray:
-    """Returns bool [n + 1]: `regex`'s word boundaries before each character that is not white space, much faster."""
+    """Returns whether there is a Unicode word boundary before each visible character of a text, bool [n + 1].
+
+    `codes` are the code points of the text, uint32 [n]. A table of pairs of classes decides most positions, much faster
+    than `regex`, which is called only for words with a character of a complex class.
+    """
     n = len(codes)
     found = np.ones(n + 1, bool)
     if n < 2:
@@ -82,15 +71,15 @@ def unicode_boundaries(text: str, codes: np.ndarray) -> np.ndarray:
     classes = _classes(text, codes)
     pairs = classes[:-1] * np.uint8(16)
     pairs += classes[1:]
-    kinds = _pair_table()[pairs]  # of the place between characters i and i + 1
+    kinds = _pair_table()[pairs]  # of the pair of characters i and i + 1
     found[1:n] = kinds != 1
-    # A letter, a mark such as "." and a letter are one word, and so are numbers: no side of the mark is a boundary.
+    # A letter, a mark such as "." and a letter form one word, as do digits: neither side of the mark is a boundary.
     for before, after in ((2, 3), (4, 5)):
         marks = np.flatnonzero((kinds[:-1] & _bit(before) != 0) & (kinds[1:] & _bit(after) != 0))
         found[marks + 1] = False
         found[marks + 2] = False
     if (classes == _COMPLEX).any():
-        _mend(text, codes, classes, found)
+        _refine_by_regex(text, codes, classes, found)
     return found
 
 
@@ -100,10 +89,10 @@ def _bit(number: int) -> np.uint8:
 
 @functools.cache
 def _pair_table() -> np.ndarray:
-    """Returns uint8 [256] of (class before, class after): 1 for no boundary, else bits for the marks inside words.
+    """Returns the kind of each pair of classes, at 16 * first + second, uint8 [256].
 
-    Bit 2: letter, mark; 3: mark, letter; 4: number, mark; 5: mark, number. Pairs with these bits alone are
-    boundaries.
+    Kind 1 is no boundary. Any other kind is a boundary, and a set of bits for marks that may be inside a word. Bit 2:
+    letter, mark; bit 3: mark, letter; bit 4: digit, mark; bit 5: mark, digit.
     """
     table = np.zeros((16, 16), np.uint8)
     words = (_LETTER, _NUMBER, _CODE["Katakana"], _CODE["ExtendNumLet"])
@@ -127,7 +116,7 @@ def _class_table() -> np.ndarray:
 
 
 def _classes(text: str, codes: np.ndarray) -> np.ndarray:
-    """Returns the Word_Break class of each character, uint8 [n]; the table grows with the characters that come."""
+    """Returns the Word_Break class of each character, uint8 [n]; characters are looked up when they first occur."""
     table = _class_table()
     classes = table[codes]
     if (classes == _UNSEEN).any():
@@ -141,13 +130,13 @@ def _classes(text: str, codes: np.ndarray) -> np.ndarray:
     return classes
 
 
-def _mend(text: str, codes: np.ndarray, classes: np.ndarray, found: np.ndarray) -> None:
-    """Asks `regex` about each stretch without white space that holds a character of the complex classes."""
+def _refine_by_regex(text: str, codes: np.ndarray, classes: np.ndarray, found: np.ndarray) -> None:
+    """Replaces the boundaries in each run without white space that contains a character of a complex class."""
     spaces = np.flatnonzero(is_space(codes))
     stretches = np.unique(np.searchsorted(spaces, np.flatnonzero(classes == _COMPLEX)))
     edges = np.concatenate([[-1], spaces, [len(codes)]])
     for space, end in zip(edges[stretches].tolist(), edges[stretches + 1].tolist(), strict=True):
-        # The white space before it belongs to the question: a mark may lean on it.
+        # The white space before the run is included, because a mark may combine with it.
         first = max(space, 0)
         found[first + 1 : end] = False
         if space < 0:
@@ -159,7 +148,7 @@ def _mend(text: str, codes: np.ndarray, classes: np.ndarray, found: np.ndarray) 
 # Segmenters
 
 
-_PACKAGES = {"jieba": ("jieba", "zh"), "icu": ("PyICU", "icu")}  # of each rule: who provides it, in which extra
+_PACKAGES = {"jieba": ("jieba", "zh"), "icu": ("PyICU", "icu")}  # rule -> package, extra of jaxlm
 
 
 def _segmenter(rule: str) -> ModuleType:
@@ -167,7 +156,9 @@ def _segmenter(rule: str) -> ModuleType:
     try:
         return importlib.import_module(rule)
     except ImportError as error:
-        raise UserError(f"tokenizer.words={rule} needs {package}: in the checkout, pip install '.[{extra}]'") from error
+        raise UserError(
+            f"tokenizer.words={rule} needs {package}; run pip install '.[{extra}]' in the checkout of jaxlm"
+        ) from error
 
 
 @functools.cache
@@ -181,6 +172,6 @@ def _icu_boundaries(text: str) -> np.ndarray:
     icu = _segmenter("icu")
     breaks = icu.BreakIterator.createWordInstance(icu.Locale.getRoot())
     breaks.setText(text)
-    # ICU counts UTF-16 units.
+    # ICU counts UTF-16 code units.
     units = np.concatenate([[0], np.cumsum(1 + (code_points(text) > 0xFFFF))])
     return np.searchsorted(units, [0, *breaks])

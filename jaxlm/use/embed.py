@@ -1,4 +1,4 @@
-"""Texts to vectors: a model's states, pooled over each text, as sentence-transformers does it."""
+"""Text embeddings: a model's states pooled over each text, as in sentence-transformers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -12,21 +12,22 @@ from jax import Array
 from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
-from jaxlm.model.heads import MaskedLM, encode, gather_positions
+from jaxlm.model.classifier import pool_segments
+from jaxlm.model.heads import MaskedLM, encode
 from jaxlm.runtime.compiling import jit
 from jaxlm.use.loading import Trained
 
 TOO_LONG = ("truncate", "refuse")
-GROUP_TEXTS, GROUP_CHARACTERS = 4096, 2**24  # that are tokenized and packed together
-CHARACTERS = 2**20  # of one text that are looked at
+GROUP_TEXTS, GROUP_CHARACTERS = 4096, 2**24  # most texts and characters that are tokenized and packed together
+CHARACTERS = 2**20  # most characters of one text that are tokenized
 
 
 class Embedder:
-    """Texts to vectors float32 [n, D]; counts what it has seen.
+    """Computes the vectors of texts, float32 [n, D], and counts texts, tokens, computed tokens and truncated texts.
 
-    A text of no tokens gives the vector of begin and end alone. Of a text longer than `settings.longest` the first
-    tokens are taken and counted in `truncated`, or it is refused (`too_long`). A vector depends on its text alone, but
-    for rounding: 1e-6 in float32, 1e-2 with products in bfloat16.
+    The vector of an empty text is that of begin and end alone. A text longer than `settings.longest` tokens is
+    truncated, or rejected with too_long="refuse". A vector depends on its text alone, except for rounding: 1e-6 in
+    float32, 1e-2 with products in bfloat16.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Embedder:
         self.texts = self.tokens = self.computed = self.truncated = 0
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns the texts' vectors float32 [n, D]. Raises UserError."""
+        """Returns the vectors of the texts, float32 [n, D]. Raises UserError."""
         groups = [self._embed(group) for group in groups_of(texts)]
         return np.concatenate(groups) if groups else np.zeros((0, self.width), np.float32)
 
@@ -62,7 +63,9 @@ class Embedder:
             found[batch.sequences] = np.asarray(vectors)[batch.rows, batch.segments - 1]
         if not np.isfinite(found).all():
             number = self.texts + int(np.flatnonzero(~np.isfinite(found).all(1))[0]) + 1
-            raise UserError(f"text {number} has no finite vector: the model's parameters are damaged, or too large")
+            raise UserError(
+                f"the vector of text {number} is not finite: the model's parameters are damaged or too large"
+            )
         self.texts += len(texts)
         return found
 
@@ -75,8 +78,8 @@ class Embedder:
             if len(encoding.ids) > room or len(text) > CHARACTERS:
                 if self.too_long == "refuse":
                     raise UserError(
-                        f"text {self.texts + number + 1} is longer than the {self.settings.longest} tokens that the "
-                        f"model reads ({text[:40]!r}...); split it, or take its beginning with --too-long=truncate"
+                        f"text {self.texts + number + 1} is longer than the model's maximum of {self.settings.longest} "
+                        f"tokens ({text[:40]!r}...); split it, or set --too-long=truncate to use its beginning"
                     )
                 self.truncated += 1
             ids = encoding.ids[:room]
@@ -86,7 +89,7 @@ class Embedder:
 
 
 def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yields an iterable's texts in lists of a bounded size, always the same ones."""
+    """Yields the texts in lists of bounded size; the same texts always give the same lists."""
     group: list[str] = []
     characters = 0
     for text in texts:
@@ -104,24 +107,16 @@ def _pooled(
     model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, pooling: str, normalise: bool,
     layers: tuple[int, ...],
 ) -> Array:  # fmt: skip
-    """Returns a vector for each segment id from 1 to SEGMENTS, float32 [B, SEGMENTS, D]; zeros where there is none."""
+    """Returns a vector for each segment id from 1 to SEGMENTS, float32 [B, SEGMENTS, D]; zeros for unused ids."""
     states = _mean_of_layers(model, params, tokens, segment_ids, layers)
-    belongs = segment_ids[:, None] == jnp.arange(1, SEGMENTS + 1)[:, None]  # [B, SEGMENTS, L]
-    if pooling == "mean":
-        weights = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)
-        vectors = jnp.einsum("bsl,bld->bsd", weights.astype(jnp.float32), states, precision="highest")
-    elif pooling == "cls":
-        vectors = gather_positions(states, belongs.argmax(-1)) * belongs.any(-1, keepdims=True)
-    else:
-        vectors = jnp.where(belongs[..., None], states[:, None], -jnp.inf).max(2)
-        vectors = jnp.where(belongs.any(-1, keepdims=True), vectors, 0)
+    vectors = pool_segments(states, segment_ids, SEGMENTS, pooling)
     if normalise:
         vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return vectors
 
 
 def _mean_of_layers(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, layers: tuple[int, ...]) -> Array:
-    """Returns the mean of the layers' states, float32 [B, L, D]; 0 is the embeddings', the last is after any norm."""
+    """Returns the mean of the layers' states, float32 [B, L, D]; 0 is the embeddings, -1 includes the final norm."""
     last = model.config.layers
     if layers == (last,):
         return encode(model, params, tokens, segment_ids).astype(jnp.float32)
@@ -137,13 +132,13 @@ def _mean_of_layers(model: MaskedLM, params: dict, tokens: Array, segment_ids: A
         if layer == last:
             return final
         out = found[names[layer]]["__call__"][0]
-        return out if layer == 0 else out[0]  # behind a layer's states come its values
+        return out if layer == 0 else out[0]  # a layer also returns its attention values
 
     return sum(states_of(layer).astype(jnp.float32) for layer in layers) / len(layers)
 
 
 def _cast_kernels(params: dict, dtype: str) -> dict:
-    """Returns the parameters with kernels in the dtype that products take them in, so that no batch casts them."""
+    """Returns the parameters with kernels in the dtype of products, so that they are not cast for each batch."""
 
     def cast(path: Any, leaf: Array) -> Array:
         return jnp.asarray(leaf, dtype) if path[-1].key == "kernel" else leaf
@@ -158,11 +153,11 @@ def _check(settings: EmbedSettings, too_long: str, batch_tokens: int, trained: T
     if too_long not in TOO_LONG:
         raise UserError(f"too_long={too_long} is not one of {', '.join(TOO_LONG)}")
     if batch_tokens < 0:
-        raise UserError(f"batch_tokens={batch_tokens}: it cannot be negative")
+        raise UserError(f"batch_tokens={batch_tokens}: must not be negative")
     if not settings.layers or not all(-count - 1 <= layer <= count for layer in settings.layers):
         raise UserError(
-            f"layers={','.join(map(str, settings.layers))}: this model has 0 (the embeddings) to {count}, or -1 (the"
-            f" last) to {-count - 1}"
+            f"layers={','.join(map(str, settings.layers))}: must be from 0 (the embeddings) to {count} for this model,"
+            f" or from -1 (the last layer) to {-count - 1}"
         )
     if settings.longest < 3:
-        raise UserError(f"the model reads {settings.longest} tokens, with none left between begin and end")
+        raise UserError(f"the maximum length of {settings.longest} tokens leaves none between begin and end")

@@ -1,4 +1,4 @@
-"""A trained model as a directory that Transformers loads: weights, config, tokenizer, and a model card from the run."""
+"""Export of a trained model to a directory that Transformers loads: weights, config, tokenizer and model card."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.refit import refit, refit_params
-from jaxlm.huggingface.weights import read_json
+from jaxlm.storage import read_json, reason, write_text
 from jaxlm.use.loading import Trained, load_trained
 from jaxlm.use.model_card import model_card
 
@@ -25,14 +25,14 @@ _TOKENIZER_FILES = (
 
 
 def export(name: str | Path, to: str | Path, family: str | None = None, dtype: str = "float32") -> Path:
-    """Writes the model of a work directory or Hugging Face directory for Transformers, and returns where.
+    """Writes the model of a work directory or Hugging Face directory to the directory `to`, and returns it.
 
-    The family is the one that it came from, else the first that can express it. Raises UserError, with nothing written,
-    for settings that no family has, named, and for a directory that is not empty.
+    The default family is that of the original checkpoint, or else the first that can express the model. Raises
+    UserError, with nothing written, if the family cannot express a setting, which is named, or `to` is not empty.
     """
     to = Path(to).expanduser()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to={to} is there and not empty; name a new directory")
+        raise UserError(f"--to={to} exists and is not empty; set a new directory")
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
     trained = load_trained(name)
@@ -50,32 +50,32 @@ def export(name: str | Path, to: str | Path, family: str | None = None, dtype: s
     try:
         partial.mkdir(parents=True)
         more: dict[str, np.ndarray] = {}
-        if trained.source:  # heads that are not ours go along
+        if trained.source:  # other heads are copied unchanged
             more = conversion.other_tensors(trained.source, conversion.read_params(trained.source, encoder).unused)
             if not trained.has_head:
                 config["architectures"] = trained.source.config.get("architectures") or config["architectures"]
         conversion.write_weights(partial, kind, encoder, params, dtype, more=more)
-        _write_json(partial / "config.json", config)
+        write_text(partial / "config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
         _write_tokenizer(trained, partial, token_types=encoder.token_types > 1)
-        (partial / "README.md").write_text(model_card(trained, kind, encoder, to.name), encoding="utf-8")
+        write_text(partial / "README.md", model_card(trained, kind, encoder, to.name))
         if (trained.directory / "curve.png").is_file():
             shutil.copyfile(trained.directory / "curve.png", partial / "curve.png")
         if to.exists():
             to.rmdir()
         partial.rename(to)
     except OSError as error:
-        raise UserError(f"--to={to} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"cannot write --to={to}: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return to
 
 
 def _base_config(trained: Trained) -> dict[str, Any] | None:
-    """Returns the config.json of the checkpoint that the model came from, if it came from one."""
+    """Returns the config.json of the checkpoint that the model started from, if any."""
     if trained.source:
-        return read_json(trained.directory / "config.json", dict)
-    kept = trained.directory / conversion.SOURCE_CONFIG
-    return read_json(kept, dict) if kept.is_file() else None
+        return read_json(trained.directory / "config.json")
+    file = trained.directory / conversion.SOURCE_CONFIG
+    return read_json(file) if file.is_file() else None
 
 
 def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:
@@ -88,25 +88,25 @@ def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:
         (to / name).write_bytes(content)
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm export --workdir=DIR --to=DIR`."""
+    """Runs `jaxlm export --workdir=DIR --to=DIR`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm export", description="Write a model as a directory that Hugging Face Transformers loads.",
         epilog="example: jaxlm export --workdir=runs/notes --to=notes-bert",
     )  # fmt: skip
     parser.add_argument(
-        "--workdir", required=True, help="a work directory of `jaxlm train`, or a Hugging Face directory"
+        "--workdir", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory"
     )
-    parser.add_argument("--to", required=True, help="the new directory")
-    parser.add_argument("--family", help="such as bert or modernbert; by default the first that can express the model")
-    parser.add_argument("--dtype", default="float32", help=f"of the weights: {', '.join(DTYPES)} (default float32)")
+    parser.add_argument("--to", required=True, help="the directory to write; new or empty")
+    parser.add_argument(
+        "--family", help="a family such as bert or modernbert (default: the first that can express the model)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", help=f"dtype of the weights: {', '.join(DTYPES)} (default float32)"
+    )
     args = parser.parse_args(argv)
     to = export(args.workdir, args.to, args.family, args.dtype)
     for file in sorted(to.iterdir()):
         print(f"{file.stat().st_size:>14,}  {file.name}")
-    print(f"AutoModelForMaskedLM.from_pretrained({str(to)!r}) loads it")
+    print(f"load it with AutoModelForMaskedLM.from_pretrained({str(to)!r})")
     return 0

@@ -1,4 +1,4 @@
-"""A trained model from a work directory or a Hugging Face directory: parameters, architecture, tokenizer."""
+"""Loading a trained model from a work directory or a Hugging Face directory: parameters, architecture, tokenizer."""
 
 import dataclasses
 import logging
@@ -15,7 +15,8 @@ from jaxlm.huggingface import conversion
 from jaxlm.huggingface.weights import some_of
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.execution import Execution, choose_execution
-from jaxlm.model.heads import MaskedLM, abstract_params
+from jaxlm.model.heads import MaskedLM
+from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime import hardware
 from jaxlm.runtime.checkpoint import restore_params
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
@@ -24,35 +25,44 @@ _log = logging.getLogger("jaxlm")
 
 
 class Trained(NamedTuple):
-    """What `load_trained` found; the parameters are on one device whatever mesh trained them."""
+    """A trained model; its parameters are on one device, whatever mesh it was trained on."""
 
     directory: Path
     config: ConfigDict
     encoder: EncoderConfig
     execution: Execution
-    params: dict[str, Any]  # without "head" where has_head is false
+    params: dict[str, Any]  # without "head" if has_head is False
     tokenizer: Tokenizer
     step: int
-    counts: np.ndarray  # int64 [V], how often each token occurred in the training text; zeros where nobody counted
-    longest: int  # tokens of the longest row, begin and end included
-    has_head: bool  # whether there is a masked-LM head
-    source: conversion.Source | None = None  # of a Hugging Face directory
+    counts: np.ndarray  # int64 [V], occurrences of each token in the training text; zeros if unknown
+    longest: int  # maximum number of tokens in a row, including begin and end
+    has_head: bool  # whether the model has a masked-LM head
+    source: conversion.Source | None = None  # set if the directory is a Hugging Face directory
 
     @property
     def model(self) -> MaskedLM:
         return MaskedLM(self.encoder, self.execution)
 
 
-def load_trained(name: str | Path, compute_dtype: str = "float32") -> Trained:
-    """Returns the model of a work directory at its newest whole checkpoint, or of a Hugging Face directory.
+def require_head(trained: Trained) -> None:
+    """Raises UserError if the model has no masked-LM head."""
+    if not trained.has_head:
+        raise UserError(
+            f"{trained.directory} has no masked-LM head, which fill-mask and score need; `jaxlm embed` works without,"
+            " and continued pretraining adds a head"
+        )
 
-    `name` may be that of a model in the local Hugging Face cache. compute_dtype "auto" is bfloat16 where it is fast.
-    Raises UserError.
+
+def load_trained(name: str | Path, compute_dtype: str = "float32") -> Trained:
+    """Returns the model of a work directory, at its newest complete checkpoint, or of a Hugging Face directory.
+
+    `name` may also be the name of a model in the local Hugging Face cache. compute_dtype "auto" is bfloat16 if the
+    hardware is fast at it, otherwise float32. Raises UserError.
     """
     directory = conversion.locate(name)
     if not (directory / "config.json").is_file():
         raise UserError(
-            f"{name} holds no config.json; a work directory of `jaxlm train` or a Hugging Face directory is meant"
+            f"{name} has no config.json; expected a work directory of `jaxlm train` or a Hugging Face directory"
         )
     if compute_dtype == "auto":
         compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
@@ -66,29 +76,31 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
     config = load_config(str(directory / "config.json"))
     tokenizer = load_tokenizer(directory / "tokenizer", config.tokenizer.words)
     encoder = encoder_config(config.model, tokenizer.vocab_size)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract_params(encoder))
-    saved = restore_params(directory / "checkpoints", shapes)
-    phases = phases_of(config)
-    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)]["rotary_base"])
-    counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
-    longest = max(phase["sequence_length"] for phase in phases)
-    if (directory / conversion.SOURCE_CONFIG).is_file():  # it was trained on longer rows before this run
-        longest = max(longest, encoder.max_positions - encoder.position_offset)
-    return Trained(
-        directory, config, encoder, execution, saved.state, tokenizer, saved.step, counts, longest, has_head=True
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device), abstract_params(config, encoder)
     )
+    saved = restore_params(directory / "checkpoints", shapes)
+    has_head = OBJECTIVES[config.train.objective].predicts_tokens
+    params = saved.state if has_head else {"encoder": saved.state["encoder"]}
+    phases = phases_of(config)
+    encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)].rotary_base)
+    counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
+    longest = max(phase.sequence_length for phase in phases)
+    if (directory / conversion.SOURCE_CONFIG).is_file():  # the original checkpoint was trained on longer rows
+        longest = max(longest, encoder.max_positions - encoder.position_offset)
+    return Trained(directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head)
 
 
 def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
     try:
         counts = np.load(path, allow_pickle=False)
         if counts.shape != (vocab_size,) or counts.dtype != np.int64:
-            raise ValueError(f"it holds {counts.dtype}{counts.shape}")
+            raise ValueError(f"it contains {counts.dtype}{counts.shape}")
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}): remove {path.parent / 'data.json'} and run `jaxlm train` again,"
-            " which writes both anew"
+            " which writes both again"
         ) from error
     return counts
 

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: how to use it, and what exactly trained it, from the run's own records."""
+"""The README.md of an exported model: how to use it and how it was trained, from the records of the run."""
 
 import json
 from pathlib import Path
@@ -10,21 +10,21 @@ from jaxlm.config import config_to_dict, default_config
 from jaxlm.huggingface.families import Family
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import parameter_count
-from jaxlm.runtime.checkpoint import params_sha256
+from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.use.loading import Trained
 from jaxlm.version import __version__
 
 
 def model_card(trained: Trained, family: Family, encoder: EncoderConfig, name: str) -> str:
-    """Returns the card as Markdown, with the front matter that the Hub reads."""
+    """Returns the model card as Markdown, with the front matter that the Hub reads."""
     mask = trained.tokenizer.mask_token
     head = [
         "---", "library_name: transformers", "pipeline_tag: fill-mask", "tags:", "- fill-mask", "- jaxlm", "---", "",
         f"# {name}", "",
-        f"A masked language model: {family.name}, {encoder.layers} layers of width {encoder.width}, "
-        f"{parameter_count(encoder):,} parameters, vocabulary {encoder.vocab_size:,}, rows of up to "
-        f"{trained.longest:,} tokens. Written by jaxlm {__version__}.", "",
+        f"This is a masked language model with the `{family.name}` architecture: {encoder.layers} layers, width "
+        f"{encoder.width}, {parameter_count(encoder):,} parameters, a vocabulary of {encoder.vocab_size:,} tokens, and "
+        f"inputs of up to {trained.longest:,} tokens. It was exported by jaxlm {__version__}.", "",
         "```python", "from transformers import pipeline", "",
         f'fill = pipeline("fill-mask", model="{name}")', f'print(fill("The capital of France is {mask}."))', "```",
     ]  # fmt: skip
@@ -34,13 +34,16 @@ def model_card(trained: Trained, family: Family, encoder: EncoderConfig, name: s
 def _training(trained: Trained) -> list[str]:
     events = read_metrics(trained.directory)
     start: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "start"), {})
-    lines = ["", "## Training", "", "| what | |", "|---|---|"]
+    lines = ["", "## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(trained, start).items()]
     scores = [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]
     if scores:
-        lines += ["", "## Held-out text", "", "15% of the tokens are blanks, the same for every model.", ""]
-        lines += ["| set | step | loss (nats a blank) | accuracy | top-5 | nats a byte | unigram loss |",
-                  "|---|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            "", "## Evaluation on held-out text", "",
+            "15% of the tokens are masked, the same tokens for every model.", "",
+            "| set | step | loss (nats per masked token) | accuracy | top-5 accuracy | nats per byte | unigram loss |",
+            "|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
         lines += [
             f"| {e['name']} | {e['step']:,} | {_number(e['loss'])} | {_share(e['accuracy'])} | "
             f"{_share(e['accuracy_top5'])} | {_number(e['nats_per_byte'])} | {_number(e['unigram_loss'])} |"
@@ -55,28 +58,28 @@ def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     config = trained.config
     facts = {"text": ", ".join(_public(path) for path in config.data.path)}
     if counted := _documents(trained.directory):
-        facts["size"] = counted
+        facts["size of the text"] = counted
     if config.model.init_from:
-        facts["started from"] = _public(config.model.init_from)
-    facts["updates"] = f"{trained.step:,}"
+        facts["initialized from"] = _public(config.model.init_from)
+    facts["steps"] = f"{trained.step:,}"
     facts["batch"] = f"{config.train.batch_size} rows of {config.data.sequence_length} tokens"
     if config.train.phases:
         facts["phases"] = "; ".join(", ".join(f"{k} {v}" for k, v in phase.items()) for phase in config.train.phases)
-    facts["masking"] = f"{config.masking.scheme}, {config.masking.rate:g} of the tokens"
-    facts["optimizer"] = f"{config.optimizer.name}, peak rate {config.optimizer.learning_rate:g}"
+    facts["masking"] = f"{100 * config.masking.rate:g}% of the tokens, scheme {config.masking.scheme}"
+    facts["optimizer"] = f"{config.optimizer.name}, peak learning rate {config.optimizer.learning_rate:g}"
     facts["schedule"] = f"{config.schedule.name}, warm-up {config.schedule.warmup:g}"
-    facts["products in"] = config.train.compute_dtype
-    facts["machine"] = (
+    facts["compute dtype"] = config.train.compute_dtype
+    facts["hardware"] = (
         f"{start.get('devices', 1)} x {start.get('device_kind', 'unknown')}, {start.get('processor', '')}"
     )
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
-    facts["commit of jaxlm"] = str(start.get("commit") or "not known")
+    facts["jaxlm commit"] = str(start.get("commit") or "unknown")
     facts["parameters (sha256)"] = params_sha256(trained.params)
     return {name: value for name, value in facts.items() if value}
 
 
 def _documents(workdir: Path) -> str:
-    """Returns how much text the run had, where its token store is still there."""
+    """Returns the size of the training text, or "" if the token store no longer exists."""
     try:
         store = Path(json.loads((workdir / "data.json").read_text())["directory"])
         record = json.loads((store / "prepared.json").read_text())
@@ -88,18 +91,18 @@ def _documents(workdir: Path) -> str:
 
 
 def _public(path: str) -> str:
-    """A path without the folders of the machine that it was on."""
+    """Returns a path without the folders of the machine it was on."""
     return Path(path).name if Path(path).is_absolute() else path
 
 
 def _differences(trained: Trained) -> list[str]:
     before, after = config_to_dict(default_config()), config_to_dict(trained.config)
-    own = {"cache", "path", "init_from"}
+    private = {"cache", "path", "init_from"}  # they may contain paths
     return [
         f"{section}.{name} = {json.dumps(value, ensure_ascii=False)}"
         for section, values in after.items()
         for name, value in values.items()
-        if value != before[section][name] and name not in own
+        if value != before[section][name] and name not in private
     ]
 
 

@@ -1,33 +1,34 @@
-"""Which vectors are alike: cosines by plain matrix products, exact, in pieces that fit in memory."""
+"""Exact nearest neighbours by cosine, computed with matrix products in pieces that fit in memory."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import UserError
 
-QUERIES, VECTORS = 1024, 16_384  # of a piece
+QUERIES, VECTORS = 1024, 16_384  # per piece
 
 
 def similarity(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns the cosine of each vector of a [n, D] with each of b [m, D], float32 [n, m]; 0 for a vector of zeros.
 
-    Raises UserError for arrays of other shapes.
+    Raises UserError if the arrays have other shapes.
     """
-    first, second = _vectors(a, "the first"), _vectors(b, "the second")
+    first, second = _vectors(a, "the first array"), _vectors(b, "the second array")
     _check_widths(first, second)
     return _unit(first) @ _unit(second).T
 
 
 def nearest(queries: ArrayLike, corpus: ArrayLike, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each of queries [n, D] its k nearest of corpus [m, D] by cosine, the nearest first.
+    """Returns the k nearest vectors of corpus [m, D] for each of queries [n, D] by cosine, the nearest first.
 
-    That is their rows int64 [n, k] and cosines float32 [n, k]; of equal ones the earlier row is first, and k is m at
-    most. The corpus may be `np.load(file, mmap_mode="r")`: it is read in pieces. Raises UserError.
+    The results are row numbers int64 [n, k] and cosines float32 [n, k]; k is reduced to m if it is larger. Among equal
+    cosines the lower row comes first. The corpus is read in pieces, so it may be `np.load(file, mmap_mode="r")`. Raises
+    UserError.
     """
-    queries, corpus = _vectors(queries, "queries"), _vectors(corpus, "the corpus")
+    queries, corpus = _vectors(queries, "queries"), _vectors(corpus, "corpus")
     _check_widths(queries, corpus)
     if k < 1:
-        raise UserError(f"k={k}: at least 1 neighbour is needed")
+        raise UserError(f"k={k}: must be at least 1")
     k = min(k, len(corpus))
     rows = np.zeros((len(queries), k), np.int64)
     cosines = np.zeros((len(queries), k), np.float32)
@@ -62,13 +63,15 @@ def _vectors(array: ArrayLike, name: str) -> np.ndarray:
     vectors = np.asanyarray(array)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise UserError(
-            f"{name} must be numbers [n, D], as `embed` returns them, and is {vectors.dtype} {list(vectors.shape)}"
+            f"{name} must have numbers of shape [n, D], as `embed` returns, not {vectors.dtype} {list(vectors.shape)}"
         )
     if not len(vectors):
-        raise UserError(f"{name} holds no vector")
+        raise UserError(f"{name} must contain at least one vector")
     return vectors
 
 
 def _check_widths(first: np.ndarray, second: np.ndarray) -> None:
     if first.shape[1] != second.shape[1]:
-        raise UserError(f"vectors of {first.shape[1]} and of {second.shape[1]} numbers are not of one model")
+        raise UserError(
+            f"vectors of width {first.shape[1]} and {second.shape[1]} cannot be compared: use the same model for both"
+        )

@@ -1,4 +1,4 @@
-"""How probable a sentence is to a masked language model: its pseudo-log-likelihood, for ranking sentences."""
+"""Pseudo-log-likelihood of texts under a masked language model, for ranking sentences; and the verb `jaxlm score`."""
 
 import argparse
 import json
@@ -11,68 +11,60 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxlm.data.packing import Batch, batch_tokens_for, pack
 from jaxlm.errors import UserError
-from jaxlm.model.heads import MaskedLM, encode, predict
+from jaxlm.model.heads import MaskedLM
+from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
-from jaxlm.text.sources import Tally
-from jaxlm.use.loading import Trained, load_trained
+from jaxlm.use.loading import Trained, load_trained, require_head
 
 VARIANTS = ("within-word", "original")
-GROUP_TOKENS = 2**20  # of masked copies that are packed together
-LOGIT_ROWS = 256  # of the vocabulary's width that exist at once
+GROUP_TOKENS = 2**20  # tokens of masked copies that are packed together
+LOGIT_ROWS = 256  # predictions whose vocabulary logits exist at the same time
 
 
 class Score(NamedTuple):
-    """A text's pseudo-log-likelihood, in nats."""
+    """The pseudo-log-likelihood of a text, in nats."""
 
     text: str
-    total: float  # the sum over its tokens
+    total: float  # sum over the tokens
     per_token: float
-    tokens: tuple[str, ...]  # as the vocabulary spells them
-    log_probabilities: tuple[float, ...]  # of each token, with it masked and the rest of the text in view
+    tokens: tuple[str, ...]  # in the vocabulary's spelling
+    log_probabilities: tuple[float, ...]  # of each token when it is masked and the rest of the text is visible
 
 
 class _Text(NamedTuple):
     text: str
     ids: np.ndarray  # int32 [n]
-    copies: list[np.ndarray]  # n of int32 [n + 2], with begin and end; in copy i token i is masked
-
-
-def require_head(trained: Trained) -> None:
-    """Raises UserError for a model without a masked-LM head."""
-    if not trained.has_head:
-        raise UserError(
-            f"{trained.directory} has no masked-LM head, so it neither fills in nor scores; `jaxlm embed` can use it,"
-            " and continued pretraining gives it a head"
-        )
+    copies: list[np.ndarray]  # n arrays int32 [n + 2], with begin and end; token i is masked in copy i
 
 
 def score(
     trained: Trained, texts: Iterable[str], variant: str = "within-word", batch_tokens: int = 0
 ) -> Iterator[Score]:
-    """Yields each text's pseudo-log-likelihood, in order.
+    """Yields the pseudo-log-likelihood of each text, in order.
 
-    "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It over-rates words of many pieces,
-    whose other pieces give the masked one away: "within-word" masks with a token also those that follow it in its word
-    (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Raises UserError for a text without tokens,
-    or longer than the model.
+    "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It overestimates words of several
+    tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
+    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Raises UserError if a text
+    has no tokens or exceeds the model's maximum length, or the model has no masked-LM head.
     """
     require_head(trained)
     if variant not in VARIANTS:
         raise UserError(f"variant={variant} is not one of {', '.join(VARIANTS)}")
-    held: list[_Text] = []
+    group: list[_Text] = []
     size = 0
     for number, text in enumerate(texts, 1):
-        held.append(_masked_copies(trained, text, number, variant))
-        size += sum(map(len, held[-1].copies))
+        group.append(_masked_copies(trained, text, number, variant))
+        size += sum(map(len, group[-1].copies))
         if size >= GROUP_TOKENS:
-            yield from _scores(trained, held, batch_tokens)
-            held, size = [], 0
-    yield from _scores(trained, held, batch_tokens)
+            yield from _scores(trained, group, batch_tokens)
+            group, size = [], 0
+    yield from _scores(trained, group, batch_tokens)
 
 
 def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _Text:
@@ -80,10 +72,10 @@ def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _T
     encoding = tokenizer.encode(text)
     size = len(encoding.ids)
     if not size:
-        raise UserError(f"text {number} is empty, and has no probability: leave it out")
+        raise UserError(f"text {number} is empty and has no probability: remove it")
     if size + 2 > trained.longest:
         raise UserError(
-            f"text {number} has {size} tokens, and the model reads {trained.longest - 2} beside begin and end "
+            f"text {number} has {size} tokens, but the model reads at most {trained.longest - 2} besides begin and end "
             f"({text[:40]!r}...): score its sentences one by one"
         )
     whole = np.concatenate([[tokenizer.begin_id], encoding.ids, [tokenizer.end_id]]).astype(np.int32)
@@ -100,67 +92,69 @@ def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _T
 
 
 def _scores(trained: Trained, texts: Sequence[_Text], batch_tokens: int) -> Iterator[Score]:
+    if not texts:
+        return
     copies = [copy for text in texts for copy in text.copies]
-    labels = np.concatenate([text.ids for text in texts]) if texts else np.zeros(0, np.int32)
-    places = np.concatenate([np.arange(1, len(text.ids) + 1) for text in texts]) if texts else labels
+    labels = np.concatenate([text.ids for text in texts])
+    masked = np.concatenate([np.arange(1, len(text.ids) + 1) for text in texts])  # the position in each copy
     found = np.zeros(len(copies))
     batch_tokens = batch_tokens or batch_tokens_for(jax.devices()[0].platform)
     for batch in pack(copies, batch_tokens, trained.longest, trained.tokenizer.pad_id):
-        found[batch.sequences] = _judge(trained, batch, places[batch.sequences], labels[batch.sequences])
+        found[batch.sequences] = _score_batch(trained, batch, masked[batch.sequences], labels[batch.sequences])
     start = 0
     for text in texts:
         values = found[start : start + len(text.ids)].tolist()
         start += len(text.ids)
-        pieces = tuple(trained.tokenizer.token(int(id)) for id in text.ids)
-        yield Score(text.text, sum(values), sum(values) / len(values), pieces, tuple(values))
+        tokens = tuple(trained.tokenizer.token(int(id)) for id in text.ids)
+        yield Score(text.text, sum(values), sum(values) / len(values), tokens, tuple(values))
 
 
-def _judge(trained: Trained, batch: Batch, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    flat = batch.rows * batch.tokens.shape[1] + batch.starts + places
-    room = max(16, 1 << (len(flat) - 1).bit_length())  # few shapes
-    extra = (0, room - len(flat))
-    found = _log_probabilities(
-        trained.model, trained.params, batch.tokens, batch.segment_ids, np.pad(flat, extra), np.pad(labels, extra)
-    )
-    return np.asarray(found)[: len(flat)]
+def _score_batch(trained: Trained, batch: Batch, masked: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the log-probability float32 [n] of the label of each of a batch's n sequences, at its masked position."""
+    most = 1 << (int(batch.segments.max()) - 1).bit_length()  # segments in a row, rounded up so that shapes are few
+    slots = np.zeros((2, len(batch.tokens), most), np.int32)  # unused slots have position 0 and are ignored
+    slots[:, batch.rows, batch.segments - 1] = batch.starts + masked, labels
+    positions, labels = slots
+    found = _log_probabilities(trained.model, trained.params, batch.tokens, batch.segment_ids, positions, labels)
+    return np.asarray(found)[batch.rows, batch.segments - 1]
 
 
 @partial(jit, static_argnames=("model",))
 def _log_probabilities(
-    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, places: Array, labels: Array
+    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array, labels: Array
 ) -> Array:
-    """Returns the log-probabilities float32 [P] of labels [P] at places [P] in the flattened tokens [B, L]."""
-    states = encode(model, params, tokens, segment_ids)
-    states = states.reshape(-1, states.shape[-1])[places]
-    rows = min(len(labels), LOGIT_ROWS)
+    """Returns the log-probabilities float32 [B, S] of labels int32 [B, S] at positions int32 [B, S]."""
 
-    def judge(some: tuple[Array, Array]) -> Array:
-        logits = predict(model, params, some[0])
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), some[1][:, None], axis=-1)[:, 0]
+    def log_probability(logits: Array, labels: Array) -> Array:
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
-    return lax.map(judge, (states.reshape(-1, rows, states.shape[-1]), labels.reshape(-1, rows))).reshape(-1)
+    logits_bytes = LOGIT_ROWS * model.config.vocab_size * 4
+    return map_predictions(model, params, tokens, segment_ids, positions, (labels,), log_probability, logits_bytes)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm score --model=DIR TEXT ... | --input=FILE`."""
+    """Runs `jaxlm score --model=DIR TEXT ... | --input=FILE`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm score",
-        description="Print the pseudo-log-likelihood of sentences in nats: the log-probability of each token, with it"
-        " masked and the rest in view, summed; then the mean over tokens. Higher is more probable. Compare sums of"
-        " sentences that differ in a word, means of sentences of other lengths, and only within one model.",
+        description="Print for each text its pseudo-log-likelihood in nats, the mean per token, and the text. It is the"
+        " sum of the log-probabilities of the tokens, each masked in turn while the rest is visible; higher is more"
+        " probable. Compare sums for sentences that differ in one word, and means for sentences of different lengths;"
+        " compare scores of the same model only.",
         epilog="example: jaxlm score --model=runs/quickstart 'The values is sorted.' 'The values are sorted.'",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train`, or a Hugging Face directory")
-    parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original: one token is masked "
-                        "(Salazar et al., arXiv 1910.14659); within-word: with it those that follow in its word, so "
-                        "that words of many pieces are not over-rated (Kauf and Ivanova, arXiv 2305.10588; the "
-                        "default)")  # fmt: skip
-    parser.add_argument("--input", metavar="FILE", help="texts from a file: one a line, .jsonl, .csv, .tsv, .parquet")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="of the file (default: by name)")
-    parser.add_argument("--field", default="text", help="of JSON Lines, CSV, TSV, Parquet (default text)")
-    parser.add_argument("--encoding", default="utf-8", help="of the file (default utf-8)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a text, with its tokens")
-    parser.add_argument("text", nargs="*", help="texts; without any and without --input, lines of standard input")
+    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
+    parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original masks one token at a time "
+                        "(Salazar et al., arXiv 1910.14659); within-word also masks the tokens that follow in the same "
+                        "word, so that words of several tokens are not overestimated (Kauf and Ivanova, arXiv "
+                        "2305.10588; the default)")  # fmt: skip
+    parser.add_argument("--input", metavar="FILE", help="read texts from a file: .txt (one per line), .jsonl, .csv, "
+                        ".tsv, .parquet")  # fmt: skip
+    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="format of the file (default: by "
+                        "its name)")  # fmt: skip
+    parser.add_argument("--field", default="text", help="field or column with the text (default text)")
+    parser.add_argument("--encoding", default="utf-8", help="encoding of the file (default utf-8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text, with its tokens")
+    parser.add_argument("text", nargs="*", help="texts (default: the lines of --input or of standard input)")
     args = parser.parse_args(argv)
     if args.input and args.text:
         raise UserError("give either texts or --input, not both")
@@ -178,10 +172,14 @@ def main(argv: Sequence[str]) -> int:
         else:
             print(f"{result.total:10.3f}  {result.per_token:8.3f}  {result.text}")
     if not count:
-        raise UserError(f"{args.input} holds no text" if args.input else "no text was given, as an argument or on"
-                        " standard input")  # fmt: skip
+        raise UserError(
+            f"{args.input} contains no text"
+            if args.input
+            else "no text given: pass it as an argument, with --input, or on standard input"
+        )
     if with_unknown:
         logging.getLogger("jaxlm").warning(
-            "%s of %s texts hold what the vocabulary does not: %s is scored there", with_unknown, count, unknown
-        )
+            "%s of %s texts contain characters that are not in the vocabulary: their scores are those of %s",
+            with_unknown, count, unknown,
+        )  # fmt: skip
     return 0

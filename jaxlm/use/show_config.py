@@ -1,4 +1,4 @@
-"""`jaxlm config`: prints every setting, its value and what it means."""
+"""`jaxlm config`: prints every setting with its value and its meaning."""
 
 import argparse
 import json
@@ -19,20 +19,18 @@ from jaxlm.settings import (
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm config [--config=FILE[:ARG]] [SECTION] [--config.section.key=VALUE ...] [--json]`."""
+    """Runs `jaxlm config [--config=FILE[:ARG]] [SECTION] [--config.section.key=VALUE ...] [--json]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
-        prog="jaxlm config", description="Print every setting, its value and what it means.",
+        prog="jaxlm config", description="Print every setting with its value and its meaning.",
         epilog="example: jaxlm config optimizer --config=configs/bert_base.py",
     )  # fmt: skip
-    parser.add_argument("section", nargs="?", default="", help=f"one of {', '.join(SETTINGS)}")
-    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="a config file; without it, the defaults")
-    parser.add_argument("--json", action="store_true", help="as JSON, which --config=FILE.json reads again")
+    parser.add_argument("section", nargs="?", default="", help=f"print only this section: {', '.join(SETTINGS)}")
+    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file; default: the default settings")
+    parser.add_argument("--json", action="store_true", help="print JSON, which --config=FILE.json can load")
     args = parser.parse_args(rest)
     if args.config:
-        from jaxlm.init_from import (
-            start_settings,  # far above in the order of modules, and needed by this command alone
-        )
+        from jaxlm.init_from import start_settings  # imports JAX, which takes a second
 
         config = load_config(args.config, overrides, start_settings)
     else:

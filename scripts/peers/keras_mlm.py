@@ -1,9 +1,9 @@
-"""Times a masked-LM training step of KerasHub's BERT on JAX, on whatever device JAX finds.
+"""Times a masked-LM training step of KerasHub's BERT on JAX, on JAX's default device.
 
     python scripts/peers/keras_mlm.py --layers=4 --width=256 --batch=32 --length=128 --bf16
 
-One step is `train_on_batch` of its own BertMaskedLM, compiled: loss at the masked tokens only, gradients clipped at
-norm 1, AdamW, dropout 0.1. Rows are full of one document each. Prints one JSON object.
+One step is `train_on_batch` of a compiled BertMaskedLM: loss at the masked tokens only, gradients clipped at norm 1,
+AdamW, dropout 0.1. Each row is one full document. Prints one JSON object.
 """
 
 import argparse
@@ -21,14 +21,14 @@ import numpy as np
 
 
 def main() -> None:
-    """Prints the median of the steps' seconds, and what ran."""
+    """Prints the median seconds per step, the device and the versions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"layers": 4, "width": 256, "heads": 4, "feed-forward": 1024, "vocab": 30_522, "batch": 32, "length": 128}
     for name, default in (sizes | {"steps": 5, "warmup": 2}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=0.15, help="share of the tokens that are predicted")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--bf16", action="store_true", help="the policy mixed_bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="use the policy mixed_bfloat16")
     args = parser.parse_args()
 
     keras.utils.set_random_seed(0)

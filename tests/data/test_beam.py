@@ -8,8 +8,7 @@ import pytest
 
 import jaxlm.data
 from jaxlm.config import default_config
-from jaxlm.data.corpus import prepare, prepare_with
-from jaxlm.data.prepare import main
+from jaxlm.data.prepare import main, prepare, prepare_with
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import train_tokenizer
@@ -47,7 +46,7 @@ def tokenizer_directory(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, tokenizer_directory):
-    """Text with everything that is dropped or set aside, in two paths, one of several files, and small shards."""
+    """Text with all kinds of dropped and held-out documents, in a folder of several files and a file; small shards."""
     config = default_config()
     first = texts(150, 2)
     folder = tmp_path / "text"
@@ -68,7 +67,7 @@ def config(tmp_path, tokenizer_directory):
 def contents(directory):
     files = {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
     record = json.loads(files.pop("prepared.json"))
-    del record["seconds"]
+    del record["seconds"], record["crc32"]  # the durations, and the checksum that covers them
     return files, record
 
 
@@ -77,14 +76,14 @@ def by_beam(config, directory, *options):
 
 
 @with_beam
-@pytest.mark.parametrize("case", ["held-out sets", "a share", "copies kept", "so many bytes"])
-def test_beam_writes_the_same_bytes_as_the_local_path(tmp_path, config, monkeypatch, case):
+@pytest.mark.parametrize("case", ["held-out sets", "a fraction", "duplicates kept", "limited bytes"])
+def test_beam_writes_the_same_bytes_as_the_local_runner(tmp_path, config, monkeypatch, case):
     monkeypatch.setattr(beam, "CHUNK_BYTES", 1500)
-    if case == "a share":
+    if case == "a fraction":
         config.data.held_out, config.data.held_out_fraction = (), 0.1
-    elif case == "copies kept":
+    elif case == "duplicates kept":
         config.data.held_out, config.data.held_out_fraction, config.data.deduplicate = (), 0.1, False
-    elif case == "so many bytes":
+    elif case == "limited bytes":
         config.data.max_megabytes = 0.009
     prepare(config, tmp_path / "local")
     by_beam(config, tmp_path / "beam")
@@ -93,9 +92,9 @@ def test_beam_writes_the_same_bytes_as_the_local_path(tmp_path, config, monkeypa
     assert len([name for name in local[0] if name.startswith("train/0/word_starts-")]) > 2
     dropped = local[1]["sources"][-2]["dropped"]
     assert {"empty documents", "rows with another number of fields", "control characters"} <= set(dropped) or (
-        case == "so many bytes"
+        case == "limited bytes"
     )
-    assert ("duplicates" in dropped) == (case != "copies kept")
+    assert ("duplicates" in dropped) == (case != "duplicates kept")
 
 
 @with_beam
@@ -127,7 +126,7 @@ def test_beam_trains_the_same_tokenizer(tmp_path, config, monkeypatch, megabytes
 
 
 @with_beam
-def test_beam_prepares_in_an_object_store_and_training_finds_it_there(tmp_path, config, monkeypatch, capsys):
+def test_beam_prepares_in_an_object_store_where_training_finds_it(tmp_path, config, monkeypatch, capsys):
     prepare(config, tmp_path / "local")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
     config.data.cache = "memory://bucket/stores"
@@ -140,16 +139,16 @@ def test_beam_prepares_in_an_object_store_and_training_finds_it_there(tmp_path, 
 
 
 @with_beam
-def test_errors_in_workers_are_a_sentence_and_leave_nothing(tmp_path, config, monkeypatch):
+def test_errors_in_workers_are_reported_in_a_sentence_and_leave_no_files(tmp_path, config, monkeypatch):
     folder = Path(config.data.path[0])
     (folder / "b.jsonl").write_bytes(b'{"text": "\xff"}\n')
     (folder / "c.jsonl").write_text("[1]\n")  # a later file
-    with pytest.raises(UserError, match=r"b.jsonl, line 1, byte 10: 0xff is no utf-8"):
+    with pytest.raises(UserError, match=r"b.jsonl, line 1, byte 10: 0xff is not valid utf-8"):
         by_beam(config, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
     config.data.path = (str(tmp_path / "other.jsonl"),)
-    monkeypatch.setattr(beam_stores, "read_chunk", lambda *_: (_ for _ in ()).throw(UserError("the chunk has gone")))
-    with pytest.raises(UserError, match=r"Beam pipeline that should tokenize the text failed: the chunk has gone$"):
+    monkeypatch.setattr(beam_stores, "read_chunk", lambda *_: (_ for _ in ()).throw(UserError("the chunk is missing")))
+    with pytest.raises(UserError, match=r"Beam pipeline to tokenize the text failed: the chunk is missing$"):
         by_beam(config, tmp_path / "out")
     config.data.path = ("pydocs",)
     with pytest.raises(UserError, match="without --runner=beam"):
@@ -166,25 +165,25 @@ def write_config(folder):
 
 
 @with_beam
-def test_the_command_passes_options_on_to_beam(tmp_path, config, capsys):
+def test_the_command_passes_options_to_beam(tmp_path, config, capsys):
     arguments = [
         f"--config={write_config(tmp_path)}", f"--config.data.path={config.data.path[1]}",
         f"--config.tokenizer.path={config.tokenizer.path}", "--runner=beam", f"--output={tmp_path / 'out'}",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"should read the text failed: .*NoSuchRunner"):
+    with pytest.raises(UserError, match=r"the Beam pipeline to read the text failed: .*NoSuchRunner"):
         main([*arguments, "--", "--runner=NoSuchRunner"])
     assert main([*arguments, "--", "--runner=DirectRunner"]) == 0
     assert capsys.readouterr().err.splitlines()[-3:] == ["read", "tokenize", "write"]
     assert np.all(open_prepared(tmp_path / "out").train[0].counts >= 0)
 
 
-def test_beam_that_is_not_installed_and_options_without_it_are_said(tmp_path, monkeypatch):
+def test_beam_options_without_beam_and_a_missing_installation_are_reported(tmp_path, monkeypatch):
     arguments = [f"--config={write_config(tmp_path)}"]
-    with pytest.raises(UserError, match=r"--project=x is an option of Beam: add --runner=beam"):
+    with pytest.raises(UserError, match=r"--project=x is an option for Beam: add --runner=beam"):
         main([*arguments, "--", "--project=x"])
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "jaxlm.data.beam", raising=False)
     monkeypatch.delitem(sys.modules, "jaxlm.data.beam_stores", raising=False)
     monkeypatch.delattr(jaxlm.data, "beam", raising=False)
-    with pytest.raises(UserError, match=r"needs Apache Beam, which is not here: pip install 'jaxlm\[beam\]'"):
+    with pytest.raises(UserError, match=r"needs Apache Beam, which is not installed: pip install 'jaxlm\[beam\]'"):
         main([*arguments, "--runner=beam"])

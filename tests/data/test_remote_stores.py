@@ -9,10 +9,12 @@ import pytest
 
 from jaxlm.config import default_config
 from jaxlm.data import remote_stores as remote
-from jaxlm.data.corpus import prepare
+from jaxlm.data.prepare import prepare
 from jaxlm.errors import UserError
-from jaxlm.text.files import RemoteFile, is_remote, list_files, read_file, write_file
-from jaxlm.text.sources import Tally, read_documents, source_fingerprint
+from jaxlm.text.files import list_files, read_file, write_file
+from jaxlm.text.filters import Tally
+from jaxlm.text.remote import RemoteFile, is_remote
+from jaxlm.text.sources import read_documents, source_fingerprint
 from jaxlm.tokenizer.tokenizer import train_tokenizer
 
 TEXTS = [f"the cat number {number} sees a river near the house of {number * 7} trees" for number in range(200)]
@@ -60,7 +62,7 @@ def copies(tmp_path):
 # Sources
 
 
-def test_files_folders_and_globs_of_a_store_read_as_local_ones_do(tmp_path, config, root):
+def test_remote_files_folders_and_globs_are_read_like_local_ones(tmp_path, config, root):
     config.data.document = "file"
     for number, name in enumerate(("b.txt", "a.txt.gz", "deep/er/c.jsonl", ".hidden.txt", "deep/.no/x.txt", "x.bin")):
         content = b'{"text": "in json"}' if "json" in name else f"text {number}".encode()
@@ -83,7 +85,7 @@ def test_files_folders_and_globs_of_a_store_read_as_local_ones_do(tmp_path, conf
             list(read_documents(f"{root}/{path}", config.data, Tally()))
 
 
-def test_parquet_is_read_from_a_store(config, root, tmp_path):
+def test_remote_parquet_is_read(config, root, tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -100,14 +102,14 @@ def test_the_fingerprint_of_remote_text_changes_with_it(config, root):
     assert source_fingerprint(root, config.data) != first
 
 
-def test_bad_bytes_in_a_store_are_named(config, root):
+def test_bad_bytes_in_a_remote_file_are_reported_with_their_position(config, root):
     put(f"{root}/a.txt", b"good\ncaf\xe9 bad\n")
-    with pytest.raises(UserError, match=rf"{root}/a.txt, line 2, byte 8: 0xe9 is no utf-8"):
+    with pytest.raises(UserError, match=rf"{root}/a.txt, line 2, byte 8: 0xe9 is not valid utf-8"):
         list(read_documents(f"{root}/a.txt", config.data, Tally()))
 
 
-def test_a_store_that_is_not_known_or_not_installed_is_a_sentence(config, monkeypatch):
-    with pytest.raises(UserError, match=r"nostore://x: fsspec knows no nostore://"):
+def test_an_unknown_or_uninstalled_file_system_is_reported(config, monkeypatch):
+    with pytest.raises(UserError, match=r"nostore://x: fsspec does not support nostore://"):
         list_files("nostore://x")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setitem(sys.modules, "s3fs", None)
@@ -119,14 +121,14 @@ def test_a_store_that_is_not_known_or_not_installed_is_a_sentence(config, monkey
 # Prepared directories
 
 
-def test_a_store_that_is_prepared_in_a_cache_is_copied_once_and_checked(tmp_path, config, root, capsys):
+def test_a_directory_in_a_remote_cache_is_copied_once_and_checked(tmp_path, config, root, capsys):
     local = prepare(config, tmp_path / "local")
     config.data.cache = f"{root}/stores/"
     first = prepare(config)
     assert first.fingerprint == local.fingerprint
     name = first.directory.name
     assert f"token store: {root}/stores/{name}\n" in capsys.readouterr().out
-    assert prepare(config).directory == first.directory  # it was made here: no second copy
+    assert prepare(config).directory == first.directory  # prepared on this machine, so not copied
     assert copies(tmp_path) == [name]
     shutil.rmtree(first.directory)
     copy = prepare(config)
@@ -138,7 +140,7 @@ def test_a_store_that_is_prepared_in_a_cache_is_copied_once_and_checked(tmp_path
     assert "copied" not in capsys.readouterr().out
 
 
-def test_damage_on_the_way_is_told_and_leaves_nothing(tmp_path, config, root):
+def test_a_damaged_remote_directory_is_reported_and_leaves_no_files(tmp_path, config, root):
     url = f"{root}/out"
     shutil.rmtree(prepare(config, url).directory)
     file = RemoteFile(f"{url}/train/0/tokens-00001.bin")
@@ -149,14 +151,14 @@ def test_damage_on_the_way_is_told_and_leaves_nothing(tmp_path, config, root):
         prepare(config, url)
     assert copies(tmp_path) == []
     put(file.url, bytes(content[:-2]))
-    with pytest.raises(UserError, match=rf"{url} cannot be used: .*bytes long and should be 2000"):
+    with pytest.raises(UserError, match=rf"{url} cannot be used: .* has 1998 bytes instead of 2000"):
         prepare(config, url)
 
 
 def test_a_remote_folder_with_other_files_or_settings_is_left_alone(config, root):
     url = f"{root}/out"
     put(f"{url}/thesis.txt", b"mine")
-    with pytest.raises(UserError, match="out is there and holds other files"):
+    with pytest.raises(UserError, match="out already exists and contains other files"):
         prepare(config, url)
     assert read_file(RemoteFile(f"{url}/thesis.txt")) == b"mine"
     prepare(config, f"{root}/other")
@@ -165,16 +167,16 @@ def test_a_remote_folder_with_other_files_or_settings_is_left_alone(config, root
         prepare(config, f"{root}/other")
 
 
-def test_an_upload_that_was_cut_off_is_not_whole_and_is_done_again(config, root, monkeypatch):
+def test_an_interrupted_upload_is_incomplete_and_is_repeated(config, root, monkeypatch):
     url = f"{root}/out"
     original = remote.write_file
 
-    def full(file, pieces):
+    def full_disk(file, pieces):
         if file.name == "prepared.json":
             raise UserError(f"{file}: cannot write it: no space")
         return original(file, pieces)
 
-    monkeypatch.setattr(remote, "write_file", full)
+    monkeypatch.setattr(remote, "write_file", full_disk)
     with pytest.raises(UserError, match="no space"):
         prepare(config, url)
     put(f"{url}/leftover", b"")

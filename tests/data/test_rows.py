@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data.rows import Phase, TrainRows, held_out_batches, measure_input_rate, permute, train_batches
+from jaxlm.config import Phase
+from jaxlm.data.permutation import permute
+from jaxlm.data.prefetch import measure_input_rate, train_batches
+from jaxlm.data.rows import TrainRows, held_out_batches
 from jaxlm.data.token_store import StoreWriter
 from jaxlm.errors import UserError
 
@@ -165,7 +168,7 @@ def test_stores_of_two_tokenizers_are_refused(tmp_path, store):
     other = make_store(tmp_path / "s", 100, tokenizer="other")
     with pytest.raises(UserError, match="different tokenizers"):
         TrainRows([store, other], None, [Phase(None, 10, 4)], 0)
-    with pytest.raises(UserError, match="nothing to train on"):
+    with pytest.raises(UserError, match="there are no data to train on"):
         TrainRows([], None, [Phase(None, 10, 4)], 0)
 
 
@@ -191,11 +194,11 @@ def test_epochs_count_rows_over_all_phases(store):
     rows = TrainRows([store], None, PHASES, 0)
     assert rows.tokens_per_epoch == 1000
     assert TrainRows([store], None, [Phase(None, 300, 4)], 0).tokens_per_epoch == 900
-    assert rows.epoch_of_step(0) == 0
-    assert rows.epoch_of_step(5) == pytest.approx(1.5)
-    assert rows.epoch_of_step(9) == pytest.approx(1.78)
-    assert rows.epoch_of_step(15) == pytest.approx(1.78 + 96 / 40)
-    assert rows.epoch_of_step(17) == pytest.approx(1.78 + 96 / 40 + 0.6)
+    spent = 5 * 30 * 10 + 4 * 7 * 10 + 6 * 16 * 25  # tokens of the phases before the last
+    assert rows.steps_for(None, spent + 300) == rows.steps_for(None, spent + 1) == 16
+    assert rows.steps_for(None, spent + 301) == 17
+    assert rows.steps_for(10, None) == 15 + -(-(10_000 - spent) // 300)
+    assert rows.steps_for(1, None) == rows.steps_for(None, 1000)
 
 
 def test_the_seed_and_the_step_alone_decide_the_rows(stores):
@@ -251,7 +254,7 @@ def test_processes_take_their_share_in_every_phase(store):
     for step in range(4):
         union = {name: np.concatenate([halves[0][step][name], halves[1][step][name]]) for name in halves[0][step]}
         assert same(union, rows.batch(step))
-    with pytest.raises(UserError, match=r"train\.batch_size=6 does not divide over 4"):
+    with pytest.raises(UserError, match=r"a batch of 6 rows cannot be divided into 4 equal parts"):
         train_batches(rows, 0, 4, 0, 4)
 
 
@@ -282,13 +285,13 @@ def test_only_as_much_as_asked_for_is_prepared_ahead(store, monkeypatch):
     assert len(asked) <= 4 + 3 + 2
 
 
+@pytest.mark.slow
 def test_the_rows_need_no_tensorflow_and_an_interrupt_ends_the_process(tmp_path, store):
     program = f"""
         import gc, signal, sys, time
-        from jaxlm.data.rows import Phase
-        from jaxlm.data.rows import TrainRows
-        from jaxlm.data.rows import held_out_batches
-        from jaxlm.data.rows import train_batches
+        from jaxlm.config import Phase
+        from jaxlm.data.prefetch import train_batches
+        from jaxlm.data.rows import TrainRows, held_out_batches
         from jaxlm.data.token_store import TokenStore
         store = TokenStore.open({str(store.directory)!r})
         rows = TrainRows([store], None, [Phase(None, 10, 4)], 0)

@@ -15,7 +15,7 @@ BEGIN, PAD = 3, 1
 
 @pytest.fixture(autouse=True, scope="module")
 def no_fsync():
-    """Waiting for the disk is most of these tests' time, and shows in none."""
+    """Waiting for the disk would take most of the time of these tests, and none of them depends on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda handle: None)
         yield
@@ -34,11 +34,11 @@ def random_documents(lengths, vocab_size=100, seed=0):
 
 
 def expected_row(documents, index, length, prepend_begin):
-    """A row, token by token, as the contract says it in words."""
+    """Returns a row, built token by token from the docstring of `TokenStore.rows`."""
     stream = [
-        (token, word, number, place == 0)
+        (token, word, number, position == 0)
         for number, (ids, words) in enumerate(documents)
-        for place, (token, word) in enumerate(zip(ids, words, strict=True))
+        for position, (token, word) in enumerate(zip(ids, words, strict=True))
     ]
     stride = length - prepend_begin
     content = stream[index * stride : (index + 1) * stride]
@@ -65,13 +65,13 @@ def test_every_row_is_its_slice_with_any_length_and_any_shards(lengths, length, 
         assert store.row_count(length, prepend_begin) == sum(lengths) // (length - prepend_begin)
         indices = np.random.default_rng(seed).permutation(total)
         batch = store.rows(indices, length, prepend_begin, BEGIN, PAD)
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             row = expected_row(documents, index, length, prepend_begin)
-            got = [batch[name][place].tolist() for name in ("tokens", "segment_ids", "word_starts")]
+            got = [batch[name][position].tolist() for name in ("tokens", "segment_ids", "word_starts")]
             assert got == [list(column) for column in zip(*row, strict=True)]
 
 
-def test_batches_have_the_promised_types_and_own_their_memory(tmp_path):
+def test_batches_have_the_documented_types_and_own_their_memory(tmp_path):
     batch = write(tmp_path / "s", random_documents([40])).rows(np.arange(4), 10)
     assert {name: (array.dtype, array.shape) for name, array in batch.items()} == {
         "tokens": (np.int32, (4, 10)),
@@ -88,12 +88,12 @@ def test_segments_come_from_document_offsets_not_from_ids(tmp_path):
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 1, 2, 2, 2]]
 
 
-def test_begin_in_front_of_a_row_that_starts_inside_a_document_only(tmp_path):
+def test_a_begin_token_is_prepended_only_to_rows_that_start_inside_a_document(tmp_path):
     documents = [([BEGIN, 10, 11, 12, 13, 14], [1, 1, 0, 0, 0, 0]), ([BEGIN, 20, 21], [1, 1, 0])]
     batch = write(tmp_path / "s", documents).rows(np.arange(3), 4, True, BEGIN, PAD)
     assert batch["tokens"].tolist() == [[BEGIN, 10, 11, PAD], [BEGIN, 12, 13, 14], [BEGIN, 20, 21, PAD]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
-    # The word that the row's edge cuts counts as a word, behind the begin token too.
+    # The rest of a word that the row boundary cuts counts as a word, after the begin token too.
     assert batch["word_starts"].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
 
 
@@ -112,7 +112,7 @@ def test_counts_and_sizes(tmp_path):
     assert (tmp_path / "s" / "tokens-00000.bin").stat().st_size == 308 * 4
 
 
-def test_long_streams_are_written_in_parts_without_a_seam(tmp_path):
+def test_long_streams_are_written_in_parts_without_a_gap(tmp_path):
     documents = random_documents([100_001] * 12)
     write(tmp_path / "s", documents, shard_bytes=800_000)
     store = TokenStore.open(tmp_path / "s", verify=True)
@@ -129,13 +129,13 @@ def test_no_file_is_larger_than_shard_bytes(tmp_path):
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "s").glob("*.bin")}
     assert max(sizes.values()) <= 500
     assert {"tokens-00004.bin", "word_starts-00000.bin", "documents.bin", "documents-00006.bin"} <= set(sizes)
-    with pytest.raises(UserError, match=r"data\.shard_bytes=4"):
+    with pytest.raises(UserError, match=r"data\.shard_bytes=4 is too small: set it to at least 16"):
         StoreWriter(tmp_path / "t", 100, "t", 4)
 
 
 def test_bit_plane_layout_is_the_documented_one(tmp_path):
     ids, words = np.arange(20), np.arange(20) % 3 == 0
-    write(tmp_path / "s", [(ids, words)], shard_bytes=37)  # 18 tokens would fit: 16 end at a whole byte
+    write(tmp_path / "s", [(ids, words)], shard_bytes=37)  # 18 tokens would fit, but 16 fill whole bytes
     first = np.fromfile(tmp_path / "s" / "word_starts-00000.bin", "u1")
     second = np.fromfile(tmp_path / "s" / "word_starts-00001.bin", "u1")
     assert np.unpackbits(first, bitorder="little").tolist() == words[:16].tolist()
@@ -144,7 +144,7 @@ def test_bit_plane_layout_is_the_documented_one(tmp_path):
     assert np.fromfile(tmp_path / "s" / "documents.bin", "<i8").tolist() == [0]
 
 
-def test_fingerprint_names_the_content(tmp_path):
+def test_the_fingerprint_identifies_the_content(tmp_path):
     a, b, c = (write(tmp_path / str(i), random_documents([50], seed=seed)) for i, seed in enumerate([0, 0, 1]))
     assert a.fingerprint == b.fingerprint == TokenStore.open(tmp_path / "0").fingerprint
     assert a.fingerprint != c.fingerprint
@@ -153,7 +153,7 @@ def test_fingerprint_names_the_content(tmp_path):
 @pytest.mark.parametrize(
     "name", ["tokens-00000.bin", "tokens-00001.bin", "word_starts-00000.bin", "documents.bin", "counts.bin"]
 )
-def test_a_flipped_bit_is_found_and_the_file_named(tmp_path, name):
+def test_a_flipped_bit_is_detected_and_the_file_is_named(tmp_path, name):
     write(tmp_path / "s", random_documents([400, 100]), shard_bytes=800)
     path = tmp_path / "s" / name
     data = bytearray(path.read_bytes())
@@ -164,11 +164,11 @@ def test_a_flipped_bit_is_found_and_the_file_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_truncated_or_missing_file_is_found_and_named(tmp_path, verify):
+def test_a_truncated_or_missing_file_is_detected_and_named(tmp_path, verify):
     write(tmp_path / "s", random_documents([400]))
     path = tmp_path / "s" / "tokens-00000.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(UserError, match=r"tokens-00000\.bin.* 798 .*800"):
+    with pytest.raises(UserError, match=r"tokens-00000\.bin .* has 798 bytes instead of 800"):
         TokenStore.open(tmp_path / "s", verify)
     path.unlink()
     with pytest.raises(UserError, match=r"tokens-00000\.bin.*missing"):
@@ -181,26 +181,26 @@ def test_a_damaged_or_missing_index_is_an_error(tmp_path):
     text = path.read_text()
     for damaged in (text.replace('"tokens": 40', '"tokens": 41'), text[: len(text) // 2], "[]", "{}", ""):
         path.write_text(damaged)
-        with pytest.raises(UserError, match=r"index\.json is damaged"):
+        with pytest.raises(UserError, match=r"index\.json .*: remove .* and prepare the data again"):
             TokenStore.open(tmp_path / "s", verify=False)
     path.write_text(json.dumps(json.loads(text) | {"format_version": 99}))
-    with pytest.raises(UserError, match="format 99"):
+    with pytest.raises(UserError, match="format version 99"):
         TokenStore.open(tmp_path / "s")
     path.unlink()
-    with pytest.raises(UserError, match="holds no token store"):
+    with pytest.raises(UserError, match="is not a token store"):
         TokenStore.open(tmp_path / "s")
-    with pytest.raises(UserError, match="holds no token store"):
+    with pytest.raises(UserError, match="is not a token store"):
         TokenStore.open(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("ids", "where"), [([1, 110, 2], "token id 110 at token 1"), ([1, 2, -1], "-1 at token 2")])
-def test_an_id_outside_the_vocabulary_is_refused_and_nothing_is_left(tmp_path, ids, where):
+def test_an_id_outside_the_vocabulary_is_rejected_and_no_files_are_left(tmp_path, ids, where):
     with pytest.raises(UserError, match=where):
         write(tmp_path / "s", [([4, 5], [1, 1]), (ids, [1, 1, 1])])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ids_outside_the_vocabulary_are_found_on_reading_too(tmp_path):
+def test_ids_outside_the_vocabulary_are_detected_when_reading_too(tmp_path):
     write(tmp_path / "s", random_documents([40]))
     path = tmp_path / "s" / "tokens-00000.bin"
     path.write_bytes(np.full(40, 100, "<u2").tobytes())
@@ -208,7 +208,7 @@ def test_ids_outside_the_vocabulary_are_found_on_reading_too(tmp_path):
         TokenStore.open(tmp_path / "s", verify=False).rows(np.arange(2), 10)
 
 
-def test_a_store_appears_only_when_it_is_whole(tmp_path):
+def test_a_store_appears_only_when_it_is_complete(tmp_path):
     with StoreWriter(tmp_path / "deep" / "s", 100, "t", 2**20) as writer:
         writer.add(np.arange(9), np.ones(9, bool), 9)
         assert not (tmp_path / "deep" / "s").exists()
@@ -216,24 +216,24 @@ def test_a_store_appears_only_when_it_is_whole(tmp_path):
     assert writer.close().tokens == 9
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "t", 100, "t", 2**20) as writer:
         raise KeyboardInterrupt
-    with pytest.raises(UserError, match="no document"), StoreWriter(tmp_path / "t", 100, "t", 2**20):
+    with pytest.raises(UserError, match="no documents"), StoreWriter(tmp_path / "t", 100, "t", 2**20):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
 
 def test_an_existing_store_is_not_overwritten(tmp_path):
     store = write(tmp_path / "s", random_documents([40]))
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         StoreWriter(tmp_path / "s", 100, "t", 2**20)
     assert TokenStore.open(tmp_path / "s").fingerprint == store.fingerprint
     (tmp_path / "empty").mkdir()
     assert write(tmp_path / "empty", random_documents([40])).tokens == 40
 
 
-def test_documents_that_are_no_documents_are_refused(tmp_path):
+def test_documents_of_the_wrong_shape_or_type_are_rejected(tmp_path):
     writer = StoreWriter(tmp_path / "s", 100, "t", 2**20)
     for ids, words in ([[], []], [[1, 2], [True]], [[0.5], [True]], [[[1]], [[True]]]):
-        with pytest.raises(ValueError, match="are meant"):
+        with pytest.raises(ValueError, match="expected int"):
             writer.add(np.asarray(ids), np.asarray(words), 1)
 
 

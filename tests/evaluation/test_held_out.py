@@ -39,7 +39,7 @@ def step(model):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Ten rows, each with every token of 22 once, so that the bytes under its blanks tell which they are."""
+    """Ten rows, each with every token of 22 once, so that the bytes of the masked tokens identify them."""
     random = np.random.default_rng(0)
     orders = [random.permutation(ORDINARY) + len(SPECIAL) for _ in range(ROWS)]
     return np.array([[BEGIN, *order, END] for order in orders], np.int32)
@@ -61,23 +61,23 @@ def batches(tokens, size, first=0):
         }
 
 
-def blanks(step, params, tokens, index=0):
-    """Returns which tokens of one row are blanks when it has this index, as a sorted list of places."""
+def masked_positions(step, params, tokens, index=0):
+    """Returns the masked positions of one row with this index, sorted."""
     (batch,) = batches(tokens[None], 1, index)
-    binary = int(step(params, batch).bytes)
+    binary = int(step(params, batch)["bytes"])
     ids = [len(SPECIAL) + i for i in range(ORDINARY) if binary >> i & 1]
     return sorted(int(np.flatnonzero(tokens == id)[0]) for id in ids)
 
 
-def test_a_rows_blanks_depend_on_its_index_alone(step, params, rows):
-    places = [blanks(step, params, rows[0], index) for index in range(ROWS)]
-    assert len({tuple(p) for p in places}) == ROWS  # another index, other blanks
-    assert {len(p) for p in places} == {3, 4}  # 15% of 22
+def test_a_rows_masks_depend_on_its_index_alone(step, params, rows):
+    positions = [masked_positions(step, params, rows[0], index) for index in range(ROWS)]
+    assert len({tuple(p) for p in positions}) == ROWS  # another index, other masks
+    assert {len(p) for p in positions} == {3, 4}  # 15% of 22
     for index in range(ROWS):
-        assert blanks(step, params, rows[index], index) == places[index]  # whatever the text
+        assert masked_positions(step, params, rows[index], index) == positions[index]  # whatever the text
 
 
-def test_blanks_are_the_same_for_every_model_way_of_masking_and_training_text(model, step, params, rows):
+def test_masks_are_the_same_for_every_model_masking_scheme_and_training_text(model, step, params, rows):
     trained = MASKING._replace(scheme="span", mask_share=1.0, random_share=0.0, span_max=3)
     size = ORDINARY + len(SPECIAL)  # a tokenizer smaller than the model's table
     other = jit(make_evaluation_step(model, trained, COUNTS[:size] + 7, PIECE_BYTES[:size], LENGTH).function)
@@ -85,35 +85,35 @@ def test_blanks_are_the_same_for_every_model_way_of_masking_and_training_text(mo
     for index in range(4):
         (batch,) = batches(rows[index : index + 1], 1, index)
         for name in ("loss", "correct", "correct_top5", "predictions", "bytes"):
-            assert getattr(other(params, batch), name) == getattr(step(params, batch), name)
-        assert blanks(other, fresh, rows[index], index) == blanks(step, params, rows[index], index)
+            assert other(params, batch)[name] == step(params, batch)[name]
+        assert masked_positions(other, fresh, rows[index], index) == masked_positions(step, params, rows[index], index)
 
-    labels = np.concatenate([rows[index, blanks(step, params, rows[index], index)] for index in range(ROWS)])
+    labels = np.concatenate([rows[index, masked_positions(step, params, rows[index], index)] for index in range(ROWS)])
     frequencies = np.pad(COUNTS[:size] + 7, (0, SIZE - size)) + 1
     expected = -np.log(frequencies[labels] / frequencies.sum()).mean()
     assert evaluate_held_out(other, params, batches(rows, 1))["unigram_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_model_does_not_see_what_it_must_fill_in(step, params):
+def test_the_model_does_not_see_what_it_must_predict(step, params):
     params = jax.tree.map(np.array, params)
     params["head"]["bias"][list(SPECIAL)] = -1e6
     row, totals = np.array([BEGIN, *range(4, 10), *[END] * (LENGTH - 7)], np.int32), []
     for index in range(20):
-        places = blanks(step, params, row, index)
-        if len(places) == 1:
+        positions = masked_positions(step, params, row, index)
+        if len(positions) == 1:
             answers = np.repeat(row[None], SIZE - len(SPECIAL), axis=0)
-            answers[:, places[0]] = np.arange(len(SPECIAL), SIZE)
-            losses = [float(step(params, batch).loss) for row in answers for batch in batches(row[None], 1, index)]
+            answers[:, positions[0]] = np.arange(len(SPECIAL), SIZE)
+            losses = [float(step(params, batch)["loss"]) for row in answers for batch in batches(row[None], 1, index)]
             totals.append(np.exp(-np.array(losses)).sum())
-    # Where the input does not tell the answer, the answers' probabilities add up to 1; one blank in ten is left as is.
+    # If the input hides the answer, the answers' probabilities add up to 1; one masked token in ten is not hidden.
     assert len(totals) > 10
     assert 0.7 < np.mean(np.isclose(totals, 1, atol=1e-3)) < 1
 
 
 def test_10_rows_by_8_and_3_and_1_give_the_same_figures(step, params, rows):
-    alone = [blanks(step, params, rows[index], index) for index in range(ROWS)]
+    alone = [masked_positions(step, params, rows[index], index) for index in range(ROWS)]
     one, three, eight = (evaluate_held_out(step, params, batches(rows, size)) for size in (1, 3, 8))
-    assert one["blanks"] == three["blanks"] == eight["blanks"] == sum(map(len, alone))
+    assert one["n"] == three["n"] == eight["n"] == sum(map(len, alone))
     assert three == pytest.approx(one, rel=1e-5)
     assert eight == pytest.approx(one, rel=1e-5)
     assert one["loss"] != pytest.approx(evaluate_held_out(step, params, batches(rows[:9], 1))["loss"], rel=1e-3)
@@ -123,21 +123,21 @@ def test_evaluating_twice_gives_the_same_bits(step, params, rows):
     assert evaluate_held_out(step, params, batches(rows, 8)) == evaluate_held_out(step, params, batches(rows, 8))
 
 
-def test_rows_that_only_fill_count_nothing(step, params, rows):
+def test_rows_of_padding_count_nothing(step, params, rows):
     (batch,) = batches(rows[:8], 8)
     nothing = {name: np.full_like(array, -1 if name == "row_index" else 0) for name, array in batch.items()}
-    assert all(float(total) == 0 for total in step(params, nothing))
+    assert all(float(total) == 0 for total in step(params, nothing).values())
 
 
-def test_without_blanks_no_figure_is_given(step, params):
+def test_without_masked_tokens_every_metric_is_nan(step, params):
     result = evaluate_held_out(step, params, [])
-    assert result.pop("blanks") == 0
+    assert result.pop("n") == 0
     assert all(math.isnan(value) for value in result.values())
 
 
 def test_the_unigram_baseline_and_bytes_are_computed_from_counts_and_labels(step, params, rows):
     result = evaluate_held_out(step, params, batches(rows, 8))
-    labels = np.concatenate([rows[index, blanks(step, params, rows[index], index)] for index in range(ROWS)])
+    labels = np.concatenate([rows[index, masked_positions(step, params, rows[index], index)] for index in range(ROWS)])
     shares = (COUNTS + 1) / (COUNTS + 1).sum()
     assert result["unigram_loss"] == pytest.approx(-np.log(shares[labels]).mean(), rel=1e-5)
     assert result["unigram_top5"] == pytest.approx(np.isin(labels, [4, 5, 6, 7, 8]).mean(), rel=1e-6)
@@ -152,27 +152,32 @@ def test_a_model_that_knows_only_frequencies_is_as_good_as_the_unigram_baseline(
     result = evaluate_held_out(step, params, batches(rows, 8))
     assert result["loss"] == pytest.approx(result["unigram_loss"], rel=1e-5)
 
-    params["head"]["bias"] = np.where(np.isin(np.arange(SIZE), SPECIAL), -1e6, bias)  # the baseline proposes words only
+    params["head"]["bias"] = np.where(
+        np.isin(np.arange(SIZE), SPECIAL), -1e6, bias
+    )  # the baseline proposes ordinary tokens only
     result = evaluate_held_out(step, params, batches(rows, 8))
-    labels = np.concatenate([rows[index, blanks(step, params, rows[index], index)] for index in range(len(rows))])
+    labels = np.concatenate(
+        [rows[index, masked_positions(step, params, rows[index], index)] for index in range(len(rows))]
+    )
     assert {4, 8, 9} < set(labels.tolist())
     assert result["accuracy"] == pytest.approx((labels == 4).mean())
     assert result["accuracy_top5"] == pytest.approx(np.isin(labels, [4, 5, 6, 7, 8]).mean())
     assert result["accuracy_top5"] == pytest.approx(result["unigram_top5"])
 
 
-def test_batches_are_put_on_the_mesh_first(step, params, rows):
+def test_batches_are_sharded_first(step, params, rows):
     placed = []
 
-    def put(batch):
+    def shard(batch):
         placed.append(batch["row_index"].tolist())
         return jax.device_put(batch)
 
-    assert evaluate_held_out(step, params, batches(rows, 8), put) == evaluate_held_out(step, params, batches(rows, 8))
+    assert evaluate_held_out(step, params, batches(rows, 8), shard) == evaluate_held_out(step, params, batches(rows, 8))
     assert placed == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, *[-1] * 6]]
 
 
+@pytest.mark.slow
 def test_logits_in_pieces_give_the_same_figures(model, step, params, rows):
-    small = jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH, logits_bytes=3 * 4 * SIZE).function)
-    whole, pieces = (evaluate_held_out(judge, params, batches(rows, 5)) for judge in (step, small))
+    small = jit(make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH, most_bytes=3 * 4 * SIZE).function)
+    whole, pieces = (evaluate_held_out(evaluate, params, batches(rows, 5)) for evaluate in (step, small))
     assert pieces == pytest.approx(whole, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Checkpoints of Transformers, in and out, against what Transformers computed (tests/parity/record.py)."""
+"""Import and export of Transformers checkpoints, compared with its recorded outputs (tests/parity/record.py)."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def record_of(case: str) -> dict:
 
 
 def write(directory: Path, case: str, change=lambda tensors: tensors, **config) -> Path:
-    """Writes the case's checkpoint as Transformers would; `change` may alter the tensors by name."""
+    """Writes the checkpoint of a case as Transformers would; `change` maps its tensors (by name) to those written."""
     record = record_of(case)
     tensors = {name: weights(name, tuple(shape)) for name, shape in record["tensors"].items()}
     directory.mkdir(exist_ok=True, parents=True)
@@ -58,8 +58,9 @@ def error_of(function, *args) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_loss_and_gradients_are_those_of_transformers(case, tmp_path):
+def test_outputs_loss_and_gradients_equal_those_of_transformers(case, tmp_path):
     record = record_of(case)
     source, encoder, loaded = load(write(tmp_path, case))
     assert bool(loaded.fresh) == (case in ("bert_without_head", "electra_discriminator"))
@@ -73,14 +74,16 @@ def test_outputs_loss_and_gradients_are_those_of_transformers(case, tmp_path):
     theirs = {name.removeprefix(family.prefix): norm for name, norm in record["gradient_norms"].items()}
     for tensor in conversion.tensors_of(family, encoder):
         if all(path in ours for path in tensor.paths):
-            other = {} if encoder.tied_output else {family.output_bias: family.decoder_bias}  # untied, it has its own
+            other = (
+                {} if encoder.tied_output else {family.output_bias: family.decoder_bias}
+            )  # an untied decoder has its own
             norm = np.sqrt(sum(np.square(ours[path]).sum() for path in tensor.paths))
             expected = theirs[other.get(tensor.name) or tensor.name]
             assert abs(norm - expected) < 1e-4 + 1e-4 * expected, tensor.name
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_way_back_gives_the_same_file_and_config(case, tmp_path):
+def test_export_writes_the_same_file_and_config(case, tmp_path):
     source, encoder, loaded = load(write(tmp_path / "in", case))
     record = record_of(case)
     ids = {"pad": record["pad"], "begin": 1, "end": 2}
@@ -92,20 +95,20 @@ def test_the_way_back_gives_the_same_file_and_config(case, tmp_path):
     conversion.write_weights(tmp_path / "out", source.family, encoder, loaded.params, more=more)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
     family = source.family
-    if case == "bert_without_head":  # of a base model, under the names of one
+    if case == "bert_without_head":  # exported with the names of a base model
         before = {name.removeprefix(family.prefix): array for name, array in before.items()}
     if not encoder.tied_output and family.decoder_bias:
-        before[family.output_bias] = before[family.decoder_bias]  # which is not used
+        before[family.output_bias] = before[family.decoder_bias]  # the other one is not used
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], name)
 
 
-# Spellings
+# Names and formats
 
 
 @pytest.mark.parametrize("case", ["bert", "roberta", "distilbert", "electra_generator", "modernbert"])
-def test_names_with_and_without_the_prefix_mean_the_same(case, tmp_path):
+def test_names_with_and_without_the_prefix_are_equivalent(case, tmp_path):
     _, _, loaded = load(write(tmp_path / "with", case))
     prefix = FAMILIES[record_of(case)["config"]["model_type"]].prefix
     strip = lambda tensors: {name.removeprefix(prefix): array for name, array in tensors.items()}  # noqa: E731
@@ -132,12 +135,12 @@ def test_old_names_of_norms_and_buffers_are_read(tmp_path):
     assert not old.unused
 
 
-def test_a_tied_decoder_that_differs_is_told_and_the_table_is_used(tmp_path, caplog):
+def test_a_tied_decoder_that_differs_is_reported_and_ignored(tmp_path, caplog):
     table = "bert.embeddings.word_embeddings.weight"
     same = load(write(tmp_path / "same", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table]}))[2]
     assert not caplog.text
     other = load(write(tmp_path / "other", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table] + 1}))[2]
-    assert "cls.predictions.decoder.weight is not the token table, yet config.json ties them" in caplog.text
+    assert "cls.predictions.decoder.weight differs from the token embeddings, but config.json ties them" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, same.params, other.params)
 
 
@@ -160,7 +163,7 @@ def test_heads_of_other_tasks_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_read_exactly_and_written_so(dtype, tmp_path):
+def test_half_precision_is_read_and_written_exactly(dtype, tmp_path):
     half = lambda tensors: {name: array.astype(dtype) for name, array in tensors.items()}  # noqa: E731
     source, encoder, loaded = load(write(tmp_path / "in", "roberta", half))
     for leaf in jax.tree.leaves(loaded.params):
@@ -184,18 +187,18 @@ def test_shards_are_written_and_read_by_their_index(tmp_path):
     (tmp_path / "out" / "config.json").write_text((tmp_path / "in" / "config.json").read_text())
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "out")[2].params, loaded.params)
     files[1].unlink()
-    assert re.search(r"lacks model-00002-of-\d+.safetensors, which model.safetensors.index.json names",
+    assert re.search(r"lacks model-00002-of-\d+.safetensors, which is listed in model.safetensors.index.json",
                      error_of(load, tmp_path / "out"))  # fmt: skip
 
 
-def test_configs_of_modernbert_in_both_spellings(tmp_path):
+def test_configs_of_modernbert_in_both_formats(tmp_path):
     old = {
         "layer_types": None, "rope_parameters": None, "global_attn_every_n_layers": 2, "global_rope_theta": 160000.0,
         "local_rope_theta": 10000.0,
     }  # fmt: skip
     encoder = load(write(tmp_path / "old", "modernbert", **old))[1]
     assert (encoder.layer_pattern, encoder.rotary_base, encoder.local_rotary_base) == ("gl", 160_000.0, 10_000.0)
-    # Transformers takes the global base where the local one is null.
+    # Transformers uses the global base if the local one is null.
     encoder = load(write(tmp_path / "null", "modernbert", **old | {"local_rope_theta": None}))[1]
     assert encoder.local_rotary_base == 160_000.0
     new = FAMILIES["modernbert"]
@@ -208,7 +211,7 @@ def test_configs_of_modernbert_in_both_spellings(tmp_path):
 @pytest.mark.parametrize(
     ("released", "sizes"),
     [
-        # Ettin's and mmBERT's released sizes (arXiv 2507.11412, 2509.06888), beside ModernBERT's own
+        # ModernBERT and the released sizes of Ettin and mmBERT (arXiv 2507.11412, 2509.06888)
         ("ModernBERT-base", (22, 768, 12, 1152, 50368)), ("ModernBERT-large", (28, 1024, 16, 2624, 50368)),
         ("ettin-17m", (7, 256, 4, 384, 50368)), ("ettin-32m", (10, 384, 6, 576, 50368)),
         ("ettin-68m", (19, 512, 8, 768, 50368)), ("ettin-150m", (22, 768, 12, 1152, 50368)),
@@ -216,7 +219,7 @@ def test_configs_of_modernbert_in_both_spellings(tmp_path):
         ("mmBERT-small", (22, 384, 6, 1152, 256000)), ("mmBERT-base", (22, 768, 12, 1152, 256000)),
     ],
 )  # fmt: skip
-def test_every_released_modernbert_has_a_place(released, sizes, tmp_path):
+def test_every_released_modernbert_is_supported(released, sizes, tmp_path):
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     config = {"model_type": "modernbert", **dict(zip(names, sizes, strict=True))}
     if not released.startswith("ModernBERT"):
@@ -226,8 +229,8 @@ def test_every_released_modernbert_has_a_place(released, sizes, tmp_path):
     settings = default_config()
     settings.model.update(conversion.model_settings(source))
     encoder = dataclasses.replace(encoder_config(settings.model), layers=4)
-    held = sum(int(np.prod(tensor.shape)) for tensor in conversion.tensors_of(source.family, encoder))
-    assert held == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(encoder)))
+    size = sum(int(np.prod(tensor.shape)) for tensor in conversion.tensors_of(source.family, encoder))
+    assert size == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(encoder)))
     assert conversion.choose_family(encoder).name == "modernbert"
     assert encoder.local_rotary_base == (10_000.0 if released.startswith("ModernBERT") else 160_000.0)
 
@@ -249,7 +252,7 @@ def test_outputs_of_modernbert_do_not_depend_on_padding(tmp_path):
     [("bert_base", "bert"), ("bert_large", "bert"), ("roberta_base", "roberta"), ("modernbert_base", "modernbert"),
      ("modernbert_large", "modernbert"), ("ettin_17m", "modernbert")],
 )  # fmt: skip
-def test_published_architectures_find_their_family(preset, family):
+def test_published_architectures_have_their_family(preset, family):
     assert conversion.choose_family(preset_encoder(preset)).name == family
 
 
@@ -275,11 +278,11 @@ def preset_encoder(preset: str, **changes) -> EncoderConfig:
         ("bert_base", {"value_residual": 0.5}, "bert cannot express model.value_residual=0.5"),
     ],
 )
-def test_what_no_family_expresses_is_refused_by_name(preset, changes, named):
+def test_settings_that_no_family_expresses_are_named(preset, changes, named):
     assert named in error_of(conversion.choose_family, preset_encoder(preset, **changes))
 
 
-def test_what_does_not_change_the_function_is_no_obstacle():
+def test_settings_that_do_not_change_the_function_are_ignored():
     for changes in ({"rotary_base": 5.0}, {"window": 7}, {"dropout": 0.3}, {"initialization": "zero_output"}):
         assert conversion.choose_family(preset_encoder("bert_base", **changes)).name == "bert"
     assert conversion.choose_family(preset_encoder("bert_base", embedding_width=128)).name == "electra"
@@ -288,12 +291,12 @@ def test_what_does_not_change_the_function_is_no_obstacle():
     assert "cannot express model.token_types=2" in error_of(
         conversion.choose_family, preset_encoder("bert_base"), "distilbert"
     )
-    assert "t5 is no family that jaxlm knows; it knows bert, camembert, distilbert" in error_of(
+    assert "the family t5 is not supported; supported are bert, camembert, distilbert" in error_of(
         conversion.choose_family, preset_encoder("bert_base"), "t5"
     )
 
 
-# What is wrong with a directory
+# Invalid directories
 
 
 @pytest.mark.parametrize(
@@ -302,26 +305,26 @@ def test_what_does_not_change_the_function_is_no_obstacle():
         ("bert", lambda t: {k: v for k, v in t.items() if "layer.1.output.dense.weight" not in k}, {},
          "encoder.layer.1.output.dense.weight is missing"),
         ("bert", lambda t: t | {"bert.encoder.layer.2.output.dense.weight": np.zeros((24, 20), np.float32)}, {},
-         "bert.encoder.layer.2.output.dense.weight has no place"),
+         "bert.encoder.layer.2.output.dense.weight is unexpected"),
         ("bert", lambda t: t, {"intermediate_size": 21},
-         "bert.encoder.layer.0.intermediate.dense.weight is [20, 24] where config.json means [21, 24]"),
+         "bert.encoder.layer.0.intermediate.dense.weight has the shape [20, 24], not [21, 24]"),
         ("modernbert", lambda t: t, {"attention_bias": True}, "layers.0.attn.Wqkv.bias is missing"),
-        ("bert", lambda t: t, {"hidden_act": "mish"}, "hidden_act='mish' is not supported; known are gelu,"),
+        ("bert", lambda t: t, {"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported are gelu,"),
         ("modernbert", lambda t: t, {"hidden_activation": "gelu_new"}, "hidden_activation='gelu_new' is not"),
         ("bert", lambda t: t, {"is_decoder": True}, "is_decoder=True is not supported for the family bert"),
         ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
          "rope_parameters.full_attention.rope_type='yarn' is not supported"),
         ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"]}, "is not supported"),
-        ("bert", lambda t: t, {"num_attention_heads": 5}, "has sizes that make no encoder"),
-        ("bert", lambda t: t, {"model_type": "t5"}, "is of the family 't5', which jaxlm does not know; it knows bert"),
+        ("bert", lambda t: t, {"num_attention_heads": 5}, "has invalid sizes"),
+        ("bert", lambda t: t, {"model_type": "t5"}, "has the family 't5', which is not supported; supported are bert"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(case, change, config, message, tmp_path):
+def test_unsupported_configs_and_wrong_tensors_are_named(case, change, config, message, tmp_path):
     assert message in error_of(load, write(tmp_path, case, change, **config))
 
 
-def test_all_that_does_not_fit_is_named_at_once(tmp_path):
+def test_all_wrong_tensors_are_listed_at_once(tmp_path):
     text = error_of(load, write(tmp_path, "bert", lambda t: {k: v for k, v in t.items() if "layer.1" not in k}))
     assert text.count("is missing") == 6
     assert "and 10 more" in text
@@ -334,18 +337,18 @@ def test_damaged_files_are_named(tmp_path):
     file.write_bytes(b"")
     assert "model.safetensors is cut short or damaged" in error_of(load, tmp_path / "cut")
     file.unlink()
-    assert "holds no weights: no model.safetensors and no pytorch_model.bin" in error_of(load, tmp_path / "cut")
+    assert "contains no weights: neither model.safetensors nor pytorch_model.bin" in error_of(load, tmp_path / "cut")
     (tmp_path / "cut" / "tf_model.h5").touch()
-    assert "(tf_model.h5 are of other frameworks)" in error_of(load, tmp_path / "cut")
+    assert "; tf_model.h5 cannot be read" in error_of(load, tmp_path / "cut")
     (tmp_path / "cut" / "config.json").write_text("{")
-    assert "config.json is no valid JSON" in error_of(load, tmp_path / "cut")
+    assert "config.json is not valid JSON" in error_of(load, tmp_path / "cut")
     (tmp_path / "cut" / "config.json").write_text("[]")
-    assert "config.json holds no JSON object" in error_of(load, tmp_path / "cut")
+    assert "JSON object" in error_of(load, tmp_path / "cut")
     (tmp_path / "cut" / "config.json").unlink()
-    assert "holds no config.json" in error_of(load, tmp_path / "cut")
+    assert "has no config.json" in error_of(load, tmp_path / "cut")
 
 
-def test_what_is_written_wrongly_is_noticed(tmp_path, monkeypatch):
+def test_tensors_that_are_written_wrongly_raise(tmp_path, monkeypatch):
     source, encoder, loaded = load(write(tmp_path, "bert"))
     import safetensors.numpy
 
@@ -355,7 +358,7 @@ def test_what_is_written_wrongly_is_noticed(tmp_path, monkeypatch):
         "save_file",
         lambda tensors, *more: save({k: v[::-1].copy() for k, v in tensors.items()}, *more),
     )
-    assert "was not read back as it was written" in error_of(
+    assert "has other values after it was written" in error_of(
         conversion.write_weights, tmp_path, source.family, encoder, loaded.params
     )
 
@@ -369,10 +372,10 @@ def test_pytorch_files_are_refused_without_torch(tmp_path, monkeypatch):
     assert "save_pretrained" in text
 
 
-# Finding one
+# Finding a checkpoint
 
 
-def test_a_name_is_looked_for_in_the_cache(tmp_path, monkeypatch):
+def test_a_model_is_found_by_name_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "hub" / "models--some--bert"
     write(folder / "snapshots" / "aaa", "bert")
@@ -381,7 +384,7 @@ def test_a_name_is_looked_for_in_the_cache(tmp_path, monkeypatch):
     (folder / "refs" / "main").write_text("aaa\n")
     assert conversion.locate("some/bert") == folder / "snapshots" / "aaa"
     text = error_of(conversion.locate, "other/bert")
-    assert "there is no directory other/bert, and no model of this name in" in text
+    assert "no directory other/bert and no model of this name in" in text
     assert "`hf download other/bert`" in text
     assert "hf download" not in error_of(conversion.locate, "nowhere")
 
@@ -395,7 +398,7 @@ def test_the_transformer_of_a_sentence_transformers_directory_is_found(tmp_path)
     assert conversion.locate(tmp_path) == tmp_path
 
 
-def test_the_longest_text_is_that_of_table_and_tokenizer(tmp_path):
+def test_the_longest_text_is_limited_by_position_table_and_tokenizer(tmp_path):
     source, encoder, _ = load(write(tmp_path, "roberta"))
     assert conversion.longest_text(source, encoder) == 30
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 16}')

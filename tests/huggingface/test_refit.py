@@ -1,4 +1,4 @@
-"""Architectures in the form of another family compute the same."""
+"""Architectures converted to the form of another family compute the same function."""
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ def random_params(encoder: EncoderConfig):
     return jax.tree_util.tree_map_with_path(draw, abstract_params(encoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -45,7 +46,7 @@ def random_params(encoder: EncoderConfig):
         for bias in (True, False)
     ]
     + [
-        ("modernbert", PRE | {"head_transform": False, "tied_output": False}),  # the quickstart's
+        ("modernbert", PRE | {"head_transform": False, "tied_output": False}),  # as in the quickstart
         ("roberta", POST | {"activation": "gelu"}),
         ("bert", POST | {"activation": "relu", "head_activation": "relu", "position_offset": 2}),
     ],
@@ -67,6 +68,6 @@ def test_a_refitted_encoder_computes_the_same(family, changes):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_what_fits_already_stays_as_it_is():
+def test_an_encoder_in_the_right_form_is_unchanged():
     encoder = architecture(**PRE, activation="geglu")
     assert refit(encoder, FAMILIES["modernbert"], 0) == encoder

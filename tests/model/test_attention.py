@@ -21,7 +21,7 @@ def normal(seed, *shape):
 
 @st.composite
 def packed_rows(draw, rows=3, length=LENGTH):
-    """Segment ids as the pipeline makes them: 1, 2, 3... for pieces of documents, then 0 on padding."""
+    """Segment ids as the input pipeline makes them: 1, 2, 3... for pieces of documents, then 0 for padding."""
     table = []
     for _ in range(rows):
         pieces = draw(st.lists(st.integers(1, length), max_size=length))
@@ -31,7 +31,7 @@ def packed_rows(draw, rows=3, length=LENGTH):
 
 
 def sees(query, key, segments, prefix, window, causal):
-    """Who sees whom, as a reader would say it."""
+    """Returns whether a query attends to a key, by the definition."""
     if segments is not None and segments[query] != segments[key]:
         return False
     if window is not None and abs(query - key) > window // 2:
@@ -46,7 +46,7 @@ def sees(query, key, segments, prefix, window, causal):
     st.none() | st.integers(1, 2 * LENGTH + 2),
     st.booleans(),
 )
-def test_mask_is_its_plain_definition(segment_ids, prefix, window, causal):
+def test_mask_matches_its_definition(segment_ids, prefix, window, causal):
     mask = AttentionMask(
         None if segment_ids is None else jnp.asarray(segment_ids),
         None if prefix is None else jnp.array(prefix, jnp.int32),
@@ -69,7 +69,7 @@ def test_mask_is_its_plain_definition(segment_ids, prefix, window, causal):
     assert matrix.any(-1).all(), "a token that sees nothing would get NaN"
 
 
-def test_mask_goes_through_jit_as_a_value():
+def test_mask_is_a_valid_argument_of_a_jitted_function():
     segment_ids = jnp.array([[1, 1, 2, 0]])
     mask = AttentionMask(segment_ids, window=2, causal=True)
     jitted = jax.jit(lambda mask: mask.materialise(4))(mask)
@@ -104,7 +104,7 @@ def test_rotation_is_multiplication_by_unit_complex_numbers():
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400))
-def test_rotated_products_depend_on_distance_alone(first, second, shift):
+def test_products_of_rotated_vectors_depend_only_on_distance(first, second, shift):
     query, key = normal(0, 16), normal(1, 16)
 
     def product(i, j):
@@ -136,7 +136,7 @@ def slopes_of_the_paper(heads):
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 6, 8, 12, 16, 20, 25])
-def test_alibi_slopes_are_those_of_the_paper(heads):
+def test_alibi_slopes_match_the_paper(heads):
     bias = np.asarray(alibi_bias(heads, 7))
     assert bias.shape == (1, heads, 7, 7)
     distance = np.abs(np.subtract.outer(np.arange(7), np.arange(7)))
@@ -144,7 +144,7 @@ def test_alibi_slopes_are_those_of_the_paper(heads):
     np.testing.assert_allclose(bias[0], expected, rtol=1e-6)
 
 
-def test_alibi_slopes_of_twelve_heads_are_known():
+def test_alibi_slopes_of_twelve_heads():
     slopes = -np.asarray(alibi_bias(12, 2))[0, :, 0, 1]
     np.testing.assert_allclose(slopes[:8], [1 / 2**i for i in range(1, 9)], rtol=1e-6)
     np.testing.assert_allclose(slopes[8:], [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5], rtol=1e-6)
@@ -165,7 +165,7 @@ def plain_attention(query, key, value, seen, bias):
 
 @settings(deadline=None, max_examples=12)
 @given(packed_rows(), st.none() | st.integers(1, 12), st.booleans(), st.booleans())
-def test_attention_and_its_gradients_are_those_of_a_plain_einsum_in_float64(segment_ids, window, causal, alibi):
+def test_attention_and_its_gradients_match_an_einsum_in_float64(segment_ids, window, causal, alibi):
     arrays, weigh = inputs(0), normal(9, 3, LENGTH, 2, 8)
     mask = AttentionMask(jnp.asarray(segment_ids), None, window, causal)
     bias = alibi_bias(2, LENGTH) if alibi else None
@@ -186,7 +186,7 @@ def test_attention_and_its_gradients_are_those_of_a_plain_einsum_in_float64(segm
         np.testing.assert_allclose(grad, want, atol=2e-5)
 
 
-def test_what_is_not_seen_has_no_weight_however_low_the_other_logits_are():
+def test_masked_keys_have_zero_weight_even_if_other_logits_are_very_low():
     query, key, value = inputs(0)
     query, key, mask = -1e6 * jnp.abs(query), jnp.abs(key), AttentionMask(jnp.array([[1] * 4 + [2] * 5] * 3))
     before = attend(query, key, value, mask, FLOAT32)
@@ -194,7 +194,7 @@ def test_what_is_not_seen_has_no_weight_however_low_the_other_logits_are():
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
 
 
-def test_a_materialised_mask_gives_the_same_bits_as_its_value():
+def test_a_materialised_mask_gives_the_same_bits():
     mask = AttentionMask(jnp.array([[1] * 4 + [2] * 5] * 3), None, 4)
     np.testing.assert_array_equal(
         attend(*inputs(0), mask, FLOAT32), attend(*inputs(0), mask.materialise(LENGTH), FLOAT32)
@@ -212,7 +212,7 @@ def test_attention_weights_sum_to_one(execution):
 
 
 @pytest.mark.parametrize("execution", [FLOAT32, Execution("bfloat16"), Execution("bfloat16", "bfloat16")], ids=str)
-def test_attention_over_padding_alone_is_finite_with_finite_gradients(execution):
+def test_attention_over_a_row_of_padding_has_finite_outputs_and_gradients(execution):
     mask = AttentionMask(jnp.zeros((3, LENGTH), jnp.int32), None, 2)
     arrays = [1e4 * array for array in inputs(0)]
     grads = jax.grad(lambda a: attend(*a, mask, execution).astype(jnp.float32).sum())(arrays)
@@ -231,8 +231,8 @@ def test_attention_dropout_keeps_the_expectation():
     assert (np.abs(dropped.mean(0) - whole) < 5 * error).all()
 
 
-def test_attention_dropout_falls_on_weights_and_not_on_values():
-    """With values of one, an output is the sum of the weights that were kept: other for each token, one for a head."""
+def test_attention_dropout_applies_to_weights_not_to_values():
+    """With values of 1, an output is the sum of the kept weights: it differs by token, not within a head."""
     query, key, value = inputs(0)
     seeds = jnp.arange(6, dtype=jnp.uint32).reshape(3, 2)
     out = np.asarray(attend(query, key, jnp.ones_like(value), None, FLOAT32, dropout_rate=0.5, dropout_seeds=seeds))
@@ -240,13 +240,14 @@ def test_attention_dropout_falls_on_weights_and_not_on_values():
     assert len(np.unique(out[..., 0].round(5))) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("execution", "tolerance"),
     [(FLOAT32, 1e-5), (Execution("float32", transpose_gradients=True), 1e-5), (Execution("bfloat16"), 0.05),
      (Execution("bfloat16", transpose_gradients=True), 0.05), (Execution("bfloat16", "bfloat16"), 0.05)],
     ids=str,
 )  # fmt: skip
-def test_gradients_through_attention_dropout_are_those_of_the_plain_definition(execution, tolerance):
+def test_gradients_through_attention_dropout_match_the_definition(execution, tolerance):
     arrays, weigh = inputs(0), normal(9, 3, LENGTH, 2, 8)
     seeds = jnp.arange(6, dtype=jnp.uint32).reshape(3, 2)
     mask = AttentionMask(jnp.array([[1] * 4 + [2] * 5] * 3))

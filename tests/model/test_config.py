@@ -11,9 +11,10 @@ import pytest
 from jaxlm.config import SETTINGS, check_config, default_config
 from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.execution import Execution, choose_attention, choose_execution
+from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.heads import MaskedLM, abstract_params, encode, gather_positions, parameter_count, predict
+from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.model.presets import PRESETS
 from jaxlm.runtime.parameter_paths import param_path
 
@@ -31,7 +32,7 @@ def architecture(preset="", tokenizer_size=0, **changes):
 
 
 @pytest.mark.parametrize("name", ["default", "bert_base", "roberta_base", "modernbert_base", "mosaicbert_base"])
-def test_parameter_tree_is_the_golden_one(name):
+def test_parameter_tree_matches_the_golden_file(name):
     config = architecture(vocab_size=8192) if name == "default" else architecture(name)
     leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
     tree = "".join(f"{param_path(path)} {'x'.join(map(str, leaf.shape))} {leaf.dtype}\n" for path, leaf in leaves)
@@ -53,7 +54,7 @@ def test_parameter_tree_is_the_golden_one(name):
         ("modernbert_base", 149_655_232),
     ],
 )
-def test_parameter_count_is_the_published_one(preset, published):
+def test_parameter_count_matches_the_published_one(preset, published):
     assert parameter_count(architecture(preset)) == published
 
 
@@ -67,7 +68,7 @@ def test_vocabulary_follows_the_tokenizer_unless_set():
     assert architecture(tokenizer_size=100, vocab_size=128).vocab_size == 128
     with pytest.raises(UserError, match=r"vocab_size=64 is smaller than the tokenizer's 100 entries"):
         architecture(tokenizer_size=100, vocab_size=64)
-    with pytest.raises(UserError, match=r"vocab_size must be set"):
+    with pytest.raises(UserError, match=r"vocab_size must be at least 8"):
         architecture()
 
 
@@ -76,7 +77,7 @@ def test_embedding_width_follows_the_width_unless_set():
     assert architecture(vocab_size=64, width=48, embedding_width=20).embedding_width == 20
 
 
-def test_layer_pattern_is_tiled_over_the_layers():
+def test_layer_pattern_repeats_over_the_layers():
     config = architecture("modernbert_base")
     assert [index for index in range(22) if not config.is_local(index)] == [0, 3, 6, 9, 12, 15, 18, 21]
     assert not any(architecture("bert_base").is_local(index) for index in range(12))
@@ -93,7 +94,7 @@ PLAIN = {"vocab_size": 64, "width": 256, "heads": 4}
 
 
 class OfTensor:
-    """A mesh of this many devices along `tensor`."""
+    """A mesh with this number of devices along `tensor`."""
 
     def __init__(self, tensor):
         self.shape = {"data": 1, "fsdp": 1, "tensor": tensor}
@@ -117,7 +118,7 @@ class OfTensor:
     ],
     ids=str,
 )
-def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
+def test_auto_selects_a_kernel_that_supports_the_model_and_gives_the_reason(
     platform, dtype, changes, mesh, kernel, words
 ):
     config = architecture(**PLAIN | changes)
@@ -135,28 +136,28 @@ def test_auto_takes_a_kernel_that_can_do_what_the_model_asks_and_says_why(
 @pytest.mark.parametrize(
     ("kernel", "platform", "dtype", "changes", "words"),
     [
-        ("splash", "cpu", "bfloat16", {}, "it runs on TPUs, and this is a CPU"),
-        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, "cannot drop attention weights"),
-        ("flash", "tpu", "bfloat16", {}, "it runs on GPUs, and this is a TPU"),
-        ("flash", "gpu", "float32", {}, "it computes in bfloat16"),
-        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, "ALiBi"),
-        ("flash", "gpu", "bfloat16", {"width": 240}, "16, 32, 64 or 128, not 60"),
+        ("splash", "cpu", "bfloat16", {}, "it runs on a TPU, and this is a CPU"),
+        ("splash", "tpu", "bfloat16", {"attention_dropout": 0.1}, "does not support dropout"),
+        ("flash", "tpu", "bfloat16", {}, "it runs on a GPU, and this is a TPU"),
+        ("flash", "gpu", "float32", {}, "it needs bfloat16"),
+        ("flash", "gpu", "bfloat16", {"positions": "alibi"}, "does not support a bias"),
+        ("flash", "gpu", "bfloat16", {"width": 240}, "16, 32, 64 and 128, not 60"),
     ],
     ids=str,
 )
-def test_a_kernel_asked_for_what_it_cannot_do_is_refused_by_name(kernel, platform, dtype, changes, words):
+def test_a_kernel_is_rejected_for_a_model_or_platform_that_it_does_not_support(kernel, platform, dtype, changes, words):
     with pytest.raises(UserError, match=f"^train.attention={kernel}: .*{words}"):
         choose_attention(kernel, architecture(**PLAIN | changes), dtype, platform, None)
 
 
-def test_one_device_has_no_rows_to_split():
+def test_one_device_does_not_split_rows():
     rows = SimpleNamespace(mesh=OfTensor(2))
     assert choose_execution("bfloat16", "tpu", 2, rows=rows).rows is rows
     assert choose_execution("bfloat16", "tpu", 1, rows=rows).rows is None
 
 
 def product_flops(jaxpr):
-    """Two FLOPs for each multiplication of every matrix product in a jaxpr, those of inner ones included."""
+    """Returns the FLOPs, two per multiplication, of all matrix products in a jaxpr and its inner jaxprs."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":

@@ -31,7 +31,7 @@ def architecture(preset="", **changes):
 
 
 def random_params(config, seed=0):
-    """Weights that hide nothing: no bias is zero, no scale one, and every product's size is about that of its input."""
+    """Weights that expose errors: no bias is 0, no scale is 1, and products have about the size of their inputs."""
     random = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_params(config, 0))
 
@@ -50,7 +50,7 @@ def random_tokens(*shape, seed=0):
 
 
 def forward(config, execution=Execution()):  # noqa: B008
-    """Logits at every position."""
+    """Returns the logits at every position."""
 
     def logits(params, tokens, segment_ids=None, token_types=None, seeds=None, **flags):
         model = MaskedLM(config, execution)
@@ -62,12 +62,12 @@ def forward(config, execution=Execution()):  # noqa: B008
 
 @functools.cache
 def applied(config, execution=Execution()):  # noqa: B008
-    """The same as training compiles it; once for an architecture."""
+    """The same, compiled as in training; cached by architecture."""
     return jax.jit(forward(config, execution), static_argnames="causal")
 
 
 def quickly(function):
-    """Jits without LLVM's optimizations, a third of the time to compile: where only rounding is compared."""
+    """jit without LLVM optimizations, which compiles in a third of the time, for tests up to rounding."""
     return jax.jit(function, compiler_options=UNOPTIMIZED)
 
 
@@ -82,7 +82,7 @@ def pack(documents, length):
     return tokens[None], segments[None]
 
 
-# Independent references: one document at a time, NumPy, float64, nothing of ours.
+# Independent references: one document at a time, NumPy in float64, no code of jaxlm.
 
 
 def standardise(x, weights, epsilon):
@@ -126,7 +126,7 @@ def bert_logits(params, tokens, token_types, heads, first_position=0):
 
 
 def turned(x, base):
-    """Rotary positions, one pair at a time: component i goes with component i + half."""
+    """Rotary positions, one pair at a time: component i pairs with component i + half."""
     half, out = x.shape[1] // 2, np.zeros_like(x)
     for position in range(len(x)):
         for i in range(half):
@@ -173,7 +173,7 @@ def in_float64(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
 
-def test_bert_is_the_paper_s_padded_and_packed():
+def test_bert_matches_the_paper_padded_and_packed():
     config = architecture("bert_base", **TINY | {"width": 24, "heads": 3, "feed_forward_width": 40, "layers": 3},
                           max_positions=40)  # fmt: skip
     params, documents = random_params(config), [random_tokens(size, seed=size) for size in (11, 1, 17, 5)]
@@ -197,7 +197,7 @@ def test_roberta_counts_positions_from_row_two():
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_modernbert_is_the_paper_s_padded_and_packed_and_beyond_its_window():
+def test_modernbert_matches_the_paper_padded_packed_and_beyond_its_window():
     config = architecture("modernbert_base", **TINY | {"width": 24, "layers": 4, "feed_forward_width": 40})
     params = random_params(config)
     documents = [random_tokens(size, seed=size) for size in (150, 3, 70, 1)]
@@ -209,7 +209,7 @@ def test_modernbert_is_the_paper_s_padded_and_packed_and_beyond_its_window():
 
 
 @pytest.mark.parametrize("rematerialise", ["none", "full"])
-def test_later_layers_mix_the_first_one_s_values_into_theirs(rematerialise):
+def test_later_layers_mix_in_the_values_of_the_first(rematerialise):
     config = architecture("modernbert_base", **TINY | {"layers": 3}, value_residual=0.4)
     params, document = random_params(config), random_tokens(30)
     logits = applied(config, Execution(rematerialise=rematerialise))(params, document[None])[0]
@@ -233,7 +233,7 @@ PACKABLE = {
     [(name, Execution()) for name in PACKABLE] + [("local", Execution("bfloat16"))],
     ids=str,
 )
-def test_another_document_in_the_row_changes_no_bit(name, execution):
+def test_another_document_in_the_row_changes_no_bits(name, execution):
     config = architecture(**PACKABLE[name])
     params, run = random_params(config), applied(config, execution)
     flags = {"causal": True} if name == "causal" else {}
@@ -254,9 +254,10 @@ def test_another_document_in_the_row_changes_no_bit(name, execution):
     np.testing.assert_allclose(first[own], alone, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "alibi", "local"])
-def test_a_document_s_gradients_are_what_they_would_be_alone(name):
-    """With respect to every parameter, for a loss on B alone: so those of A's embeddings are zero."""
+def test_a_packed_document_has_the_same_gradients_as_alone(name):
+    """With respect to every parameter, for a loss on B only: the gradients of A's embeddings are zero."""
     config = architecture(**PACKABLE[name], tied_output=False)
     params, run = random_params(config), forward(config)
     before, middle = np.arange(9, dtype=np.int32), 20 + np.arange(12, dtype=np.int32) % 9
@@ -276,7 +277,7 @@ def test_a_document_s_gradients_are_what_they_would_be_alone(name):
 
 
 @pytest.mark.parametrize("name", ["learned", "rotary", "local"])
-def test_a_row_that_begins_inside_a_document_sees_its_piece_as_a_document(name):
+def test_a_row_that_begins_inside_a_document_treats_the_piece_as_a_document(name):
     """The pipeline cuts rows from the stream: the end of one document, then whole ones, then the start of another."""
     config = architecture(**PACKABLE[name])
     params, run = random_params(config), applied(config)
@@ -288,7 +289,7 @@ def test_a_row_that_begins_inside_a_document_sees_its_piece_as_a_document(name):
 
 
 @pytest.mark.parametrize("preset", ["bert_base", "modernbert_base"])
-def test_padding_changes_no_sentence_alone_or_in_a_batch_of_four(preset):
+def test_padding_changes_no_outputs_alone_or_in_a_batch(preset):
     """The first is longer than the local window."""
     config = architecture(preset, layers=3, max_positions=64, **({"window": 8} if preset == "modernbert_base" else {}))
     params, run = random_params(config), quickly(forward(config))
@@ -301,7 +302,7 @@ def test_padding_changes_no_sentence_alone_or_in_a_batch_of_four(preset):
     np.testing.assert_allclose(first[0, :31], batch[0, :31], atol=2e-5)
 
 
-def test_what_stands_on_padding_changes_no_bit():
+def test_token_ids_in_padding_change_no_bits():
     config = architecture("bert_base")
     params, (tokens, segment_ids) = random_params(config), pack([random_tokens(10)], 32)
     first = applied(config)(params, tokens, segment_ids)
@@ -319,7 +320,7 @@ def test_what_stands_on_padding_changes_no_bit():
     ],
     ids=str,
 )
-def test_rows_of_padding_alone_are_finite_with_finite_gradients(preset, execution):
+def test_rows_of_padding_have_finite_outputs_and_gradients(preset, execution):
     pattern = {"layer_pattern": "l", "window": 6} if preset == "modernbert_base" else {}
     config = architecture(preset, layers=1, **pattern)
     params, run = random_params(config), forward(config, execution)
@@ -334,7 +335,7 @@ def test_rows_of_padding_alone_are_finite_with_finite_gradients(preset, executio
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
-def test_causal_states_depend_on_no_later_token_but_the_prefix():
+def test_causal_states_depend_on_no_later_token_outside_the_prefix():
     config = architecture(positions="learned")
     params, run = random_params(config), applied(config)
     tokens = random_tokens(1, 12)
@@ -350,7 +351,7 @@ def test_causal_states_depend_on_no_later_token_but_the_prefix():
     assert differs(causal=True, prefix=np.array([8], np.int32)) == [True] * 12
 
 
-# Choices
+# Combinations of settings
 
 SWITCHES = ("norm_bias", "attention_bias", "feed_forward_bias", "first_norm", "embedding_norm", "tied_output",
             "output_bias", "output_bias_from_frequencies", "head_transform", "head_bias")  # fmt: skip
@@ -364,12 +365,13 @@ CHOICES = dict.fromkeys(SWITCHES, (True, False)) | {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(
     st.fixed_dictionaries({name: st.sampled_from(values) for name, values in CHOICES.items()}),
     st.sampled_from([Execution(), Execution("bfloat16")]),
 )
-def test_any_choices_go_together(choices, execution):
+def test_any_combination_of_settings_works(choices, execution):
     config = architecture(**choices)
     model, params = MaskedLM(config, execution), random_params(config)
     tokens, segment_ids = pack([random_tokens(4), random_tokens(3)], 8)
@@ -381,7 +383,7 @@ def test_any_choices_go_together(choices, execution):
     assert np.isfinite(logits).all()
 
 
-def test_swiglu_and_rms_norm_are_as_in_their_papers():
+def test_swiglu_and_rms_norm_match_their_papers():
     config = architecture(norm="rms_norm", activation="swiglu", layers=1, positions="none", norm_epsilon=1e-6)
     params, tokens = random_params(config), random_tokens(1, 8)
     states = quickly(lambda: encode(MaskedLM(config), params, tokens))()[0]
@@ -403,7 +405,7 @@ def test_swiglu_and_rms_norm_are_as_in_their_papers():
     np.testing.assert_allclose(states, x, atol=2e-5)
 
 
-def test_embeddings_of_another_width_are_projected_in_and_out():
+def test_embeddings_of_another_width_are_projected():
     config = architecture(embedding_width=12, positions="learned", embedding_norm=True, layers=1)
     params = random_params(config)
     shapes = jax.tree.map(jnp.shape, params)
@@ -423,6 +425,7 @@ def test_embeddings_of_another_width_are_projected_in_and_out():
 # Execution
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_have_the_same_tree_values_and_gradients():
     config = architecture("bert_base", layers=1, dropout=0.1, attention_dropout=0.1)
     tokens, segment_ids = pack([random_tokens(20)], 24)
@@ -440,6 +443,7 @@ def test_rematerialised_layers_have_the_same_tree_values_and_gradients():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain[1], again[1])
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_need_less_memory():
     config = architecture(layers=4, feed_forward_width=128)
     tokens, params = random_tokens(16, 128), jax.eval_shape(lambda: init_params(config, 0))
@@ -459,7 +463,7 @@ def test_rematerialised_layers_need_less_memory():
 
 
 def products(jaxpr):
-    """Every matrix product in a jaxpr, those of inner ones included."""
+    """Yields the matrix products in a jaxpr and its inner jaxprs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
@@ -470,8 +474,8 @@ def products(jaxpr):
 
 
 @pytest.mark.parametrize("execution", [Execution(), Execution("bfloat16"), Execution("bfloat16", "bfloat16")], ids=str)
-def test_products_are_in_the_compute_dtype_and_float32_is_not_rounded_inside(execution):
-    """On GPUs and TPUs a float32 product is one of TF32 or bfloat16 unless its precision says otherwise."""
+def test_products_are_in_the_compute_dtype_and_float32_products_are_exact(execution):
+    """On GPUs and TPUs, float32 products are computed in TF32 or bfloat16 unless their precision is set."""
     config = architecture("modernbert_base")
     run, params = forward(config, execution), jax.eval_shape(lambda: init_params(config, 0))
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: run(p, random_tokens(1, 8)).sum()))(params)
@@ -482,7 +486,7 @@ def test_products_are_in_the_compute_dtype_and_float32_is_not_rounded_inside(exe
             assert set(equation.params["precision"] or ["default"]) == {jax.lax.Precision.HIGHEST}
 
 
-# Dropout in its places
+# Dropout sites
 
 
 def test_dropout_sites_are_all_different(monkeypatch):
@@ -502,7 +506,7 @@ def test_dropout_sites_are_all_different(monkeypatch):
 
 
 @pytest.mark.parametrize("rates", [{"dropout": 0.3}, {"attention_dropout": 0.3}], ids=str)
-def test_dropout_is_drawn_from_the_row_s_seeds_alone(rates):
+def test_dropout_depends_only_on_the_seeds_of_the_row(rates):
     config = architecture("bert_base", **{"dropout": 0.0, "attention_dropout": 0.0} | rates)
     params, run, tokens = random_params(config), quickly(forward(config)), np.repeat(random_tokens(1, 12), 3, 0)
     seeds = jnp.array([[1, 2], [3, 4], [1, 2]], jnp.uint32)
@@ -515,8 +519,9 @@ def test_dropout_is_drawn_from_the_row_s_seeds_alone(rates):
 # Initial weights
 
 
-def test_initial_weights_are_those_of_the_setting():
-    cut = 0.8796  # what a normal distribution that is cut at two deviations has left of its own
+@pytest.mark.slow
+def test_initial_weights_follow_the_setting():
+    cut = 0.8796  # standard deviation of a normal distribution truncated at two deviations
     residual = {"normal": 1, "depth_scaled": 4**-0.5, "zero_output": 0}
     for initialization, share in residual.items():
         config = architecture(
@@ -539,8 +544,9 @@ def test_initial_weights_are_those_of_the_setting():
                 np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "scale" else 0.0)
 
 
-def test_the_compiler_does_not_compute_the_layers_below_again_in_each_layer():
-    """On CPU no operation between products may read what all the layers below gave: its arguments stay few."""
+@pytest.mark.slow
+def test_the_compiler_does_not_recompute_lower_layers_in_each_layer():
+    """On CPU, no fused operation between products may read the outputs of all lower layers: it has few arguments."""
 
     def most_arguments(layers):
         config, run = architecture(layers=layers, dropout=0.1), choose_execution("float32", "cpu", 1)

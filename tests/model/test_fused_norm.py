@@ -16,7 +16,7 @@ FUSED = Execution(fused_norm=True, interpret=True)
 @pytest.mark.parametrize(
     ("norm", "bias", "width"), [("layer_norm", True, 24), ("layer_norm", False, 32), ("rms_norm", False, 20)], ids=str
 )
-def test_outputs_and_gradients_are_those_of_xla(norm, bias, width):
+def test_outputs_and_gradients_match_xla(norm, bias, width):
     config = default_config()
     config.model.update(norm=norm, norm_bias=bias, width=width, heads=1, vocab_size=50)
     config = encoder_config(config.model)

@@ -34,14 +34,14 @@ def random_params(config, seed=1):
 
 
 def quickly(function):
-    """Jits without LLVM's optimizations, which are most of the time to compile."""
+    """jit without LLVM optimizations, which take most of the compile time."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 TOKENS = np.array([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]], np.int32)
 
 
-def test_logits_at_chosen_positions_are_those_at_all_positions():
+def test_logits_at_chosen_positions_match_those_at_all_positions():
     config = architecture()
     model, params = MaskedLM(config), random_params(config)
     positions = jnp.array([[4, 0, 4], [5, 1, 0]])
@@ -62,13 +62,13 @@ def test_tied_logits_are_products_with_the_token_table(changes):
     table = np.asarray(params["encoder"]["embeddings"]["token"]["embedding"], np.float64)
     states = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
     logits = np.asarray(predict(model, params, states), np.float64) - np.asarray(params["head"]["bias"])
-    # Logits that are products with the table lie in the space that its columns span.
+    # Logits that are products with the table lie in the column space of the table.
     solved, *_ = np.linalg.lstsq(table, logits.T, rcond=None)
     np.testing.assert_allclose(table @ solved, logits.T, atol=1e-4)
     assert "kernel" not in params["head"]
 
 
-def test_a_tied_table_learns_from_both_of_its_uses():
+def test_a_tied_table_has_gradients_from_both_uses():
     config = architecture()
     model, params = MaskedLM(config), random_params(config)
 
@@ -108,7 +108,7 @@ def test_head_has_the_parts_of_its_settings(changes, expected):
     assert sorted(abstract_params(architecture(**changes))["head"]) == expected
 
 
-def test_head_bias_is_a_setting_of_its_transform():
+def test_head_bias_applies_to_the_head_transform():
     for head_bias in (True, False):
         config = architecture(head_bias=head_bias, attention_bias=not head_bias)
         assert ("bias" in abstract_params(config)["head"]["transform"]) == head_bias
@@ -123,7 +123,7 @@ def test_logits_are_float32_whatever_the_execution(execution):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_are_not_rounded_between_their_product_and_the_loss(tied):
+def test_logits_are_not_rounded_before_the_loss(tied):
     """On GPUs and TPUs activations are bfloat16: a logit of 20 would be off by up to 0.06 nats."""
     config, execution = architecture(tied_output=tied), Execution("bfloat16", "bfloat16")
     params = random_params(config)["head"]
@@ -143,6 +143,7 @@ def test_logits_are_not_rounded_between_their_product_and_the_loss(tied):
     assert {operand.dtype for operand in wide} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_output_bias_starts_at_the_log_of_frequencies():
     counts = np.array([0, 7, 91, 10**9] + [3] * 30)  # the table has six rows more than the tokenizer
     config = architecture(output_bias_from_frequencies=True)
@@ -153,13 +154,13 @@ def test_output_bias_starts_at_the_log_of_frequencies():
 
 
 @pytest.mark.parametrize("changes", [{}, {"output_bias_from_frequencies": True, "output_bias": False}], ids=str)
-def test_counts_change_nothing_unless_they_are_asked_for(changes):
+def test_counts_change_nothing_without_the_setting(changes):
     config = architecture(**changes)
     with_counts, without = init_params(config, 0, np.arange(40)), init_params(config, 0)
     jax.tree.map(np.testing.assert_array_equal, with_counts, without)
 
 
-def test_initial_weights_follow_the_seed_alone():
+def test_initial_weights_depend_only_on_the_seed():
     config = architecture()
     jax.tree.map(np.testing.assert_array_equal, init_params(config, 3), init_params(config, 3))
     first, second = init_params(config, 3), init_params(config, 4)
@@ -168,14 +169,14 @@ def test_initial_weights_follow_the_seed_alone():
     assert (first["head"]["transform"]["kernel"] != second["head"]["transform"]["kernel"]).all()
 
 
-def test_parameters_are_counted_without_making_them():
+def test_parameters_are_counted_without_allocating_them():
     config = architecture(vocab_size=50_000_000, width=1024)
     assert parameter_count(config) > 50_000_000 * 1024
     assert parameter_count(architecture()) == sum(leaf.size for leaf in jax.tree.leaves(init_params(architecture(), 0)))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(abstract_params(config)))
 
 
-def test_gathered_positions_are_rows_of_the_states_with_their_gradients():
+def test_gathered_positions_and_their_gradients():
     states = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3)), jnp.float32)
     positions = jnp.array([[0, 3, 3], [4, 4, 1]])
     gathered = gather_positions(states, positions)

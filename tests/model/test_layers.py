@@ -40,7 +40,7 @@ EXECUTIONS = [
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=str)
-def test_multiply_and_its_gradients_are_those_of_a_plain_product(execution, transposed, with_bias):
+def test_multiply_and_its_gradients_match_a_plain_product(execution, transposed, with_bias):
     x, kernel, weigh = normal(0, 3, 5, 24), normal(1, 24, 16), normal(2, 3, 5, 16)
     bias = normal(3, 16) if with_bias else None
     stored = kernel.T if transposed else kernel
@@ -53,7 +53,7 @@ def test_multiply_and_its_gradients_are_those_of_a_plain_product(execution, tran
     grads = jax.grad(ours, (0, 1, 2) if with_bias else (0, 1))(x, stored, bias)
     assert all(grad.dtype == jnp.float32 for grad in grads)
 
-    # What the operands and the incoming gradient are once they have the compute dtype, in float64 from there on.
+    # Operands and incoming gradient are rounded to the compute dtype, then everything is in float64.
     cast = lambda array: np.asarray(array.astype(execution.compute_dtype), np.float64)  # noqa: E731
     expected = cast(x) @ cast(kernel) + (0 if bias is None else np.asarray(bias, np.float64))
     dy, flat_x = cast(weigh).reshape(-1, 16), cast(x).reshape(-1, 24)
@@ -99,7 +99,7 @@ def test_column_sums_are_sums_over_rows():
     np.testing.assert_allclose(column_sums(x), np.asarray(x, np.float64).sum(0), rtol=1e-5, atol=1e-5)
 
 
-def test_dense_has_a_bias_only_where_told():
+def test_dense_has_a_bias_only_if_set():
     config = architecture()
     x = normal(0, 2, 3, 16)
     for use_bias in (True, False):
@@ -117,7 +117,7 @@ def reference_norm(x, scale, bias, epsilon, kind):
     ("kind", "with_bias", "epsilon"),
     [("layer_norm", True, 1e-12), ("layer_norm", False, 0.1), ("rms_norm", False, 1e-5), ("rms_norm", False, 0.1)],
 )
-def test_norms_and_their_gradients_are_those_of_the_papers(kind, with_bias, epsilon):
+def test_norms_and_their_gradients_match_the_papers(kind, with_bias, epsilon):
     config = architecture(norm=kind, norm_bias=with_bias, norm_epsilon=epsilon)
     x, weigh = 3 * normal(0, 4, 5, 16) + 1, normal(1, 4, 5, 16)
     params = {"scale": 1 + normal(2, 16) / 2} | ({"bias": normal(3, 16)} if with_bias else {})
@@ -156,7 +156,7 @@ def test_norm_of_a_constant_row_is_finite_with_a_finite_gradient(centre):
         assert np.isfinite(grad).all()
 
 
-def test_activations_are_the_ones_their_names_say():
+def test_activations_match_their_names():
     x = np.linspace(-6, 6, 201)
     exact = x * np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
     tanh = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
@@ -170,7 +170,7 @@ def test_activations_are_the_ones_their_names_say():
     assert np.abs(exact - tanh).max() > 1e-4
 
 
-def test_gelu_gradient_is_share_plus_density():
+def test_gelu_gradient_is_cumulative_plus_x_times_density():
     x = np.linspace(-8, 8, 101)
     share = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -188,7 +188,7 @@ def test_dropout_without_seeds_or_with_rate_zero_is_the_identity():
 
 
 def test_dropout_bits_are_pinned():
-    """A resumed run must see the bits that it was begun with, whatever version resumes it."""
+    """A run resumed with another version must have the same bits."""
     seeds = jnp.array([[1, 2], [0xDEADBEEF, 0x12345678]], jnp.uint32)
     kept = np.asarray(dropout(jnp.ones((2, 4, 8)), 0.5, seeds, site=3) > 0).reshape(2, 32)
     assert [np.packbits(row).tobytes().hex() for row in kept] == ["e7eb6328", "b917ee2b"]
@@ -203,7 +203,7 @@ def test_dropout_drops_at_its_rate_and_scales_the_rest(rate):
     np.testing.assert_allclose(x[kept], 2 / (1 - rate), rtol=1e-6)
 
 
-def test_dropout_gradient_goes_through_what_was_kept():
+def test_dropout_gradient_flows_through_kept_entries():
     x, seeds = normal(0, 3, 40), seeds_of(3)
     grad = jax.grad(lambda x: dropout(x, 0.3, seeds, 1).sum())(x)
     np.testing.assert_array_equal(grad, dropout(jnp.ones_like(x), 0.3, seeds, 1))
@@ -214,9 +214,10 @@ def test_dropout_keeps_the_dtype():
     assert dropout(x, 0.1, seeds_of(2), 0).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.permutations(range(6)), st.sampled_from([1, 2, 3]), st.sampled_from([(5,), (2, 3, 4)]), st.integers(0, 200))
-def test_a_row_has_its_bits_wherever_it_stands_and_in_any_micro_batch(order, size, inner, site):
+def test_a_row_has_the_same_bits_at_any_index_and_in_any_micro_batch(order, size, inner, site):
     seeds, order = seeds_of(6), jnp.array(order)
     whole = dropout(jnp.ones((6, *inner)), 0.5, seeds, site)
     parts = [
@@ -276,9 +277,9 @@ def test_each_position_is_dropped_at_the_rate_over_many_steps():
     ("initialization", "inner", "residual", "logits"),
     [("normal", 1, 1, 1), ("depth_scaled", 1, 12**-0.5, 1), ("zero_output", 1, 0, 0)],
 )
-def test_kernels_start_at_the_deviation_of_their_role(initialization, inner, residual, logits):
+def test_kernels_have_the_initial_deviation_of_their_role(initialization, inner, residual, logits):
     config = architecture(initialization=initialization, initialization_std=0.05)
-    # A normal distribution that is cut at two deviations has this deviation left.
+    # The standard deviation of a normal distribution truncated at two deviations.
     cut = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
     for role, share in (("inner", inner), ("residual", residual), ("logits", logits)):
         weights = np.asarray(kernel_init(config, role)(jax.random.key(0), (200, 300)))

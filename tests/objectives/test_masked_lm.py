@@ -8,12 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.config import default_config, phases_of
+from jaxlm.config import default_config
 from jaxlm.model.config import encoder_config
 from jaxlm.model.execution import Execution
 from jaxlm.model.heads import MaskedLM, encode, init_params, predict
-from jaxlm.objectives.masked_lm import cross_entropy, masked_lm, mean_loss, prediction_sums, sum_in_pieces
-from jaxlm.objectives.masking import Masking, mask_tokens, next_tokens
+from jaxlm.objectives.causal_lm import CausalLanguageModel
+from jaxlm.objectives.masked_lm import MaskedLanguageModel
+from jaxlm.objectives.masking import Masking, mask_tokens
+from jaxlm.objectives.predictions import (
+    cross_entropy,
+    map_in_pieces,
+    map_predictions,
+    sum_in_pieces,
+    weighted_sums,
+)
+from jaxlm.optimizer.schedules import make_schedule
 
 SIZE, LENGTH, SLOTS = 40, 16, 6
 PAD, BEGIN, END, MASK = SPECIAL = (0, 1, 2, 3)
@@ -60,12 +69,22 @@ def loss_and_gradients(params, masked, segment_ids, execution=None, logits_bytes
     """Returns the sums, and the gradients of the mean loss."""
 
     def loss(params):
-        model = MaskedLM(ENCODER, execution or Execution())
-        sums = masked_lm(model, params, masked, segment_ids, logits_bytes=logits_bytes)
+        objective = objective_of(MaskedLanguageModel, execution, logits_bytes)
+        sums = objective.sums(params, (masked, segment_ids), None)
         return mean_loss(sums), sums
 
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     return sums, gradients
+
+
+def objective_of(kind, execution=None, logits_bytes=2**28):
+    return kind(MaskedLM(ENCODER, execution or Execution()), MASKING, 0.4, None, 0.4, logits_bytes, None)
+
+
+def mean_loss(sums):
+    """Returns nats per prediction, as the step reports them."""
+    totals = sums | {"ordinary_tokens": jnp.ones(()), "dropped_words": jnp.zeros(())}
+    return objective_of(MaskedLanguageModel).report(totals)["loss"]
 
 
 def assert_close(actual, expected, **tolerance):
@@ -106,11 +125,12 @@ def test_the_sums_leave_out_what_has_weight_zero_whatever_its_label():
     labels, weights = random.integers(0, SIZE, 8), np.array([1, 0, 1, 1, 0, 0, 1, 1], np.float32)
     labels[0] = logits[0].argmax()
     nats, _, best = reference(logits, labels)
-    sums = prediction_sums(logits, labels, weights)
-    np.testing.assert_allclose(sums, [nats @ weights, best @ weights, 5], rtol=1e-5)
-    assert sums.correct >= 1
+    sums = weighted_sums(logits, labels, weights)
+    expected = {"loss": nats @ weights, "correct": best @ weights, "predictions": 5}
+    assert_close(sums, expected, rtol=1e-5)
+    assert sums["correct"] >= 1
     other = np.where(weights > 0, labels, 0)
-    assert_close(prediction_sums(logits, other, weights), sums, rtol=0)
+    assert_close(weighted_sums(logits, other, weights), sums, rtol=0)
 
 
 def test_masked_lm_is_the_cross_entropy_of_the_models_logits_at_the_masked_positions(params):
@@ -122,7 +142,8 @@ def test_masked_lm_is_the_cross_entropy_of_the_models_logits_at_the_masked_posit
         nats, _, best = reference(logits[row, masked.masked_positions[row, slot]][None], masked.labels[row, slot, None])
         expected += [nats[0], best[0], 1]
     assert expected[2] >= 9
-    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+    found = [sums[name] for name in ("loss", "correct", "predictions")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def largest_logits(function, *args):
@@ -138,6 +159,7 @@ def largest_logits(function, *args):
     return max(int(np.prod(shape[:-1])) for shape in shapes if shape and shape[-1] == SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logits_bytes", "rows"), [(2**28, 48), (13 * SIZE * 4, 12), (1, 1)])
 def test_logits_in_pieces_are_small_and_change_nothing(params, logits_bytes, rows):
     masked, segment_ids = masked_batch([14, 9, 3, 0, 11, 5, 0, 2])  # 48 slots
@@ -146,7 +168,8 @@ def test_logits_in_pieces_are_small_and_change_nothing(params, logits_bytes, row
     assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
 
     def loss(params):
-        return masked_lm(MaskedLM(ENCODER), params, masked, segment_ids, logits_bytes=logits_bytes).loss
+        objective = objective_of(MaskedLanguageModel, logits_bytes=logits_bytes)
+        return objective.sums(params, (masked, segment_ids), None)["loss"]
 
     assert largest_logits(loss, params) == largest_logits(jax.grad(loss), params) == rows
 
@@ -155,7 +178,7 @@ def test_a_batch_with_every_label_ignored_has_loss_zero_and_zero_gradients(param
     masked, segment_ids = masked_batch([14] * 8)
     ignored = masked._replace(weights=jnp.zeros_like(masked.weights))
     sums, gradients = loss_and_gradients(params, ignored, segment_ids)
-    assert mean_loss(sums) == sums.loss == sums.correct == sums.predictions == 0
+    assert mean_loss(sums) == sums["loss"] == sums["correct"] == sums["predictions"] == 0
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
 
 
@@ -182,33 +205,35 @@ def test_5_rows_in_a_batch_of_8_give_what_they_give_alone(params, five_rows):
     assert_close(filled, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_padding_are_harmless_in_bfloat16_too(params, five_rows):
     sums, gradients = loss_and_gradients(params, *five_rows[1], Execution("bfloat16", "bfloat16"))
     expected_sums, expected = loss_and_gradients(params, *five_rows[1])
-    assert sums.predictions == expected_sums.predictions
-    np.testing.assert_allclose(sums.loss, expected_sums.loss, rtol=0.02)
+    assert sums["predictions"] == expected_sums["predictions"]
+    np.testing.assert_allclose(sums["loss"], expected_sums["loss"], rtol=0.02)
     assert optax.global_norm(jax.tree.map(jnp.subtract, gradients, expected)) < 0.1 * optax.global_norm(expected)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_gradients_of_the_whole_batch():
-    from jaxlm.train import make_train_step  # imports the whole program
+    from jaxlm.step import make_train_step  # imports the whole program
 
     config = tiny_config()
     config.model.update(dropout=0.1, attention_dropout=0.1)
     config.schedule.update(name="constant", warmup=0.0)
-    config.optimizer.learning_rate = rate = 2.0**-9
-    config.data.sequence_length, config.masking.rate = 32, 0.9
+    rate = 2.0**-9
     encoder = encoder_config(config.model, SIZE)
+    objective = MaskedLanguageModel(MaskedLM(encoder, Execution()), MASKING, 0.9, None, 0.9, 2**28, None)
+    schedule = make_schedule(config.schedule, 10)
     params = jit(lambda: init_params(encoder, 0))()
     update = optax.scale(-1.0)  # so that the new parameters tell the gradients
     state = {"params": params, "opt_state": update.init(params)}
     batch, results = text_batch([1, 30, 0, 2, 7, 30, 1, 12], 32), []  # each row a micro-batch, one without predictions
     for accumulate in (1, 8):
-        config.train.update(batch_size=8, accumulate=accumulate)
-        step = make_train_step(config, phases_of(config)[0], encoder, Execution(), MASKING, update, 10)
-        step = jit(
-            functools.partial(step, batch=batch, step=np.int32(5), done=np.float32(5), mask_rate=np.float32(0.9))
-        )
+        frozen = jax.tree.map(lambda _: False, params)
+        step = make_train_step(objective, update, frozen, schedule, rate, accumulate, mask_seed=0)
+        knobs = {"mask_rate": np.float32(0.9)}
+        step = jit(functools.partial(step, batch=batch, step=np.int32(5), done=np.float32(5), knobs=knobs))
         new, metrics = step(state)
         gradients = jax.tree.map(lambda old, new: (old - new) / rate, params, new["params"])
         fallen = metrics["loss"] - step(new)[1]["loss"]
@@ -235,13 +260,36 @@ def test_each_piece_has_its_share_of_every_device():
     assert int(total) == 24 * 23 // 2
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("most", [1, 3, 7, 1000])
+def test_mapping_in_pieces_keeps_the_order_of_the_rows(parts, most):
+    rows = (jnp.arange(24), jnp.arange(24) ** 2)
+    found = map_in_pieces(lambda piece: jnp.stack([piece[0], piece[1] + 1], -1), rows, 1, most, parts)
+    np.testing.assert_array_equal(found, np.stack([np.arange(24), np.arange(24) ** 2 + 1], -1))
+
+
+@pytest.mark.slow
+def test_mapped_predictions_are_those_of_the_models_logits(params):
+    masked, segment_ids = masked_batch([14, 9, 3, 0, 11, 5, 0, 2])
+    logits = np.asarray(jit(MaskedLM(ENCODER).apply)({"params": params}, masked.inputs, segment_ids))
+    expected = np.take_along_axis(logits, masked.masked_positions[:, :, None], axis=1)
+    for logits_bytes in (2**28, 5 * SIZE * 4):
+        found = map_predictions(
+            MaskedLM(ENCODER), params, masked.inputs, segment_ids, masked.masked_positions, (masked.labels,),
+            lambda logits, labels: jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0], logits_bytes,
+        )  # fmt: skip
+        own = np.take_along_axis(expected, masked.labels[:, :, None], axis=2)[:, :, 0]
+        np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
+
+
 def test_causal_loss_is_that_of_each_token_after_those_before_it(params):
     """Against prefixes read in both directions: in one layer the last token's state is the causal one."""
     batch = text_batch([5, 9], LENGTH)
-    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+    tokens = batch["tokens"]
     model = MaskedLM(ENCODER, Execution())
-    sums = jit(lambda: masked_lm(model, params, next_tokens(tokens, segment_ids, MASKING), segment_ids, causal=True))()
-    assert sums.predictions == 14
+    objective = objective_of(CausalLanguageModel)
+    sums = jit(lambda: objective.sums(params, objective.prepare(batch, None, {}).rows, None))()
+    assert sums["predictions"] == 14
     expected = 0.0
     logits_of = jit(lambda prefix, ids: predict(model, params, encode(model, params, prefix, ids)))
     for row, count in enumerate((5, 9)):
@@ -250,4 +298,4 @@ def test_causal_loss_is_that_of_each_token_after_those_before_it(params):
             inside = np.where(np.arange(LENGTH) < length, 1, 0).astype(np.int32)[None]
             logits = np.asarray(logits_of(prefix, inside), np.float64)[0, length - 1]
             expected += np.log(np.exp(logits).sum()) - logits[tokens[row, length]]
-    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-5)

@@ -1,6 +1,6 @@
-"""Small models of each Hugging Face family that parity tests and recorded logits share.
+"""Small models of each Hugging Face family, shared by the parity tests and the recorded outputs.
 
-No width is square, no bias is zero and no scale is one, rows are padded, and they are longer than the local window.
+No matrix is square, no bias is zero and no scale is one; rows are padded and longer than the local window.
 """
 
 import zlib
@@ -51,29 +51,30 @@ CASES: dict[str, tuple[str, dict]] = {
 
 
 def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns float32 values that depend on a tensor's name and shape alone, with any NumPy."""
+    """Returns float32 values that depend only on a tensor's name and shape, not on the version of NumPy."""
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     norm_scale = len(shape) == 1 and name.endswith("weight")
     return (1 + 0.3 * values if norm_scale else 0.3 * values).astype(np.float32)
 
 
 def batch(offset: int = 0) -> dict[str, np.ndarray]:
-    """Returns tokens [B, L] padded at the end with `offset`, their mask, token types, and labels (-100: no blank)."""
+    """Returns tokens [B, L] padded at the end with id `offset`, attention mask, token types, and labels (-100 if not
+    masked)."""
     random = np.random.RandomState(3)
     tokens = random.randint(5, 41, (3, 26))
     attention = (np.arange(26) < np.array([26, 19, 7])[:, None]).astype(np.int64)
     tokens = np.where(attention == 1, tokens, offset)
     types = random.randint(0, 2, tokens.shape)
-    blank = (random.uniform(size=tokens.shape) < 0.3) & (attention == 1)
-    return {"tokens": tokens, "attention": attention, "types": types, "labels": np.where(blank, tokens, -100)}
+    masked = (random.uniform(size=tokens.shape) < 0.3) & (attention == 1)
+    return {"tokens": tokens, "attention": attention, "types": types, "labels": np.where(masked, tokens, -100)}
 
 
 def outputs_of(encoder, params):
-    """Returns what `reference.run` records, of our model: (loss, outputs) by the kind of the checkpoint's head."""
+    """Returns our model's (loss, outputs) as `reference.run` defines them for the head of the checkpoint."""
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.model.heads import MaskedLM, encode, predict, replaced_token_logits
+    from jaxlm.model.heads import MaskedLM, ReplacedTokenHead, encode, predict
 
     data, model = batch(encoder_pad(encoder)), MaskedLM(encoder)
     types = data["types"].astype(np.int32) if encoder.token_types > 1 else None
@@ -81,19 +82,20 @@ def outputs_of(encoder, params):
     states = encode(model, params, data["tokens"], real.astype(jnp.int32), token_types=types)
     if "head" in params:
         logits = predict(model, params, states)
-        blank = data["labels"] >= 0
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.where(blank, data["labels"], 0)[..., None], -1)
-        return -jnp.where(blank, chosen[..., 0], 0).sum() / blank.sum(), logits
+        masked = data["labels"] >= 0
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.where(masked, data["labels"], 0)[..., None], -1)
+        return -jnp.where(masked, chosen[..., 0], 0).sum() / masked.sum(), logits
     if "discriminator" in params:
-        states = replaced_token_logits(model, params, states)[..., None]
+        head = ReplacedTokenHead(model.config, model.execution)
+        states = head.apply({"params": params["discriminator"]}, states)[..., None]
     return jnp.where(real[..., None] == 1, states**2, 0).sum() / (real.sum() * states.shape[-1]), states
 
 
 def encoder_pad(encoder) -> int:
-    """The pad token's id: RoBERTa counts positions from the row behind it."""
+    """Returns the pad token's id; RoBERTa's positions start at the row after it."""
     return encoder.position_offset - 1 if encoder.position_offset else 0
 
 
 def summary(outputs: np.ndarray) -> np.ndarray:
-    """Returns of outputs [tokens, V] the first three and the root mean square, [tokens, 4]."""
+    """Returns the first three values and the root mean square of each row of outputs [tokens, V], [tokens, 4]."""
     return np.concatenate([outputs[:, :3], np.sqrt(np.square(outputs).mean(-1, keepdims=True))], -1)

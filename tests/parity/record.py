@@ -1,4 +1,4 @@
-"""Records what Transformers computes, for machines without torch: `python -m tests.parity.record` in the repository.
+"""Records the outputs of Transformers for machines without torch: run `python -m tests.parity.record` at the root.
 
 Each case becomes tests/golden/huggingface/CASE.json: config, names and shapes of tensors, outputs and gradients.
 """
@@ -15,6 +15,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "huggingface"
 
 
 def main() -> None:
+    """Writes the files of all cases."""
     GOLDEN.mkdir(exist_ok=True)
     for case in CASES:
         model = make(case)

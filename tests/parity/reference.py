@@ -1,4 +1,4 @@
-"""What Transformers computes for a case: tensors, outputs and gradients, as NumPy arrays."""
+"""The results of Transformers for a case: tensors, outputs and gradients as NumPy arrays."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def make(case: str):
 
 
 def parameters(model) -> dict[str, torch.nn.Parameter]:
-    """Returns the parameters by the names under which a checkpoint has them: of what is tied, not the decoder's."""
+    """Returns the parameters by their names in a checkpoint; tied ones have the name of the embedding."""
     names: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(tensor), []).append(name)
@@ -34,9 +34,9 @@ def pad_id(model) -> int:
 
 
 def run(model, gradients: bool = True):
-    """Returns outputs float32 [B, L, ...] and the gradient of the mean loss at the blanks by tensor name.
+    """Returns outputs float32 [B, L, ...], the mean loss at the masked tokens, and its gradients by tensor name.
 
-    The outputs are logits, or states where there is no head; without labels for them, the loss is their mean square.
+    The outputs are logits, or states if the model has no head; the loss is then their mean square.
     """
     data = {name: torch.from_numpy(array) for name, array in batch(pad_id(model)).items()}
     inputs = {"input_ids": data["tokens"], "attention_mask": data["attention"]}

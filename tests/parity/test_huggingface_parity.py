@@ -1,4 +1,4 @@
-"""Checkpoints of Transformers against Transformers: logits, gradients, and the way back."""
+"""Logits, gradients and exported checkpoints compared with Transformers."""
 
 import json
 import re
@@ -13,10 +13,7 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from jaxlm.config import default_config  # noqa: E402
 from jaxlm.huggingface import conversion  # noqa: E402
-from jaxlm.huggingface.refit import (  # noqa: E402
-    refit,
-    refit_params,
-)
+from jaxlm.huggingface.refit import refit, refit_params  # noqa: E402
 from jaxlm.model.config import encoder_config  # noqa: E402
 from jaxlm.model.heads import abstract_params  # noqa: E402
 from tests.parity.cases import CASES, batch, outputs_of  # noqa: E402
@@ -40,14 +37,15 @@ def ours(encoder, params):
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """The name, Transformers' model, and its directory."""
+    """A case: its name, the Transformers model, and its directory."""
     directory = tmp_path_factory.mktemp(request.param)
     model = make(request.param)
     model.save_pretrained(directory)
     return request.param, model, directory
 
 
-def test_logits_and_gradients_are_those_of_transformers(case):
+@pytest.mark.slow
+def test_logits_and_gradients_equal_those_of_transformers(case):
     name, model, directory = case
     source, encoder, loaded = load(directory)
     values, loss, gradients = run(model)
@@ -63,9 +61,8 @@ def test_logits_and_gradients_are_those_of_transformers(case):
             continue
         parts = [flat[path].T if tensor.transposed else flat[path] for path in tensor.paths]
         family = source.family
-        other = (
-            {} if encoder.tied_output else {family.output_bias: family.decoder_bias}
-        )  # an untied decoder has its own
+        # an untied decoder has its own bias
+        other = {} if encoder.tied_output else {family.output_bias: family.decoder_bias}
         theirs = {n.removeprefix(family.prefix): gradient for n, gradient in gradients.items()}
         gradient = theirs[other.get(tensor.name) or tensor.name]
         worst = max(worst, float(np.abs(np.concatenate(parts) - gradient).max()))
@@ -73,7 +70,7 @@ def test_logits_and_gradients_are_those_of_transformers(case):
     print(f"\n{name:<24} largest difference: logits {difference:.1e}, gradients {worst:.1e}")
 
 
-def test_what_goes_out_is_what_came_in(case, tmp_path):
+def test_export_writes_the_imported_file(case, tmp_path):
     name, model, directory = case
     source, encoder, loaded = load(directory)
     original = json.loads((directory / "config.json").read_text())
@@ -85,18 +82,19 @@ def test_what_goes_out_is_what_came_in(case, tmp_path):
     conversion.write_weights(tmp_path, source.family, encoder, loaded.params, more=more)
     (tmp_path / "config.json").write_text(json.dumps(config))
     before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    if name == "bert_without_head":  # of a base model, under the names of one
+    if name == "bert_without_head":  # exported with the names of a base model
         before = {key.removeprefix(source.family.prefix): value for key, value in before.items()}
     assert before.keys() == after.keys()
     if not encoder.tied_output and source.family.decoder_bias:
-        before[source.family.output_bias] = before[source.family.decoder_bias]  # which is not used
+        before[source.family.output_bias] = before[source.family.decoder_bias]  # the other one is not used
     for key in before:
         np.testing.assert_array_equal(before[key], after[key], key)
     again = load(tmp_path)[2]
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
 
-def test_transformers_loads_what_goes_out(case, tmp_path):
+@pytest.mark.slow
+def test_transformers_loads_exported_checkpoints(case, tmp_path):
     _, model, directory = case
     source, encoder, loaded = load(directory)
     if loaded.fresh:
@@ -108,8 +106,8 @@ def test_transformers_loads_what_goes_out(case, tmp_path):
     params = jax.tree.map(lambda x: x + np.float32(0.01), loaded.params)
     conversion.write_weights(tmp_path, family, encoder, params, shard_bytes=6000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    back, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told.values()), told
+    back, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
     values, _, _ = run(back.eval(), gradients=False)
     found, _, _ = ours(encoder, params)
     real = batch()["attention"] == 1
@@ -117,7 +115,7 @@ def test_transformers_loads_what_goes_out(case, tmp_path):
 
 
 @pytest.mark.parametrize("activation", ["relu_squared", "gelu", "silu"])
-def test_a_quickstart_encoder_gives_the_same_logits_in_the_form_of_modernbert(activation, tmp_path):
+def test_a_quickstart_encoder_gives_the_same_logits_as_modernbert(activation, tmp_path):
     config = default_config()
     config.model.update(
         layers=2, width=24, heads=2, feed_forward_width=20, vocab_size=41, activation=activation, embedding_norm=True,
@@ -132,8 +130,8 @@ def test_a_quickstart_encoder_gives_the_same_logits_in_the_form_of_modernbert(ac
     content = conversion.config_for(after, family, 64, ids) | {"architectures": [family.masked_lm]}
     (tmp_path / "config.json").write_text(json.dumps(content))
     conversion.write_weights(tmp_path, family, after, refit_params(params, before, after))
-    model, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told.values()), told
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
     values, _, _ = run(model.eval(), gradients=False)
     found = np.asarray(outputs_of(before, params)[1])
     real = batch()["attention"] == 1
@@ -164,6 +162,6 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
 
     make("bert").config.save_pretrained(tmp_path)
     torch.save({"x": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match=re.escape("holds more than tensors")):
+    with pytest.raises(Exception, match=re.escape("contains more than tensors")):
         load(tmp_path)
     assert not (tmp_path / "owned").exists()

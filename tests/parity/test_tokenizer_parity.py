@@ -1,4 +1,4 @@
-"""Tokenizers that go out, as Transformers loads them."""
+"""Compares exported tokenizers, as Transformers loads them, with the originals."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from jaxlm.tokenizer.tokenizer import (  # noqa: E402
     load_tokenizer,
     train_tokenizer,
 )
-from tests.tokenizer.test_tokenizer import (  # noqa: E402
+from tests.tokenizer.examples import (  # noqa: E402
     byte_level,
     metaspace,
     saved,
@@ -53,11 +53,11 @@ def test_transformers_gives_the_same_ids(tmp_path, name, grown):
         assert theirs.model_max_length == 64
         assert len(theirs) == ours.vocab_size
         for text in TEXTS:
-            typed = text.replace("[MASK]", ours.mask_token)
-            ids = ours.encode(typed, find_mask=True).ids.tolist()
-            assert theirs(typed)["input_ids"] == [ours.begin_id, *ids, ours.end_id]
+            literal = text.replace("[MASK]", ours.mask_token)
+            ids = ours.encode(literal, find_mask=True).ids.tolist()
+            assert theirs(literal)["input_ids"] == [ours.begin_id, *ids, ours.end_id]
             if name in KINDS:
-                assert theirs.decode(theirs(typed)["input_ids"], skip_special_tokens=True) == ours.decode(ids)
+                assert theirs.decode(theirs(literal)["input_ids"], skip_special_tokens=True) == ours.decode(ids)
         if name in KINDS:
             plain = theirs("a <s> [SEP] the", add_special_tokens=False, split_special_tokens=True)["input_ids"]
             assert plain == ours.encode("a <s> [SEP] the").ids.tolist()

@@ -8,10 +8,13 @@ import pytest
 
 from jaxlm import cli
 from jaxlm.config import load_config, phases_of
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
+from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.objectives.masking import prediction_slots
+from jaxlm.objectives.table import make_objective
 from jaxlm.performance import bench as bench_module
 from jaxlm.performance.bench import bench, describe, profile_json, resized, shape_config, synthetic_batch
 from tests.conftest import ROOT
@@ -37,6 +40,7 @@ def result(results):
     return results[0]
 
 
+@pytest.mark.slow
 def test_the_figures_agree_with_each_other(result):
     assert result["padding"] == 0.25
     assert result["tokens_per_second"] == pytest.approx(BATCH * LENGTH / result["step_seconds"])
@@ -53,6 +57,7 @@ def test_the_figures_agree_with_each_other(result):
     assert "the measured" in text
 
 
+@pytest.mark.slow
 def test_the_profile_covers_the_step_and_finds_every_product(config, result):
     profile = result["profile"]
     covered = sum(time.seconds for time in profile.kinds.values())
@@ -74,36 +79,56 @@ def test_a_compiled_step_is_found_again(results):
     assert ["cache" in describe(result) for result in results] == [False, True]
 
 
+def columns(length=20, objective="masked"):
+    config = shape_config("1x64", 100, 4, length)
+    config.train.objective = objective
+    encoder = encoder_config(config.model)
+    return make_objective(config, phases_of(config)[0], encoder, Execution(), SYNTHETIC_FACTS).columns(length)
+
+
 def test_rows_are_packed_and_padded():
-    batch = synthetic_batch(100, 3, 20, documents=3, padding=0.25)
+    batch = synthetic_batch(columns(), 3, 20, documents=3, padding=0.25)
     assert batch["segment_ids"].tolist() == [[1] * 5 + [2] * 5 + [3] * 5 + [0] * 5] * 3
     assert (batch["tokens"][:, 15:] == 0).all()
     assert (batch["tokens"][:, :15] >= 5).all()
-    assert not batch["word_starts"][:, 15:].any()
-    assert np.array_equal(synthetic_batch(100, 3, 20, 1, 0.0)["segment_ids"], np.ones((3, 20)))
+    assert batch["word_starts"].dtype == bool
+    assert np.array_equal(synthetic_batch(columns(), 3, 20, 1, 0.0)["segment_ids"], np.ones((3, 20)))
 
 
 @pytest.mark.parametrize(("documents", "padding"), [(0, 0), (21, 0), (16, 0.25), (1, 1.0), (1, -0.1)])
 def test_documents_that_do_not_fit_are_refused(documents, padding):
-    with pytest.raises(UserError, match="do not go into a row of 20 tokens"):
-        synthetic_batch(100, 3, 20, documents, padding)
+    with pytest.raises(UserError, match="do not fit into a row of 20 tokens"):
+        synthetic_batch(columns(), 3, 20, documents, padding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["causal", "classify"])
+def test_every_objective_is_timed(objective, monkeypatch):
+    monkeypatch.setattr(bench_module, "MEASURING_SECONDS", 0.01)
+    config = shape_config("1x64", 100, 4, 32)
+    config.train.objective = objective
+    config.task.train = "not read"
+    result = bench(config, 1, 0, documents=2)
+    assert result["objective"] == objective
+    assert result["tokens_per_second"] > 0
+    assert set(columns(32, objective)) >= {"tokens", "segment_ids"}
 
 
 def test_a_recipe_is_timed_with_other_rows():
     config = resized(load_config(str(ROOT / "configs" / "modernbert_base.py")), 4, 512)
     (phase,) = phases_of(config)
-    assert (phase["batch_size"], phase["sequence_length"], phase["accumulate"]) == (4, 512, 1)
-    assert (phase["mask_rate"], phase["rotary_base"], phase["learning_rate"]) == (0.3, 160_000.0, 3e-4)
+    assert (phase.batch_size, phase.sequence_length, phase.accumulate) == (4, 512, 1)
+    assert (phase.mask_rate, phase.rotary_base, phase.learning_rate) == (0.3, 160_000.0, 3e-4)
     own = resized(load_config(str(ROOT / "configs" / "modernbert_base.py")), None, None)
     assert phases_of(own)[-1] == phases_of(load_config(str(ROOT / "configs" / "modernbert_base.py")))[-1]
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--shape=2x64", "--steps=0"], "--steps=0: at least 1"),
-    (["--shape=2x64", "--batch=0"], "--batch=0: at least 1"),
+    (["--shape=2x64", "--steps=0"], "--steps=0: must be at least 1"),
+    (["--shape=2x64", "--batch=0"], "--batch=0: must be at least 1"),
     (["--shape=2x64", "--profile=nowhere/x.png"], "there is no directory nowhere"),
-    (["--shape=2x64", "--profile=x.txt"], "a figure is a .png"),
-    (["--shape=2x64", "--documents=500"], "do not go into a row"),
+    (["--shape=2x64", "--profile=x.txt"], "must be a .png"),
+    (["--shape=2x64", "--documents=500"], "do not fit into a row"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_said(arguments, words, monkeypatch):
     monkeypatch.setattr(bench_module, "MEASURING_SECONDS", 0.01)

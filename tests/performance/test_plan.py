@@ -8,14 +8,18 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from jaxlm import cli
 from jaxlm.config import default_config, phases_of
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.errors import UserError
 from jaxlm.model.config import encoder_config
 from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
+from jaxlm.objectives.table import make_objective
 from jaxlm.performance.collectives import Collective, read_collectives, sent
 from jaxlm.performance.plan import describe, kept_bytes, plan, read_mesh, read_out_of_memory, slice_shape, steps_of
 from tests.conftest import ROOT
@@ -36,15 +40,15 @@ def small_config(**train):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--mesh=data=8", "--chip=v5"], r"--chip=v5 is not known; the chips are v5e, v5p, v6e, h100, h200, a100"),
-        (["--mesh=data=8,rows=2"], r"'rows=2' does not parse; data=8,fsdp=4,tensor=2 is meant"),
-        (["--mesh=data=0"], r"'data=0' does not parse"),
-        (["--mesh=8x4"], r"'8x4' does not parse"),
-        (["--mesh=data=6", "--config.train.batch_size=96"], r"6 devices.*nearest have 4 \(2x2\) and 8 \(2x4\)"),
-        (["--mesh=data=512"], r"512 devices.*nearest have 256 \(16x16\)$"),
-        (["--mesh=data=64", "--chip=h100"], r"train.batch_size=8 is not divided by the 64 devices"),
+        (["--mesh=data=8", "--chip=v5"], r"--chip=v5 is unknown; the chips are v5e, v5p, v6e, h100, h200, a100"),
+        (["--mesh=data=8,rows=2"], r"'rows=2' is not AXIS=SIZE; write it as data=8,fsdp=4,tensor=2"),
+        (["--mesh=data=0"], r"'data=0' is not AXIS=SIZE"),
+        (["--mesh=8x4"], r"'8x4' is not AXIS=SIZE"),
+        (["--mesh=data=6", "--config.train.batch_size=96"], r"6 devices.*nearest slices have 4 \(2x2\) and 8 \(2x4\)"),
+        (["--mesh=data=512"], r"512 devices.*nearest slices have 256 \(16x16\)$"),
+        (["--mesh=data=64", "--chip=h100"], r"train.batch_size=8 is not divisible by the 64 devices"),
         (["--mesh=data=8", "--phase=2"], r"--phase=2: the config's phases are 1 to 1"),
-        (["--mesh=data=8", "--mfu=40"], r"--mfu=40: a share"),
+        (["--mesh=data=8", "--mfu=40"], r"--mfu=40: must be above 0"),
         (
             ["--mesh=data=8", "--chip=v5p", "--config.train.compute_dtype=float32"],
             r"no peak rate of TPU v5p for float32",
@@ -108,13 +112,27 @@ def test_without_libtpu_the_text_says_how_to_install_it(monkeypatch):
 
 
 def test_activations_grow_with_rows_and_shrink_with_rematerialisation():
-    encoder = encoder_config(small_config().model)
-    few, many = (kept_bytes(encoder, Execution("bfloat16", "bfloat16"), (rows, 128, 20), 2**28) for rows in (8, 16))
-    assert many == pytest.approx(2 * few, rel=0.1)
-    again = Execution("bfloat16", "bfloat16", rematerialise="full")
-    assert kept_bytes(encoder, again, (16, 128, 20), 2**28) < 0.5 * many
+    config = small_config()
+    encoder, knobs = encoder_config(config.model), {"mask_rate": jax.ShapeDtypeStruct((), np.float32)}
+
+    def kept(rows, **execution):
+        execution = Execution("bfloat16", "bfloat16", **execution)
+        objective = make_objective(config, phases_of(config)[0], encoder, execution, SYNTHETIC_FACTS)
+        return kept_bytes(objective, encoder, execution, rows, 128, knobs, 1)
+
+    assert kept(16) == pytest.approx(2 * kept(8), rel=0.1)
+    assert kept(16, rematerialise="full") < 0.5 * kept(16)
 
 
+def test_every_objective_is_planned():
+    config = small_config(objective="classify")
+    config.task.train = "not read"
+    result = plan(config, ONE, "h100")
+    assert result["formula_bytes"]["activations"] > 0
+    assert result["flops_per_step"] == training_flops(encoder_config(config.model), 16, 128, 0)
+
+
+@pytest.mark.slow
 def test_the_phase_that_needs_the_most_is_planned_and_all_count_for_the_hours():
     rows = ({"steps": 60}, {"sequence_length": 256, "batch_size": 32, "steps": 30}, {"mask_rate": 0.3})
     config = small_config(phases=rows)
@@ -197,17 +215,19 @@ STEP = """
 import json, types
 from jaxlm.performance import plan
 from jaxlm.runtime import sharding
+from jaxlm.objectives.table import make_objective
 from jaxlm.performance.collectives import read_collectives
-from jaxlm.config import phases_of
+from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.model.config import encoder_config
+from jaxlm.step import assemble
 from tests.performance.test_plan import small_config
 mesh = {"data": 2, "fsdp": 2, "tensor": 1}
 config = small_config(batch_size=64, accumulate=2)
 config.model.layers = 1
-(phase,) = phases_of(config)
+config.train.compute_dtype = "float32"
 devices = sharding.make_mesh(types.SimpleNamespace(slices=1, **mesh))
-step = plan.make_step(config, encoder_config(config.model), phase, devices, "cpu", "float32")
-compiled = plan.compile_step(step, "cpu")
+assembly = assemble(config, encoder_config(config.model), SYNTHETIC_FACTS, devices, "cpu")
+compiled = plan.compile_step(assembly, 0, 100, "cpu")
 print(json.dumps([read_collectives(compiled.as_text(), mesh), plan.device_bytes(compiled)]))
 """
 
@@ -219,6 +239,7 @@ def in_a_process(*arguments, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_parameters_travel_between_devices_and_activations_do_not():
     """The residual stream of a micro-batch is larger than all parameters: what travels is bounded by these."""
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
@@ -276,5 +297,5 @@ def test_a_slice_that_libtpu_does_not_know_is_a_sentence(monkeypatch):
         raise RuntimeError("no such thing\nat all")
 
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
-    with pytest.raises(UserError, match=r"describes no v5e:2x2 \(no such thing\)"):
-        tpu_mesh(None, "v5e", "2x2", ONE)
+    with pytest.raises(UserError, match=r"does not know v5e:2x2 \(no such thing\)"):
+        tpu_mesh("v5e", "2x2", ONE)

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from jaxlm.performance import profile
+from jaxlm.performance.hlo import read_program
 from jaxlm.performance.profile import Interval
+from jaxlm.performance.profile_report import profile_table
 
 LAYER = "jit(train_step)/jvp(loss)/MaskedLM.encode/encoder/layers_0"
 BACK = "jit(train_step)/transpose(jvp(loss))/MaskedLM.encode/encoder/layers_0"
@@ -62,14 +64,14 @@ for word, text in (("LAYER", LAYER), ("BACK", BACK), ("CUBLAS", CUBLAS)):
 
 @pytest.fixture(scope="module")
 def program():
-    return profile.read_program(PROGRAM)
+    return read_program(PROGRAM)
 
 
 @pytest.mark.parametrize(("name", "kind", "flops"), [
     ("up", "products", 2 * 32 * 16 * 64),
-    ("gelu_fusion", "activation", 0),  # the erf outweighs the bias; attention's is one element
-    ("scores", "attention", 2 * 4 * 2 * 8 * 8 * 16),  # it has no scope: its user's counts
-    ("bias", "biases", 0),  # a column of sums is no matrix product
+    ("gelu_fusion", "activation", 0),  # the erf has more elements than the bias addition; the exponential has one
+    ("scores", "attention", 2 * 4 * 2 * 8 * 8 * 16),  # without op_name: that of its user counts
+    ("bias", "biases", 0),  # a column of sums is not a matrix product
     ("norm", "normalisation", 0),
     ("drop", "dropout", 0),
     ("cast", "casts and layout", 0),
@@ -81,7 +83,7 @@ def program():
     ("r", "the rest", 0),
     ("unheard-of", "the rest", 0),
 ])  # fmt: skip
-def test_a_kernel_has_the_kind_and_the_flops_of_what_is_in_it(program, name, kind, flops):
+def test_kernels_are_classified_by_their_contents(program, name, kind, flops):
     assert profile.classify(program, name) == (kind, flops)
 
 
@@ -91,19 +93,19 @@ def test_every_moment_is_counted_once():
         Interval("inner loop", 70, 90), Interval("c", 80, 85), Interval("a", 200, 210),
     ]  # fmt: skip
     shares = profile.share_time(reversed(intervals), lambda name: "loop" in name)
-    # a and b share 20 to 30; the loops have what is left of theirs, the inner one before the outer one.
+    # a and b share 20 to 30; the rest of a loop is its own, the inner loop before the outer one.
     assert shares == {"loop": 30, "a": 25, "b": 35, "inner loop": 15, "c": 5}
     assert sum(shares.values()) == 110
 
 
-def test_products_in_a_loop_count_as_often_as_it_runs(program):
+def test_products_in_a_loop_count_once_per_iteration(program):
     result = profile.summarise(program, {"dot.loop": 4e9, "up": 2e9, "r": 1e9}, steps=2, wall_seconds=10.0)
     assert result.kinds["optimizer"] == (2.0, 2.0, 5 * 2 * 8**3)
     assert result.kinds["products"] == (1.0, 1.0, 2 * 32 * 16 * 64)
     assert result.kinds["the rest"] == (0.5, 0.0, 0.0)
     assert result.uncovered == 1.5
     assert [entry[0] for entry in result.slowest] == ["dot.loop", "up", "r"]
-    rows = {row[0]: row[1:] for row in profile.profile_table(result, peak=1e6)}
+    rows = {row[0]: row[1:] for row in profile_table(result, peak=1e6)}
     assert rows["products"] == ["1,000.0", "20.0%", "0", "7%"]
     assert rows["no kernel"][:2] == ["1,500.0", "30.0%"]
 
@@ -121,7 +123,7 @@ ours = {"hlo_module": "jit_train_step"}
 
 
 @pytest.mark.parametrize(("found", "expected"), [
-    ({"/host:CPU": {  # a kernel that goes on in another thread, another module, and another device
+    ({"/host:CPU": {  # a kernel that ends in another thread, another module, another device
         "thread": [event("up", 0, 5, hlo_op="up", _p=7, **ours), event("r", 9, 1, hlo_op="r", hlo_module="other")],
         "other": [event("end: up", 19, 1, _c=7), event("r", 30, 2, hlo_op="r", device_ordinal=1, **ours)],
     }}, [("up", 0, 20)]),

@@ -1,4 +1,4 @@
-"""What XLA is told, by platform, and the jit that tells it."""
+"""XLA's options for each platform, and the jit that applies them."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ def test_each_platform_has_its_options():
     assert compiler_options("tpu") == initial_options("tpu") == initial_options("cpu") == {}
 
 
-def test_jit_is_jax_s_with_these_options(monkeypatch):
+def test_jit_is_jax_jit_with_these_options(monkeypatch):
     given = []
     monkeypatch.setattr(jax, "jit", lambda function, **options: given.append(options) or function)
 
@@ -23,13 +23,13 @@ def test_jit_is_jax_s_with_these_options(monkeypatch):
     def raised(x, power):
         return x**power
 
-    assert not given, "the platform is asked for before it is needed"
+    assert not given, "the platform is looked up before the first call"
     assert raised(jnp.array(3), power=2) == raised(jnp.array(-3), power=2) == 9
     assert given == [{"compiler_options": compiler_options("cpu"), "static_argnames": ("power",)}]
     assert raised.__name__ == "raised"
 
 
-def test_barriers_outlive_compilation():
+def test_compilation_keeps_barriers():
     def twice(x):
         return jax.lax.optimization_barrier(jnp.sin(x)) * 2
 

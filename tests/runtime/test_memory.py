@@ -6,15 +6,15 @@ import pytest
 
 from jaxlm.runtime import memory
 
-# The second start prints what it was given; a third would never end.
+# The second start prints what it received; if it started again, it would never end.
 SCRIPT = """
 import os, sys
 from jaxlm.runtime import memory
 print("start", flush=True)
-memory.restart_with_kept_memory()
+memory.restart_with_malloc_settings()
 print(os.environ["GLIBC_TUNABLES"], sys.argv[1:], os.getpid() == int(sys.stdin.readline() or 0))
 """
-ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tests glibc")
 
 
 def run(tunables=None):
@@ -28,24 +28,24 @@ def run(tunables=None):
 
 
 @ON_LINUX
-def test_the_program_starts_once_more_as_the_same_process_with_its_arguments():
+def test_the_program_restarts_once_in_the_same_process_with_its_arguments():
     assert run() == ["start", "start", f"{memory.TUNABLES} ['a b', '--config.data.path=x,y'] True"]
 
 
 @ON_LINUX
-def test_what_the_user_has_set_stays():
+def test_the_user_s_tunables_are_kept():
     assert run("") == ["start", " ['a b', '--config.data.path=x,y'] True"]
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_nothing_happens_on_other_systems(monkeypatch, platform):
+def test_other_systems_do_not_restart(monkeypatch, platform):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
-    memory.restart_with_kept_memory()
+    memory.restart_with_malloc_settings()
 
 
-def test_a_start_that_the_system_refuses_changes_nothing(monkeypatch):
+def test_a_failed_restart_changes_nothing(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
 
@@ -53,13 +53,13 @@ def test_a_start_that_the_system_refuses_changes_nothing(monkeypatch):
         raise OSError("no such file")
 
     monkeypatch.setattr(os, "execve", refuse)
-    memory.restart_with_kept_memory()
+    memory.restart_with_malloc_settings()
 
 
 @ON_LINUX
 @pytest.mark.parametrize("tunables", ["ours", "none"])
-def test_what_was_freed_is_given_back(tunables):
-    # Below other memory, so that the end of the heap does not go back by itself.
+def test_freed_memory_is_returned_to_the_system(tunables):
+    # `end` lies above the freed memory, so that the allocator cannot trim the heap by itself.
     script = """
 import resource
 from jaxlm.runtime import memory
@@ -78,5 +78,5 @@ print(held, kept, resident())
     if tunables == "ours":
         assert held - kept < 100
         assert kept - left > 200
-    else:  # glibc's own way is left alone
+    else:  # glibc's default: freed memory is returned at once
         assert held - kept > 200

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import read_added
 from jaxlm.tokenizer.tokenizer import load_tokenizer, train_tokenizer
-from tests.tokenizer.test_tokenizer import (
+from tests.tokenizer.examples import (
     STRANGE,
     TYPED,
     WORDS,
@@ -26,13 +26,13 @@ every_kind = pytest.mark.parametrize("name", NAMES)
 
 
 class Made(dict):
-    def __repr__(self) -> str:  # a failure would print megabytes
+    def __repr__(self) -> str:  # otherwise a failed test prints megabytes
         return "made"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """By name: a tokenizer and the same with added tokens."""
+    """Maps a name to a tokenizer and the same tokenizer with added tokens."""
     folder = tmp_path_factory.mktemp("tokenizers")
     found = {
         "unigram": train_tokenizer(sentences(), tokenizer_settings(), folder / "unigram"),
@@ -50,7 +50,7 @@ def token_of(tokenizer, word):
 
 
 @every_kind
-def test_new_entries_stand_at_the_end(made, name):
+def test_added_tokens_are_at_the_end_of_the_vocabulary(made, name):
     old, new = made[name]
     assert set(new.added) <= set(NEW)
     assert set(NEW[:5]) <= set(new.added)
@@ -68,7 +68,7 @@ def test_new_entries_stand_at_the_end(made, name):
 @every_kind
 @settings(deadline=None, max_examples=60)
 @given(text=st.text() | st.text(st.sampled_from(STRANGE)) | st.lists(st.sampled_from(WORDS + TYPED)).map(" ".join))
-def test_text_without_them_keeps_its_tokens(made, name, text):
+def test_text_without_added_tokens_is_encoded_as_before(made, name, text):
     old, new = made[name]
     if not any(word in text for word in NEW):
         assert new.encode(text, True).ids.tolist() == old.encode(text, True).ids.tolist()
@@ -78,7 +78,7 @@ def test_text_without_them_keeps_its_tokens(made, name, text):
 @every_kind
 @settings(deadline=None, max_examples=60)
 @given(words=st.lists(st.sampled_from(WORDS[:30] + NEW[:4] * 4), min_size=1, max_size=8))
-def test_each_is_one_token_that_can_be_masked(made, name, words):
+def test_each_added_token_is_one_token_and_can_be_masked(made, name, words):
     _, new = made[name]
     text = " ".join(words)
     ids, offsets = new.encode_with_offsets(text)
@@ -98,7 +98,7 @@ def test_each_is_one_token_that_can_be_masked(made, name, words):
 
 
 @every_kind
-def test_decoding_gives_them_back(made, name):
+def test_decoding_restores_added_tokens(made, name):
     _, new = made[name]
     for text in ("the zebrafish of paris", "zebrafish is the zebrafish", "is New York", "the ümläut of"):
         decoded = new.decode(new.encode(text).ids)
@@ -125,7 +125,7 @@ def test_punctuation_and_scripts_without_spaces_end_a_word(made, name, text):
 
 
 @every_kind
-def test_saved_and_loaded_they_are_the_same(made, name, tmp_path):
+def test_added_tokens_are_saved_and_loaded(made, name, tmp_path):
     _, new = made[name]
     new.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
@@ -135,17 +135,12 @@ def test_saved_and_loaded_they_are_the_same(made, name, tmp_path):
     assert loaded.encode(text).ids.tolist() == new.encode(text).ids.tolist()
     more = loaded.with_added(["aardvark", "zebrafish"])
     assert more.added == (*new.added, "aardvark")
-    assert more.with_words("spaces").pieces_of_added()[0].tolist() == new.pieces_of_added()[0].tolist()
+    respaced = new.with_words("spaces").with_added(["aardvark"])
+    assert (respaced.added, respaced.words) == (more.added, "spaces")
+    assert respaced.encode(text).ids.tolist() == more.encode(text).ids.tolist()
 
 
-@every_kind
-def test_their_old_pieces_are_those_of_the_vocabulary_before(made, name):
-    old, new = made[name]
-    assert [ids.tolist() for ids in new.pieces_of_added()] == [old.encode(word).ids.tolist() for word in new.added]
-    assert old.pieces_of_added() == []
-
-
-def test_what_is_known_repeated_or_empty_is_left_out(made):
+def test_known_repeated_and_empty_words_are_skipped(made):
     old, _ = made["unigram"]
     assert old.with_added(["the", "zebu", "", "  ", " zebu ", "Paris", "▁of"]).added == ("zebu",)
     assert old.with_added([]) is old
@@ -153,19 +148,19 @@ def test_what_is_known_repeated_or_empty_is_left_out(made):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("a[SEP]", r"holds the special token \[SEP\]"), ("a\nb", "line end"), ("\U00100000", "of no use")],
+    [("a[SEP]", r"contains the special token \[SEP\]"), ("a\nb", "line end"), ("\U00100000", "private-use")],
 )
-def test_what_cannot_be_added_is_said(made, word, message):
+def test_a_word_that_cannot_be_added_is_reported(made, word, message):
     with pytest.raises(UserError, match=message):
         made["unigram"][0].with_added([word])
 
 
-def test_characters_under_which_they_hide_are_unknown_in_text(made):
+def test_characters_used_as_internal_names_are_unknown_in_text(made):
     _, new = made["unigram"]
     assert new.encode("the \U00100000").ids.tolist()[-1] == new.unk_id
 
 
-def test_an_exported_definition_finds_them(made):
+def test_an_exported_definition_finds_added_tokens(made):
     for name in NAMES:
         _, new = made[name]
         theirs = Tokenizer.from_str(new.transformers_files(64)["tokenizer.json"].decode())
@@ -173,7 +168,7 @@ def test_an_exported_definition_finds_them(made):
             assert theirs.encode(text, add_special_tokens=False).ids == new.encode(text).ids.tolist()
 
 
-def test_a_file_of_tokens(tmp_path):
+def test_a_file_of_tokens_has_one_per_line(tmp_path):
     file = tmp_path / "new.txt"
     file.write_bytes("\ufeffzebrafish\r\n\n New York \n".encode())
     assert read_added(file) == ["zebrafish", "New York"]
@@ -181,7 +176,7 @@ def test_a_file_of_tokens(tmp_path):
     with pytest.raises(UserError, match=r"new\.txt, line 2, byte 8: not UTF-8"):
         read_added(file)
     file.write_text("\n \n")
-    with pytest.raises(UserError, match="holds no token to add"):
+    with pytest.raises(UserError, match="contains no tokens; write one token per line"):
         read_added(file)
     with pytest.raises(UserError, match=r"cannot read .*nowhere"):
         read_added(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.special_tokens import HIDDEN
 from jaxlm.tokenizer.tokenizer import load_tokenizer, train_tokenizer
-from tests.tokenizer.test_tokenizer import (
+from tests.tokenizer.examples import (
     SHARED,
     STRANGE,
     TYPED,
@@ -44,7 +44,7 @@ def exported(tokenizer, **arguments):
 
 
 def plain(text, *names):
-    """The text without typed special tokens, which Transformers finds in it."""
+    """Returns the text without literal special tokens, which Transformers recognizes."""
     for name in names:
         text = text.replace(name, "")
     return "" if any(name in text for name in names) else text
@@ -59,13 +59,13 @@ def special_names(tokenizer):
 
 
 class Made(dict):
-    def __repr__(self) -> str:  # a failure would print megabytes
+    def __repr__(self) -> str:  # otherwise a failed test prints megabytes
         return "made"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """By name: a tokenizer, the same with added tokens, and what is exported of each."""
+    """Maps a name to pairs of a tokenizer and its export, without and with added tokens."""
     folder = tmp_path_factory.mktemp("tokenizers")
     found = {name: train_tokenizer(sentences(), tokenizer_settings(**kind), folder / name)
              for name, kind in KINDS.items()}  # fmt: skip
@@ -91,7 +91,7 @@ any_text = st.one_of(
 @given(text=any_text)
 def test_any_text_has_the_same_ids(made, name, text):
     for tokenizer, theirs in made[name]:
-        # A loaded definition is kept as it is, so there our own hidden character means nothing.
+        # A loaded definition is exported unchanged, so the hidden character has no meaning in it.
         text = plain(text, *special_names(tokenizer), *([] if name in KINDS else [HIDDEN]))
         assert ids(theirs, text) == tokenizer.encode(text, find_mask=True).ids.tolist()
 
@@ -99,10 +99,10 @@ def test_any_text_has_the_same_ids(made, name, text):
 @pytest.mark.parametrize("name", KINDS)
 @settings(deadline=None, max_examples=60)
 @given(text=any_text | st.lists(st.sampled_from([*WORDS, *TYPED]), max_size=8).map(" ".join))
-def test_without_special_tokens_in_text_a_typed_one_is_text(made, name, text):
+def test_with_split_special_tokens_a_literal_special_token_is_text(made, name, text):
     for tokenizer, theirs in made[name]:
-        text = plain(text, *(typed for typed in TYPED if {"[", "<"} & {*typed} - {*tokenizer._library.pieces}))
-        theirs.encode_special_tokens = True  # what Transformers calls split_special_tokens
+        text = plain(text, *(typed for typed in TYPED if {"[", "<"} & {*typed} - {*tokenizer._backend.pieces}))
+        theirs.encode_special_tokens = True  # split_special_tokens in Transformers
         try:
             assert ids(theirs, text) == tokenizer.encode(text).ids.tolist()
         finally:
@@ -111,11 +111,11 @@ def test_without_special_tokens_in_text_a_typed_one_is_text(made, name, text):
 
 @every_kind
 @pytest.mark.parametrize("text", MASKED)
-def test_a_typed_mask_has_the_same_ids(made, name, text):
+def test_a_literal_mask_has_the_same_ids(made, name, text):
     for tokenizer, theirs in made[name]:
-        typed = text.replace("[MASK]", tokenizer.mask_token)
-        expected = tokenizer.encode(typed, find_mask=True).ids.tolist()
-        assert ids(theirs, typed) == expected
+        literal = text.replace("[MASK]", tokenizer.mask_token)
+        expected = tokenizer.encode(literal, find_mask=True).ids.tolist()
+        assert ids(theirs, literal) == expected
         assert expected.count(tokenizer.mask_id) == text.count("[MASK]")
 
 
@@ -132,7 +132,7 @@ def test_decoding_gives_the_same_text(made, name):
 def test_a_thousand_lines_have_the_same_ids(tmp_path, language, kind):
     file = SHARED / f"corpus_{language}" / "train.jsonl"
     if not file.exists():
-        pytest.skip(f"{file} is not there")
+        pytest.skip(f"{file} does not exist")
     with file.open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"][:3000] for line in itertools.islice(lines, 1000)]
     size = {"en": 2000, "zh": 3700}[language]
@@ -151,13 +151,13 @@ def test_a_thousand_lines_have_the_same_ids(tmp_path, language, kind):
     assert not wrong
 
 
-def test_begin_end_and_types_are_added(made):
+def test_begin_and_end_tokens_and_token_types_are_added(made):
     tokenizer, theirs = made["unigram"][0]
     pair = theirs.encode("the", "of")
     assert pair.tokens == ["[CLS]", "▁the", "[SEP]", "▁of", "[SEP]"]
     assert pair.type_ids == [0] * 5
-    typed = exported(tokenizer, token_types=True).encode("the", "of")
-    assert typed.type_ids == [0, 0, 0, 1, 1]
+    with_types = exported(tokenizer, token_types=True).encode("the", "of")
+    assert with_types.type_ids == [0, 0, 0, 1, 1]
 
 
 def test_the_config_names_the_roles(made):
@@ -172,7 +172,7 @@ def test_the_config_names_the_roles(made):
     ]  # fmt: skip
 
 
-def test_a_loaded_definition_is_kept(made):
+def test_a_loaded_definition_is_exported_unchanged(made):
     definition = json.loads(made["byte_level"][0][0].transformers_files(64)["tokenizer.json"])
     original = json.loads(byte_level().to_str())
     for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
@@ -182,22 +182,22 @@ def test_a_loaded_definition_is_kept(made):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"model_type": "char"}, "model type 4"),
-        ({"add_dummy_prefix": False}, "no add_dummy_prefix"),
-        ({"remove_extra_whitespaces": False}, "no remove_extra_whitespaces"),
-        ({"user_defined_symbols": ["<sep>"]}, "user-defined symbols such as \\['<sep>'\\]"),
+        ({"model_type": "char"}, "model type 4 "),
+        ({"add_dummy_prefix": False}, "a model without add_dummy_prefix"),
+        ({"remove_extra_whitespaces": False}, "a model without remove_extra_whitespaces"),
+        ({"user_defined_symbols": ["<sep>"]}, "user-defined symbols such as '<sep>'"),
         ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
     ],
 )
-def test_what_cannot_be_expressed_is_named(tmp_path, arguments, named):
+def test_an_unsupported_feature_is_reported(tmp_path, arguments, named):
     symbols = ["[CLS]", "[SEP]", "[MASK]"]
     arguments = {"hard_vocab_limit": False, "pad_id": 3, "control_symbols": symbols} | arguments
     tokenizer = load_tokenizer(train_foreign(tmp_path, **arguments))
-    with pytest.raises(UserError, match=f"cannot express this SentencePiece model: {named}"):
+    with pytest.raises(UserError, match=f"cannot convert the SentencePiece model .* does not support {named}"):
         tokenizer.transformers_files(64)
 
 
-def test_a_foreign_model_is_expressed(tmp_path):
+def test_a_model_trained_elsewhere_is_exported(tmp_path):
     file = train_foreign(tmp_path, pad_id=3, user_defined_symbols=["<mask>"], normalization_rule_name="identity")
     tokenizer = load_tokenizer(file)
     theirs = exported(tokenizer)
@@ -205,8 +205,8 @@ def test_a_foreign_model_is_expressed(tmp_path):
         assert ids(theirs, text) == tokenizer.encode(text, find_mask=True).ids.tolist()
 
 
-def test_a_difference_names_the_text(made, monkeypatch):
+def test_a_text_with_different_ids_is_reported(made, monkeypatch):
     tokenizer = made["unigram"][0][0]
-    monkeypatch.setattr("jaxlm.tokenizer.transformers_files.ODD_TEXTS", ("the [SEP]",))
-    with pytest.raises(UserError, match=r"it would encode 'the \[SEP\]' otherwise"):
+    monkeypatch.setattr("jaxlm.tokenizer.transformers_files.TEST_TEXTS", ("the [SEP]",))
+    with pytest.raises(UserError, match=r"would encode 'the \[SEP\]' differently"):
         tokenizer.transformers_files(64)

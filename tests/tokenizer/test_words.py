@@ -9,20 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.words import check_rule, code_points, is_space, word_boundaries
+from jaxlm.tokenizer.characters import code_points, is_space
+from jaxlm.tokenizer.words import check_rule, word_boundaries
 
 TRICKY = "aZé19_:,;.'\"’·\n\r\v\x85  \t\u3000\xa0\u202f字語アーのאב\u0301\u0308\u200d\u200c\u200b\xad🇩🇪🦙😀❤️กคप्र\0@/-カ"
 
 
 def words(text, rule):
-    """Returns the words by the rule, white space dropped."""
+    """Returns the words that a rule finds, without white space, separated by "|"."""
     edges = np.flatnonzero(word_boundaries(text, rule)).tolist()
     return "|".join(part.strip() for part in (text[a:b] for a, b in itertools.pairwise(edges)) if part.strip())
 
 
 @settings(deadline=None, max_examples=500)
 @given(st.text(st.sampled_from(TRICKY)) | st.text())
-def test_unicode_boundaries_are_those_of_regex_at_every_visible_character(text):
+def test_unicode_boundaries_equal_those_of_regex_at_visible_characters(text):
     expected = np.zeros(len(text) + 1, bool)
     expected[[match.start() for match in regex.finditer(r"(?w)\b", text)]] = True
     visible = ~is_space(code_points(text))
@@ -43,7 +44,7 @@ def test_unicode_words(text, expected):
     assert words(text, "unicode") == expected
 
 
-def test_spaces_alone_separate_segmented_text():
+def test_the_rule_spaces_separates_words_at_spaces():
     assert words("我们 喜欢\t学习。\nx-y", "spaces") == "我们|喜欢|学习。|x-y"
 
 
@@ -54,12 +55,12 @@ def test_jieba_finds_chinese_words():
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(st.sampled_from(TRICKY + "我们喜欢学习")))
-def test_jieba_takes_any_text(text):
+def test_jieba_accepts_any_text(text):
     pytest.importorskip("jieba")
     assert len(word_boundaries(text, "jieba")) == len(text) + 1
 
 
-def test_icu_counts_in_utf16(monkeypatch):
+def test_boundaries_of_icu_are_converted_from_utf16(monkeypatch):
     class Breaks:
         def setText(self, text):
             assert text == "🦙ab"
@@ -76,12 +77,12 @@ def test_icu_counts_in_utf16(monkeypatch):
 
 
 @pytest.mark.parametrize(("rule", "extra"), [("jieba", "zh"), ("icu", "icu")])
-def test_a_missing_segmenter_names_its_extra(monkeypatch, rule, extra):
+def test_a_missing_segmenter_is_reported_with_its_extra(monkeypatch, rule, extra):
     monkeypatch.setitem(sys.modules, rule, None)
     with pytest.raises(UserError, match=rf"tokenizer.words={rule} needs .*pip install '\.\[{extra}\]'"):
         check_rule(rule)
 
 
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(UserError, match=r"words=no is not one of unicode, jieba"):
+def test_an_unknown_rule_is_rejected():
+    with pytest.raises(UserError, match=r"words=no: must be one of unicode, jieba"):
         check_rule("no")

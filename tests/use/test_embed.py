@@ -11,8 +11,8 @@ from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.model.heads import encode
 from jaxlm.use import embed as module
 from jaxlm.use.embed import Embedder, EmbedSettings, groups_of
-from jaxlm.use.fill_mask import Model
 from jaxlm.use.loading import load_trained
+from jaxlm.use.model import Model
 from tests.conftest import sentences
 from tests.untrained import LENGTH, make_workdir
 
@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rotary(tmp_path_factory):
-    """A model with a norm before each layer, local windows, and products in bfloat16."""
+    """A pre-norm model with rotary positions, local windows, and products in bfloat16."""
     settings = {"positions": "rotary", "norm_position": "pre", "layer_pattern": "gl", "window": 8}
     return load_trained(make_workdir(tmp_path_factory.mktemp("rotary") / "run", **settings), "bfloat16")
 
@@ -40,7 +40,7 @@ def program(model):
 
 
 def states(trained, text):
-    """Every layer's states of one text alone, without packing or padding, [layers + 1, n, D]."""
+    """Returns the states of every layer for one text alone, without packing or padding, [layers + 1, n, D]."""
     tokens = Model(trained).tokenize(text)[None]
     if tokens.shape[1] > LENGTH:
         tokens = np.append(tokens[:, : LENGTH - 1], [[trained.tokenizer.end_id]], axis=1)
@@ -53,11 +53,12 @@ def states(trained, text):
 POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pooling", "normalise", "layers"),
     [("mean", False, (-1,)), ("mean", True, (1, -1)), ("cls", False, (0,)), ("max", True, (2, 1))],
 )
-def test_vectors_are_what_each_text_alone_gives(trained, pooling, normalise, layers):
+def test_vectors_equal_those_of_each_text_alone(trained, pooling, normalise, layers):
     found = Model(trained).embed(TEXTS, pooling, normalise, layers)
     assert found.dtype == np.float32
     assert found.shape == (len(TEXTS), 16)
@@ -68,7 +69,8 @@ def test_vectors_are_what_each_text_alone_gives(trained, pooling, normalise, lay
         assert vector == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_vector_is_the_same_alone_and_in_a_batch_of_any_order_and_size(trained):
+@pytest.mark.slow
+def test_a_vector_does_not_depend_on_the_batch(trained):
     whole = Model(trained).embed(TEXTS)
     for number in (0, 1, 7, len(TEXTS) - 1):
         assert Model(trained).embed([TEXTS[number]])[0] == pytest.approx(whole[number], abs=1e-5)
@@ -78,7 +80,8 @@ def test_a_vector_is_the_same_alone_and_in_a_batch_of_any_order_and_size(trained
     assert len({tuple(np.round(vector, 3)) for vector in whole}) == len(set(TEXTS))
 
 
-def test_the_same_in_bfloat16_with_rotary_positions_and_local_windows(rotary):
+@pytest.mark.slow
+def test_bfloat16_with_rotary_positions_and_local_windows(rotary):
     whole = Model(rotary).embed(TEXTS, normalise=True)
     exact = load_trained(rotary.directory)
     for number in (0, 5, len(TEXTS) - 1):
@@ -101,10 +104,10 @@ def test_few_programs_are_compiled(trained):
     before = module._pooled.program._cache_size()
     for seed in range(5):
         Embedder(trained, settings)(sentences(300 + 20 * seed, seed=seed))
-    assert module._pooled.program._cache_size() <= before + 2  # the rest of a batch has a few sizes
+    assert module._pooled.program._cache_size() <= before + 2  # partial batches have a few sizes
 
 
-def test_texts_longer_than_the_model_are_cut_and_counted_or_refused(trained):
+def test_texts_that_are_too_long_are_truncated_and_counted_or_refused(trained):
     texts = ["short", "The old captain sees the house. " * 20, "The old captain sees the house. " * 30]
     embedder = Embedder(trained, embed_settings(trained.directory, trained.longest))
     first, second, third = embedder(texts)
@@ -112,11 +115,11 @@ def test_texts_longer_than_the_model_are_cut_and_counted_or_refused(trained):
     assert second == pytest.approx(third, abs=1e-5)
     assert not np.allclose(first, second, atol=0.1)
     assert embedder.tokens <= 3 * LENGTH
-    with pytest.raises(UserError, match=r"text 2 is longer than the 40 tokens .*'The old captain"):
+    with pytest.raises(UserError, match=r"text 2 is longer than the model's maximum of 40 tokens .*'The old captain"):
         Embedder(trained, embed_settings(trained.directory, trained.longest), too_long="refuse")(texts)
 
 
-def test_groups_hold_every_text_and_are_bounded(monkeypatch):
+def test_groups_contain_every_text_and_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "GROUP_TEXTS", 4)
     monkeypatch.setattr(module, "GROUP_CHARACTERS", 10)
     texts = ["a", "bb", "", "cccc", "d" * 30, "e", "f" * 9]
@@ -126,16 +129,16 @@ def test_groups_hold_every_text_and_are_bounded(monkeypatch):
     assert list(groups_of([])) == []
 
 
-def test_a_special_token_in_a_text_is_text(trained):
+def test_a_special_token_in_a_text_is_plain_text(trained):
     plain, typed = Model(trained).embed(["the cat", "the cat[SEP]"])
     ids = trained.tokenizer.encode("the cat[SEP]").ids
     assert trained.tokenizer.end_id not in ids
     assert not np.allclose(plain, typed)
 
 
-def test_parameters_that_are_not_finite_are_noticed(trained):
+def test_parameters_that_are_not_finite_raise(trained):
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), trained.params)
-    with pytest.raises(UserError, match="text 1 has no finite vector"):
+    with pytest.raises(UserError, match="the vector of text 1 is not finite"):
         Model(trained._replace(params=params)).embed(["x"])
 
 
@@ -143,20 +146,20 @@ def test_parameters_that_are_not_finite_are_noticed(trained):
     ("arguments", "error"),
     [
         ({"pooling": "sum"}, "pooling=sum is not one of mean, cls, max"),
-        ({"layers": (3,)}, "layers=3: this model has 0 .* to 2"),
+        ({"layers": (3,)}, "layers=3: must be from 0 .* to 2 for this model"),
         ({"layers": ()}, "layers="),
-        ({"too_long": "cut"}, "too_long=cut"),
-        ({"batch_tokens": -1}, "batch_tokens=-1"),
+        ({"too_long": "cut"}, "too_long=cut is not one of"),
+        ({"batch_tokens": -1}, "batch_tokens=-1: must not be negative"),
         ({"texts": "one text"}, "list of str"),
         ({"texts": [1]}, "list of str"),
     ],
 )
-def test_wrong_arguments_get_one_sentence(trained, arguments, error):
+def test_invalid_arguments_raise_one_sentence(trained, arguments, error):
     with pytest.raises(UserError, match=error):
         Model(trained).embed(**({"texts": ["x"]} | arguments))
 
 
-# Directories of sentence-transformers
+# sentence-transformers directories
 
 OLD = {"word_embedding_dimension": 16, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
 
@@ -185,15 +188,15 @@ def test_settings_of_a_sentence_transformers_directory_are_read(trained, tmp_pat
     assert embed_settings(model.directory, model.longest)[:2] == ("max", False)
 
 
-def test_without_such_settings_it_is_the_mean_of_all_tokens(trained, tmp_path):
+def test_the_default_is_the_mean_of_all_tokens(trained, tmp_path):
     assert embed_settings(trained.directory, trained.longest) == EmbedSettings("mean", False, (-1,), LENGTH, "")
     write_settings(tmp_path)
-    other = trained._replace(directory=tmp_path / "sub")  # above is a directory that does not name it
+    other = trained._replace(directory=tmp_path / "sub")  # the modules.json of its parent does not name it
     (tmp_path / "sub").mkdir()
-    assert embed_settings(other).pooling == "mean"
+    assert embed_settings(other.directory, other.longest).pooling == "mean"
 
 
-def test_a_default_prompt_stands_before_each_text(trained, tmp_path):
+def test_a_default_prompt_is_prepended_to_each_text(trained, tmp_path):
     content = {"prompts": {"query": "The cat "}, "default_prompt_name": "query"}
     directory = write_settings(tmp_path, pooling={"pooling_mode": "mean"}, config_sentence_transformers=content)
     found = Model(trained._replace(directory=directory)).embed(["sees"], normalise=False)
@@ -203,10 +206,10 @@ def test_a_default_prompt_stands_before_each_text(trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"pooling": OLD | {"pooling_mode_mean_tokens": True}}, "pools by cls and mean, where"),
-        ({"pooling": {"pooling_mode": "lasttoken"}}, "pools by lasttoken"),
-        ({"pooling": {}}, "pools by nothing"),
-        ({"kinds": ("Transformer", "Pooling", "Dense")}, "a module Dense, which jaxlm does not apply"),
+        ({"pooling": OLD | {"pooling_mode_mean_tokens": True}}, "sets the pooling to cls and mean; jaxlm supports"),
+        ({"pooling": {"pooling_mode": "lasttoken"}}, "sets the pooling to lasttoken"),
+        ({"pooling": {}}, "sets the pooling to nothing"),
+        ({"kinds": ("Transformer", "Pooling", "Dense")}, "a module Dense, which jaxlm does not support"),
         ({"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
         (
             {
@@ -217,6 +220,6 @@ def test_a_default_prompt_stands_before_each_text(trained, tmp_path):
         ),
     ],
 )
-def test_settings_that_are_not_supported_are_named(trained, tmp_path, changes, error):
+def test_unsupported_settings_are_named(trained, tmp_path, changes, error):
     with pytest.raises(UserError, match=error):
-        embed_settings(trained._replace(directory=write_settings(tmp_path, **changes)))
+        embed_settings(write_settings(tmp_path, **changes), trained.longest)

@@ -5,8 +5,9 @@ import pytest
 from pyarrow import parquet
 
 from jaxlm.cli import main
+from jaxlm.storage import lock
 from jaxlm.use import embed, embed_file
-from jaxlm.use.fill_mask import load
+from jaxlm.use.model import load
 from tests.conftest import sentences
 from tests.untrained import make_workdir
 
@@ -34,12 +35,13 @@ def run(workdir, texts, output, *more):
     return main(["embed", f"--model={workdir}", f"--input={texts}", f"--output={output}", *more])
 
 
-def test_all_formats_hold_the_same_vectors_in_order(workdir, texts, tmp_path, small_parts, capsys, caplog):
+@pytest.mark.slow
+def test_all_formats_contain_the_same_vectors_in_order(workdir, texts, tmp_path, small_parts, capsys, caplog):
     expected = load(workdir).embed(TEXTS, normalise=True)
     for ending in (".npy", ".jsonl", ".parquet"):
         assert run(workdir, texts, tmp_path / f"out{ending}", "--normalise") == 0
     output = capsys.readouterr()
-    assert f"{len(TEXTS)} vectors of 16 in" in output.out
+    assert f"wrote {len(TEXTS)} vectors of width 16 to" in output.out
     assert "mean pooling, normalised, float32" in output.out
     assert f"1 of {len(TEXTS)} texts are longer than 40 tokens" in caplog.text
     array = np.load(tmp_path / "out.npy", allow_pickle=False)
@@ -53,7 +55,7 @@ def test_all_formats_hold_the_same_vectors_in_order(workdir, texts, tmp_path, sm
 
 
 @pytest.mark.parametrize("ending", [".npy", ".jsonl", ".parquet"])
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(workdir, texts, tmp_path, small_parts, monkeypatch, ending):
+def test_a_killed_run_continues_and_writes_the_same_bytes(workdir, texts, tmp_path, small_parts, monkeypatch, ending):
     whole, killed = tmp_path / f"whole{ending}", tmp_path / f"killed{ending}"
     assert run(workdir, texts, whole) == 0
     calls, write = [], embed_file._write_part
@@ -61,7 +63,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(workdir, texts, tmp_path,
     def die(folder, number, vectors):
         calls.append(number)
         if len(calls) in (3, 5):
-            (folder / "unfinished").write_bytes(b"half a par")
+            (folder / f"{number:08}.npy.tmp").write_bytes(b"half a par")
             raise KeyboardInterrupt
         write(folder, number, vectors)
 
@@ -75,7 +77,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(workdir, texts, tmp_path,
     assert not (tmp_path / f"killed{ending}.parts").exists()
 
 
-def test_a_resumed_run_counts_all_and_mends_a_damaged_part(workdir, texts, tmp_path, small_parts, monkeypatch, capsys):
+def test_a_resumed_run_counts_all_texts_and_replaces_a_damaged_part(
+    workdir, texts, tmp_path, small_parts, monkeypatch, capsys
+):
     output = tmp_path / "out.npy"
     assemble = embed_file._assemble
     monkeypatch.setattr(embed_file, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -92,25 +96,29 @@ def test_a_resumed_run_counts_all_and_mends_a_damaged_part(workdir, texts, tmp_p
     assert np.load(output) == pytest.approx(load(workdir).embed(TEXTS), abs=1e-5)
 
 
-def test_parts_of_another_run_are_refused(workdir, texts, tmp_path, small_parts, monkeypatch, capsys):
+def test_parts_of_a_run_with_other_settings_are_rejected(workdir, texts, tmp_path, small_parts, monkeypatch, capsys):
     output = tmp_path / "out.npy"
     with monkeypatch.context() as patch:
         patch.setattr(embed_file, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(workdir, texts, output) == 1
     assert run(workdir, texts, output, "--pooling=max") == 1
-    assert "out.npy.parts holds parts of a run that was stopped and had another pooling" in capsys.readouterr().err
+    assert (
+        "out.npy.parts contains parts of an interrupted run with different settings: pooling; remove it"
+        in capsys.readouterr().err
+    )
     texts.write_text("other\n")
     assert run(workdir, texts, output) == 1
-    assert "had another input" in capsys.readouterr().err
+    assert "with different settings: input; remove it" in capsys.readouterr().err
 
 
-def test_a_file_that_stands_there_is_kept_until_the_new_one_is_whole(workdir, texts, tmp_path, monkeypatch):
+def test_an_existing_output_is_kept_until_the_new_one_is_complete(workdir, texts, tmp_path, monkeypatch):
     output = tmp_path / "out.npy"
     output.write_text("before")
     with monkeypatch.context() as patch:
         patch.setitem(embed_file.WRITERS, ".npy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(workdir, texts, output) == 1
     assert output.read_text() == "before"
+    assert not list(tmp_path.glob("*.tmp"))
     assert run(workdir, texts, output) == 0
     assert len(np.load(output)) == len(TEXTS)
 
@@ -122,21 +130,24 @@ def test_records_of_json_lines_by_field(workdir, tmp_path):
     assert np.load(tmp_path / "out.npy") == pytest.approx(expected, abs=1e-5)
 
 
-def test_wrong_input_gets_one_sentence_and_leaves_the_output_alone(workdir, texts, tmp_path, capsys):
+def test_invalid_input_prints_one_sentence_and_leaves_the_output_alone(workdir, texts, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"text": \n')
     (tmp_path / "empty.txt").write_text("")
     output = tmp_path / "out.npy"
     wrong = [
-        ((texts, tmp_path / "out.txt"), "the ending says the format, and must be one of .npy, .jsonl, .parquet"),
-        ((texts, tmp_path / "none" / "out.npy"), "there is no folder"),
-        ((tmp_path / "none.txt", output), "there is no file or folder"),
-        ((tmp_path / "bad.jsonl", output), "bad.jsonl, line 2: no valid JSON"),
-        ((tmp_path / "empty.txt", output), "holds no record"),
+        ((texts, tmp_path / "out.txt"), "the name must end in .npy, .jsonl, .parquet"),
+        ((texts, tmp_path / "none" / "out.npy"), f"the folder {tmp_path / 'none'} does not exist"),
+        ((tmp_path / "none.txt", output), str(tmp_path / "none.txt")),
+        ((tmp_path / "bad.jsonl", output), "bad.jsonl, line 2: "),
+        ((tmp_path / "empty.txt", output), "contains no records"),
         ((tmp_path / "bad.jsonl", tmp_path / "bad.jsonl"), "is the input"),
-        ((texts, output, "--layers=9"), "layers=9: this model has 0"),
-        ((texts, output, "--layers=x"), "--layers=x: numbers with commas"),
+        ((texts, output, "--layers=9"), "layers=9: must be from 0"),
+        ((texts, output, "--layers=x"), "--layers=x: expected integers separated by commas"),
         ((texts, output, "--batch-tokens=-3"), "batch_tokens=-3"),
-        ((texts, tmp_path / "long.npy", "--too-long=refuse"), f"text {len(TEXTS)} is longer than the 40 tokens"),
+        (
+            (texts, tmp_path / "long.npy", "--too-long=refuse"),
+            f"text {len(TEXTS)} is longer than the model's maximum of 40 tokens",
+        ),
         ((texts, output, "--pooling=sum"), "invalid choice: 'sum'"),
     ]
     for arguments, error in wrong:
@@ -146,11 +157,20 @@ def test_wrong_input_gets_one_sentence_and_leaves_the_output_alone(workdir, text
         assert "Traceback" not in message
         assert not output.exists()
     assert main(["embed", "--model=nowhere", f"--input={texts}", f"--output={output}"]) == 1
-    assert "there is no directory nowhere" in capsys.readouterr().err
+    assert "no directory nowhere" in capsys.readouterr().err
 
 
-def test_help_says_what_happens_to_empty_texts_and_has_an_example(capsys):
+def test_help_explains_empty_texts_and_has_an_example(capsys):
     assert main(["embed", "--help"]) == 0
     help_text = capsys.readouterr().out
-    assert "An empty text" in help_text
+    assert "an empty text" in " ".join(help_text.split())
     assert "example: jaxlm embed" in help_text
+
+
+def test_a_folder_of_parts_in_use_is_rejected(workdir, texts, tmp_path, capsys):
+    folder = tmp_path / "out.npy.parts"
+    folder.mkdir()
+    with lock(folder / "lock"):
+        assert run(workdir, texts, tmp_path / "out.npy") == 1
+    assert f"{folder} is in use by another process" in capsys.readouterr().err
+    assert run(workdir, texts, tmp_path / "out.npy") == 0

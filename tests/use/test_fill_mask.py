@@ -11,8 +11,8 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import load_tokenizer
-from jaxlm.use.fill_mask import Model
 from jaxlm.use.loading import load_trained
+from jaxlm.use.model import Model
 from tests.untrained import LENGTH, make_workdir
 
 WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sees", "##s", "##ing", ".", "(", "un"]
@@ -30,7 +30,7 @@ def model(workdir):
 
 @pytest.fixture(scope="module")
 def word_piece(model, tmp_path_factory):
-    """The same model behind a lower-casing WordPiece vocabulary."""
+    """The same model with a lower-casing WordPiece vocabulary."""
     folder = tmp_path_factory.mktemp("vocab")
     (folder / "vocab.txt").write_text("\n".join(WORD_PIECES) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
@@ -38,7 +38,7 @@ def word_piece(model, tmp_path_factory):
 
 
 def logits_of(model, text):
-    """The logits of one text, computed in a row of LENGTH."""
+    """Returns a text's token ids and logits, computed in a row of LENGTH."""
     ids = model.tokenize(text)
     tokens = np.pad(ids, (0, LENGTH - len(ids)))[None]
     logits = model.apply(tokens, (np.arange(LENGTH) < len(ids))[None].astype(np.int32))[0]
@@ -60,9 +60,9 @@ def test_probabilities_are_a_softmax_over_words(model):
 @pytest.mark.parametrize(
     "text", ["x [MASK] y", "x[MASK] y", "[MASK] y", "x  [MASK]", "a [MASK] [MASK] b", "é [MASK]\ty"]
 )
-def test_the_filled_text_is_the_text_with_the_word_put_in(model, text):
-    for blank in model.fill_mask(text):
-        for candidate in blank:
+def test_the_filled_text_has_the_word_in_place_of_the_mask(model, text):
+    for mask in model.fill_mask(text):
+        for candidate in mask:
             assert candidate.text in [
                 text[:start] + candidate.word + text[start + 6 :]
                 for start in range(len(text))
@@ -70,9 +70,13 @@ def test_the_filled_text_is_the_text_with_the_word_put_in(model, text):
             ]
 
 
-def test_targets_are_the_pieces_that_would_stand_there(model):
+def test_targets_are_tokenized_in_context(model):
     tokens = {c.word: c.token for c in model.fill_mask("The cat [MASK] it.", targets=["an", "a", "the"])[0]}
-    assert tokens == {"an": "▁an", "a": "▁a", "the": "the"}  # ▁the is no piece: the space before it is one
+    assert tokens == {
+        "an": "▁an",
+        "a": "▁a",
+        "the": "the",
+    }  # ▁the is not a piece: the space before it is a piece of its own
     tokens = {c.word: c.token for c in model.fill_mask("The cat[MASK] it.", targets=["s"])[0]}
     assert tokens == {"s": "s"}
     (first, second) = model.fill_mask("[MASK] cat [MASK].", targets=["an", "a"])
@@ -80,7 +84,7 @@ def test_targets_are_the_pieces_that_would_stand_there(model):
     assert {c.text for c in second} == {"[MASK] cat an.", "[MASK] cat a."}
 
 
-def test_targets_have_the_probability_that_they_have_among_all_words(model):
+def test_targets_keep_their_probability_among_all_words(model):
     every = {c.token: c.probability for c in model.fill_mask("The cat [MASK] it.", top=1000)[0]}
     found = model.fill_mask("The cat [MASK] it.", top=1, targets=["an", "a"])[0]
     assert [c.probability for c in found] == sorted((every["▁an"], every["▁a"]), reverse=True)
@@ -95,8 +99,12 @@ def test_targets_of_a_word_piece_vocabulary(word_piece):
     assert tokens("([MASK].", "cat") == {"cat": "cat"}
     assert tokens("the cat[MASK].", "s", "ing") == {"s": "##s", "ing": "##ing"}
     assert word_piece.fill_mask("the [MASK].", targets=["Cat"])[0][0].text == "the Cat."
-    for target, error in [("cating", "not one token here but cat ##ing"), ("dog", r"is \[UNK\] to this"),
-                          (" ", "not one token here but nothing"), ("the cat", "not one token")]:  # fmt: skip
+    for target, error in [
+        ("cating", "not one token here but cat ##ing"),
+        ("dog", r"no word for the target 'dog', only \[UNK\]"),
+        (" ", "not one token here but nothing"),
+        ("the cat", "not one token"),
+    ]:
         with pytest.raises(UserError, match=error):
             tokens("the [MASK].", target)
 
@@ -122,7 +130,7 @@ def test_apply_gives_the_logits_of_packed_texts(model):
     assert packed[0, len(one) :] == pytest.approx(np.asarray(model.apply(two[None])[0]), abs=1e-4)
 
 
-def test_tokenize_finds_the_mask_and_params_and_config_fit(model):
+def test_tokenize_finds_the_mask_and_params_match_config(model):
     ids = model.tokenize("The [MASK].")
     assert ids.dtype == np.int32
     assert ids[0] == model.tokenizer.begin_id
@@ -135,20 +143,23 @@ def test_tokenize_finds_the_mask_and_params_and_config_fit(model):
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lambda m: m.fill_mask("no blank"), r"no mask in 'no blank': write \[MASK\]"),
+        (lambda m: m.fill_mask("nothing"), r"no mask in 'nothing': write \[MASK\]"),
         (lambda m: m.fill_mask("x [MASK]", targets="the"), "list of str"),
         (lambda m: m.fill_mask("x [MASK]", targets=["seven stones"]), "is not one token here"),
-        (lambda m: m.apply([[1, 10**6]]), "ids 1 to 1000000, and the model knows 0 to 79"),
+        (lambda m: m.apply([[1, 10**6]]), "ids 1 to 1000000, but the model has 0 to 79"),
         (lambda m: m.apply([[-1, 1]]), "ids -1 to 1"),
-        (lambda m: m.apply([1, 2]), r"integers \[B, L\]"),
-        (lambda m: m.apply(np.ones((1, LENGTH + 1), int)), "rows of 41 tokens are longer than the model's 40"),
-        (lambda m: m.apply(np.ones((1, 60), int), np.ones((1, 60), int)), "a text of 60 tokens"),
-        (lambda m: m.apply(np.ones((1, 6), int), np.ones((1, 5), int)), "segment_ids"),
+        (lambda m: m.apply([1, 2]), r"integers of shape \[B, L\]"),
+        (lambda m: m.apply(np.ones((1, LENGTH + 1), int)), "rows of 41 tokens exceed the model's maximum length of 40"),
+        (lambda m: m.apply(np.ones((1, 60), int), np.ones((1, 60), int)), "a segment or padding of 60 tokens"),
+        (
+            lambda m: m.apply(np.ones((1, 6), int), np.ones((1, 5), int)),
+            r"segment_ids must have the shape of tokens \[1, 6\], not \[1, 5\]",
+        ),
         (lambda m: Model(m.trained._replace(has_head=False)).fill_mask("x [MASK]"), "no masked-LM head"),
         (lambda m: Model(m.trained._replace(has_head=False)).apply([[1]]), "no masked-LM head"),
     ],
 )
-def test_wrong_calls_get_one_sentence(model, call, error):
+def test_invalid_arguments_raise_one_sentence(model, call, error):
     with pytest.raises(UserError, match=error):
         call(model)
 
@@ -159,7 +170,7 @@ def test_a_model_without_a_head_embeds(model):
     assert bare.embed(["the cat"]) == pytest.approx(model.embed(["the cat"]), abs=1e-6)
 
 
-def test_products_in_bfloat16_are_near(workdir, model):
+def test_bfloat16_products_are_close_to_float32(workdir, model):
     other = jaxlm.load(workdir, compute_dtype="bfloat16")
     ids = model.tokenize("The cat sees.")[None]
     difference = np.abs(np.asarray(other.apply(ids)) - np.asarray(model.apply(ids)))
@@ -175,19 +186,22 @@ def test_the_verb_prints_targets(workdir, capsys, monkeypatch):
     }  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("The [MASK].\n"))
     assert main(["fill-mask", f"--model={workdir}", "--json", "--targets=an"]) == 0
-    assert json.loads(capsys.readouterr().out)["blanks"][0][0]["token"] == "▁an"
+    assert json.loads(capsys.readouterr().out)["masks"][0][0]["token"] == "▁an"
     for arguments, error in [
-        (("--targets=,", "x [MASK]"), "words with commas are meant"),
+        (("--targets=,", "x [MASK]"), "expected words separated by commas"),
         (("--targets=seven stones", "x [MASK]"), "'seven stones' is not one token here"),
-        (("--top=0", "x [MASK]"), "--top=0"),
+        (("--top=0", "x [MASK]"), "--top=0: must be at least 1"),
         (("x",), "no mask in 'x'"),
     ]:
         assert main(["fill-mask", f"--model={workdir}", *arguments]) == 1
         assert error in capsys.readouterr().err
 
 
-def test_a_text_longer_than_the_model_is_read_in_a_window(model):
+def test_each_mask_of_a_long_text_is_predicted_from_a_window(model):
     text = "the cat sees the house " * 20 + "[MASK] and a letter " + "the river " * 20
-    (blank,) = model.fill_mask(text)
-    assert len(blank) == 5
+    (mask,) = model.fill_mask(text)
+    assert len(mask) == 5
     assert load_trained(model.trained.directory).longest == LENGTH
+    first, second = model.fill_mask("[MASK] cat " + text)
+    assert [candidate.word for candidate in second] == [candidate.word for candidate in mask]
+    assert first[0].text.startswith(f"{first[0].word} cat the cat")

@@ -19,9 +19,9 @@ def test_similarity_is_the_cosine():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6))
-def test_nearest_is_exact_whatever_the_pieces(queries, rows, k, seed):
+def test_nearest_is_exact_for_any_size_of_pieces(queries, rows, k, seed):
     draw = np.random.default_rng(seed)
-    a, b = (draw.integers(-1, 2, (n, 3)).astype(np.float32) for n in (queries, rows))  # many are equal
+    a, b = (draw.integers(-1, 2, (n, 3)).astype(np.float32) for n in (queries, rows))  # with many equal vectors
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbours, "QUERIES", 2)
         patch.setattr(neighbours, "VECTORS", 7)
@@ -34,13 +34,13 @@ def test_nearest_is_exact_whatever_the_pieces(queries, rows, k, seed):
     assert all(len(set(row)) == k for row in found.tolist())
 
 
-def test_of_equal_neighbours_the_earlier_is_first(monkeypatch):
+def test_equal_neighbours_are_ordered_by_row(monkeypatch):
     monkeypatch.setattr(neighbours, "VECTORS", 4)
     rows, _ = jaxlm.nearest(np.ones((1, 2)), np.ones((10, 2)), 6)
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_the_corpus_may_be_a_mapped_file(tmp_path):
+def test_the_corpus_may_be_a_memory_mapped_file(tmp_path):
     corpus = random.standard_normal((50, 4)).astype(np.float32)
     np.save(tmp_path / "corpus.npy", corpus)
     rows, cosines = jaxlm.nearest(corpus[7:9], np.load(tmp_path / "corpus.npy", mmap_mode="r"), 1)
@@ -51,13 +51,13 @@ def test_the_corpus_may_be_a_mapped_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ((np.ones(3), np.ones((2, 3))), "numbers \\[n, D\\]"),
-        ((np.ones((2, 3)), np.ones((2, 4))), "vectors of 3 and of 4 numbers"),
-        ((np.ones((2, 3)), np.ones((0, 3))), "holds no vector"),
+        ((np.ones(3), np.ones((2, 3))), "numbers of shape \\[n, D\\]"),
+        ((np.ones((2, 3)), np.ones((2, 4))), "vectors of width 3 and 4"),
+        ((np.ones((2, 3)), np.ones((0, 3))), "must contain at least one vector"),
         ((np.array([["a"]]), np.ones((2, 1))), "numbers"),
-        ((np.ones((2, 3)), np.ones((2, 3)), 0), "k=0"),
+        ((np.ones((2, 3)), np.ones((2, 3)), 0), "k=0: must be at least 1"),
     ],
 )
-def test_wrong_arrays_get_one_sentence(arguments, error):
+def test_invalid_arrays_raise_one_sentence(arguments, error):
     with pytest.raises(UserError, match=error):
         jaxlm.nearest(*arguments)

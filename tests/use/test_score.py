@@ -8,8 +8,8 @@ import pytest
 from jaxlm.cli import main
 from jaxlm.errors import UserError
 from jaxlm.use import score as module
-from jaxlm.use.fill_mask import Model
 from jaxlm.use.loading import load_trained
+from jaxlm.use.model import Model
 from jaxlm.use.score import score
 from tests.conftest import sentences
 from tests.untrained import LENGTH, make_workdir
@@ -28,7 +28,7 @@ def trained(workdir):
 
 
 def expected(trained, text, variant):
-    """One masked copy after another, each alone, in rows of LENGTH."""
+    """Returns the log-probabilities computed from one masked copy per row of LENGTH tokens."""
     tokenizer, encoding = trained.tokenizer, trained.tokenizer.encode(text)
     starts = np.append(encoding.word_starts, True)
     whole = Model(trained).tokenize(text)
@@ -56,7 +56,7 @@ def test_a_score_is_the_sum_over_masked_copies(trained, variant):
         assert [*result.tokens] == [trained.tokenizer.token(int(id)) for id in trained.tokenizer.encode(text).ids]
 
 
-def test_the_variants_differ_in_words_of_several_pieces_only(trained):
+def test_the_variants_differ_only_within_words_of_several_tokens(trained):
     text = TEXTS[1]
     original, within = (next(score(trained, [text], variant)) for variant in ("original", "within-word"))
     starts = trained.tokenizer.encode(text).word_starts
@@ -67,13 +67,13 @@ def test_the_variants_differ_in_words_of_several_pieces_only(trained):
     assert (~last_of_word).any()
 
 
-def test_scores_do_not_depend_on_their_company(trained, monkeypatch):
+def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
     together = [result.total for result in score(trained, TEXTS)]
     alone = [next(score(trained, [text], batch_tokens=64)).total for text in TEXTS]
     assert alone == pytest.approx(together, abs=1e-3)
     monkeypatch.setattr(module, "GROUP_TOKENS", 100)
     monkeypatch.setattr(module, "LOGIT_ROWS", 8)
-    jax.clear_caches()
+    jax.clear_caches()  # the new values are read when the program is traced
     assert [result.total for result in score(trained, TEXTS)] == pytest.approx(together, abs=1e-3)
     assert list(score(trained, [])) == []
 
@@ -82,16 +82,16 @@ def test_scores_do_not_depend_on_their_company(trained, monkeypatch):
     ("texts", "variant", "error"),
     [
         (["x", ""], "original", "text 2 is empty"),
-        (["the cat " * 30], "original", f"text 1 has .* reads {LENGTH - 2} beside begin and end"),
+        (["the cat " * 30], "original", f"text 1 has .* reads at most {LENGTH - 2} besides begin and end"),
         (["x"], "salazar", "variant=salazar is not one of within-word, original"),
     ],
 )
-def test_texts_that_cannot_be_scored_are_named(trained, texts, variant, error):
+def test_texts_that_cannot_be_scored_raise_one_sentence(trained, texts, variant, error):
     with pytest.raises(UserError, match=error):
         list(score(trained, texts, variant))
 
 
-def test_without_a_head_nothing_is_scored(trained):
+def test_a_model_without_a_head_raises(trained):
     with pytest.raises(UserError, match="no masked-LM head"):
         Model(trained._replace(has_head=False)).score(["x"])
 
@@ -113,20 +113,20 @@ def test_the_verb_prints_sums_means_and_texts(workdir, trained, tmp_path, capsys
 
 def test_unknown_characters_are_reported(workdir, caplog):
     assert main(["score", f"--model={workdir}", "the cat 語"]) == 0
-    assert "1 of 1 texts hold what the vocabulary does not" in caplog.text
+    assert "1 of 1 texts contain characters that are not in the vocabulary" in caplog.text
 
 
-def test_wrong_calls_get_one_sentence(workdir, tmp_path, capsys, monkeypatch):
+def test_invalid_arguments_print_one_sentence(workdir, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.txt").write_text("")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     model = f"--model={workdir}"
     for arguments, error in [
         ((model, "x", f"--input={tmp_path / 'empty.txt'}"), "not both"),
-        ((model, f"--input={tmp_path / 'empty.txt'}"), "holds no text"),
-        ((model, f"--input={tmp_path / 'none.txt'}"), "there is no file or folder"),
-        ((model,), "no text was given"),
+        ((model, f"--input={tmp_path / 'empty.txt'}"), "contains no text"),
+        ((model, f"--input={tmp_path / 'none.txt'}"), str(tmp_path / "none.txt")),
+        ((model,), "no text given"),
         ((model, "--variant=pll", "x"), "invalid choice"),
-        (("--model=nowhere", "x"), "there is no directory nowhere"),
+        (("--model=nowhere", "x"), "no directory nowhere"),
     ]:
         assert main(["score", *arguments]) == 1
         assert error in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Local layers in blocks: a block of queries meets the keys within half a window of it, not those of the whole row.
+"""Local attention by XLA in blocks: each block of queries attends to the keys within half a window of it.
 
-Shapes: C blocks of a row, S queries in a block, K = S + 2 R keys that they can see, R = window // 2.
+Shapes: as in `attention`; C blocks per row, S queries per block, K = S + 2 R keys per block, R = window // 2.
 """
 
 from typing import NamedTuple
@@ -13,38 +13,38 @@ from jaxlm.model.execution import Execution
 
 
 class LocalBlocks(NamedTuple):
-    """Who sees whom in a local layer: seen bool [B or 1, C, S, K], made once for all layers of the kind."""
+    """The mask of a local layer: visible bool [B or 1, C, S, K], shared by all local layers."""
 
-    seen: Array
+    visible: Array
 
 
 def block_size(length: int, window: int) -> int | None:
-    """Returns how many queries a block has, or None where a masked square of `length` is no more work."""
+    """Returns the number of queries in a block, or None if attention over whole rows of `length` costs no more."""
     reach = window // 2
     size = max(reach, 64)
     return size if 2 * (size + 2 * reach) <= length else None
 
 
 def local_blocks(mask: AttentionMask, length: int, size: int) -> LocalBlocks:
-    """Returns the mask of a local layer (its window set) over blocks of `size` queries, at least half a window."""
+    """Returns a mask with a window, over blocks of `size` queries; size must be at least half the window."""
     assert mask.window is not None
     reach = mask.window // 2
     query, key = _positions(length, size, reach)
-    seen = ((jnp.abs(query - key) <= reach) & (key >= 0) & (key < length))[None]
+    visible = ((jnp.abs(query - key) <= reach) & (key >= 0) & (key < length))[None]
     if mask.causal:
         earlier = (key <= query)[None]
         if mask.prefix is not None:
             earlier |= key[None] < mask.prefix[:, None, None, None]
-        seen &= earlier
+        visible &= earlier
     if mask.segment_ids is not None:
         own = _blocks(mask.segment_ids, size)
-        seen &= own[:, :, :, None] == _with_neighbours(own, reach)[:, :, None, :]
-    return LocalBlocks(seen)
+        visible &= own[:, :, :, None] == _with_neighbours(own, reach)[:, :, None, :]
+    return LocalBlocks(visible)
 
 
 def local_alibi_bias(heads: int, blocks: LocalBlocks) -> Array:
-    """Returns ALiBi's penalty float32 [1, N, S, K], the same for every block."""
-    size, keys = blocks.seen.shape[-2:]
+    """Returns ALiBi's bias float32 [1, N, S, K], which is the same for every block."""
+    size, keys = blocks.visible.shape[-2:]
     query, key = jnp.arange(size)[:, None], jnp.arange(keys)[None, :] - (keys - size) // 2
     return alibi_bias(heads, 2)[:, :, :1, 1:] * jnp.abs(query - key)
 
@@ -60,15 +60,15 @@ def attend_in_blocks(
     dropout_seeds: Array | None = None,
     site: int = 0,
 ) -> Array:
-    """Returns what `attend` does under the same mask as a square; `bias` is that of a block, [1, N, S, K].
+    """Returns `attention.attend` under the same mask, [B, L, N, H]; `bias` is that of one block, [1, N, S, K].
 
-    Dropout zeroes the weights of the same pairs of tokens as in the square.
+    Dropout zeroes the same pairs of tokens as attention over whole rows.
     """
     rows, length = query_blnh.shape[:2]
-    count, size, keys = blocks.seen.shape[1:]
+    count, size, keys = blocks.visible.shape[1:]
     reach = (keys - size) // 2
 
-    def stack(x: Array) -> Array:  # blocks are rows of their own
+    def stack(x: Array) -> Array:  # makes each block a row
         return x.reshape(rows * count, *x.shape[2:])
 
     if dropout_seeds is not None:
@@ -79,7 +79,7 @@ def attend_in_blocks(
         stack(_blocks(query_blnh, size)),
         stack(_with_neighbours(_blocks(key_blnh, size), reach)),
         stack(_with_neighbours(_blocks(value_blnh, size), reach)),
-        stack(jnp.broadcast_to(blocks.seen, (rows, count, size, keys)))[:, None],
+        stack(jnp.broadcast_to(blocks.visible, (rows, count, size, keys)))[:, None],
         execution,
         bias,
         dropout_rate,
@@ -90,13 +90,13 @@ def attend_in_blocks(
 
 
 def _positions(length: int, size: int, reach: int) -> tuple[Array, Array]:
-    """Returns the positions in the row of queries [C, S, 1] and keys [C, 1, K], beyond its ends too."""
+    """Returns the row positions of queries [C, S, 1] and keys [C, 1, K]; some keys lie beyond the row's ends."""
     start = jnp.arange(-(-length // size))[:, None, None] * size
     return start + jnp.arange(size)[None, :, None], start + jnp.arange(-reach, size + reach)[None, None, :]
 
 
 def _blocks(x: Array, size: int) -> Array:
-    """Returns x [B, L, ...] as [B, C, S, ...], zeros after its end."""
+    """Returns x [B, L, ...] as blocks [B, C, S, ...], padded with zeros at the end."""
     rows, length = x.shape[:2]
     count = -(-length // size)
     padding = [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2)
@@ -104,7 +104,7 @@ def _blocks(x: Array, size: int) -> Array:
 
 
 def _with_neighbours(x: Array, reach: int) -> Array:
-    """Returns blocks [B, C, S, ...] with the last `reach` of the one before and the first of the one after."""
+    """Returns [B, C, K, ...]: blocks [B, C, S, ...] with the last and first `reach` entries of their neighbours."""
     ends = [(0, 0)] * (x.ndim - 2)
     before = jnp.pad(x[:, :-1, x.shape[2] - reach :], [(0, 0), (1, 0), *ends])
     after = jnp.pad(x[:, 1:, :reach], [(0, 0), (0, 1), *ends])

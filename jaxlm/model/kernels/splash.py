@@ -1,7 +1,7 @@
-"""Attention on TPU by JAX's splash kernel, which never writes the square of weights and skips blocks out of a window.
+"""Attention on TPU by JAX's splash kernel, which does not store the weights and skips blocks outside a window.
 
-A Pallas call is not divided over devices by XLA, so it runs under `shard_map`: rows over the axes that split the batch,
-heads over `tensor`.
+XLA does not split a Pallas call over devices, so the kernel runs under `shard_map`: rows are split like the batch,
+heads over the axis `tensor`. Shapes: as in `attention`.
 """
 
 from functools import lru_cache
@@ -15,30 +15,29 @@ from jax.sharding import PartitionSpec
 from jaxlm.model.attention import AttentionMask
 from jaxlm.model.execution import Execution
 
-LANES = 128  # the kernel's blocks are multiples of it
+LANES = 128  # block sizes are multiples of it
 
 
 def splash_attend(
     query_blnh: Array, key_blnh: Array, value_blnh: Array, mask: AttentionMask, execution: Execution, name: str
 ) -> Array:
-    """Returns what `attend` does, [B, L, N, H] in the activation dtype, for a mask without a prefix.
+    """Returns `attention.attend`, [B, L, N, H] in the activation dtype, for a mask without a prefix.
 
-    Rows of any length are padded to a multiple of 128. `name` is given to what the backward pass needs of the forward
-    pass, for policies of rematerialisation.
+    Rows are padded to a multiple of 128 tokens. `name` is the name of the saved outputs for rematerialisation policies.
     """
     length, dtype = query_blnh.shape[1], jnp.dtype(execution.compute_dtype)
     padding = -length % LANES
     segment_ids = mask.segment_ids
     if segment_ids is None:
         segment_ids = jnp.zeros(query_blnh.shape[:2], jnp.int32)
-    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=-1)  # which nobody else has
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=-1)  # an id of its own
 
     def attend(query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
         with jax.ensure_compile_time_eval():
             kernel = _kernel(query.shape[1], length + padding, mask.window, mask.causal, name, execution.interpret)
         return jax.vmap(kernel)(query, key, value, splash.SegmentIds(segment_ids, segment_ids))
 
-    if execution.rows is not None:  # XLA does not divide a Pallas call over devices
+    if execution.rows is not None:  # XLA does not split a Pallas call over devices
         rows = execution.rows.spec[0]
         heads = PartitionSpec(rows, "tensor", None, None)
         attend = jax.shard_map(
@@ -49,23 +48,23 @@ def splash_attend(
             check_vma=False,
         )
 
-    def ready(x: Array) -> Array:
+    def padded(x: Array) -> Array:
         return jnp.pad(x.astype(dtype), ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    scale = query_blnh.shape[-1] ** -0.5  # the kernel has none
-    out = attend(ready(query_blnh * scale), ready(key_blnh), ready(value_blnh), segment_ids)
+    scale = query_blnh.shape[-1] ** -0.5  # the kernel does not scale
+    out = attend(padded(query_blnh * scale), padded(key_blnh), padded(value_blnh), segment_ids)
     return out.swapaxes(1, 2)[:, :length].astype(execution.activation_dtype)
 
 
 @lru_cache(maxsize=64)
 def _kernel(heads: int, length: int, window: int | None, causal: bool, name: str, interpret: bool):
-    """Returns the kernel (query, key, value [N, L, H], segment ids [L]) -> [N, L, H]; made once for all layers."""
+    """Returns the kernel: query, key, value [N, L, H] and segment ids [L] to [N, L, H]; cached for all layers."""
     shape = (length, length)
     if window is not None:
         pattern: splash.Mask = splash.LocalMask(shape, (window // 2, 0 if causal else window // 2), 0)
     else:
         pattern = splash.CausalMask(shape) if causal else splash.FullMask(shape)
-    # Small blocks skip more of what a window hides; without one, large blocks have fewer steps.
+    # With a window, small blocks skip more keys; without one, large blocks need fewer steps.
     most = 512 if window is None else LANES * max(1, -(-window // LANES))
     block = next(size for size in range(min(most, length), 0, -LANES) if length % size == 0)
     sizes = splash.BlockSizes(

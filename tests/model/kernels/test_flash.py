@@ -22,7 +22,7 @@ XLA, FLASH = Execution(), Execution(attention="flash", interpret=True)
 
 @functools.partial(jax.jit, static_argnames=("execution", "rate", "block"))
 def results(arrays, mask, execution, rate=0.0, block=None):
-    """Output and gradients; block: the kernel's, in place of its own choice."""
+    """Returns output and gradients; `block` overrides the kernel's choice."""
     length, seeds = arrays[0].shape[1], jnp.array([[1, 2], [3, 4]], jnp.uint32)
 
     def run(arrays):
@@ -33,18 +33,19 @@ def results(arrays, mask, execution, rate=0.0, block=None):
     return out, pull(arrays[3])[0][:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "window", "causal", "packed", "rate", "block"),
     [
         (128, None, False, True, 0.0, None),  # one block
         (60, None, True, False, 0.3, None),
         (200, 64, False, True, 0.0, None),
-        (160, None, False, True, 0.3, 16),  # many blocks, of which most see few
+        (160, None, False, True, 0.3, 16),  # many blocks, most of which attend to few
         (100, 6, True, True, 0.3, 16),
     ],
     ids=str,
 )
-def test_outputs_and_gradients_are_those_of_xla(length, window, causal, packed, rate, block):
+def test_outputs_and_gradients_match_xla(length, window, causal, packed, rate, block):
     arrays = [normal(i, 2, length, 2, 16) for i in range(4)]
     mask = AttentionMask(random_segments(5, 2, length) if packed else None, None, window, causal)
     ours, theirs = results(arrays, mask, FLASH, rate, block), results(arrays, mask, XLA, rate)
@@ -52,7 +53,7 @@ def test_outputs_and_gradients_are_those_of_xla(length, window, causal, packed, 
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_blocks_that_see_nothing_of_each_other_are_skipped():
+def test_blocks_without_visible_pairs_are_skipped():
     ids = jnp.asarray(np.repeat([[1, 2, 3]], [20, 44, 32], axis=1), jnp.int32)  # borders at 20 and 64
     mask = flash_mask(AttentionMask(ids), 96, 16)
     assert mask.first.tolist() == [[0, 0, 1, 1, 4, 4]]
@@ -62,14 +63,15 @@ def test_blocks_that_see_nothing_of_each_other_are_skipped():
     assert local.last.tolist() == [[2, 3, 4, 5, 6, 6]]
 
 
-def test_an_encoder_by_flash_is_the_same_encoder():
+@pytest.mark.slow
+def test_an_encoder_with_flash_matches_one_with_xla():
     """With packed rows, a row of padding alone, dropout, rotary positions, layers of both kinds, values mixed."""
     config = default_config()
     config.model.update(PRESETS["modernbert_base"])
     config.model.update(vocab_size=50, layers=2, width=32, heads=2, feed_forward_width=20, layer_pattern="gl", window=8)
     config.model.update(dropout=0.2, attention_dropout=0.2, value_residual=0.5)
     architecture = encoder_config(config.model)
-    params = jax.tree.map(lambda leaf: 5 * leaf, init_params(architecture, 0))  # or all tokens weigh the same
+    params = jax.tree.map(lambda leaf: 5 * leaf, init_params(architecture, 0))  # otherwise attention is nearly uniform
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 50, (3, 40)), jnp.int32)
     segment_ids = random_segments(2, 3, 40).at[1].set(0)
     seeds = jnp.arange(6, dtype=jnp.uint32).reshape(3, 2)
@@ -84,16 +86,16 @@ def test_an_encoder_by_flash_is_the_same_encoder():
     assert jnp.abs(states(XLA, None, seeds) - theirs).max() > 0.1, "segments this small a matter would hide anything"
 
 
-def test_what_flash_cannot_do_is_refused_by_name():
+def test_flash_rejects_unsupported_arguments_by_name():
     arrays = [normal(0, 1, 16, 1, 16)] * 3
-    with pytest.raises(ValueError, match="flash attention cannot do a prefix"):
+    with pytest.raises(ValueError, match="flash attention does not support a prefix"):
         mask_for(AttentionMask(None, jnp.array([2], jnp.int32), None, causal=True), 16, FLASH)
-    with pytest.raises(ValueError, match="flash attention cannot do a bias"):
+    with pytest.raises(ValueError, match="flash attention does not support a bias"):
         attend(*arrays, mask_for(AttentionMask(), 16, FLASH), FLASH, bias=jnp.zeros((1, 1, 16, 16)))
 
 
-def test_training_lowers_for_cuda_to_kernels_forward_and_backward():
-    """Without a GPU: Pallas writes the kernels' Triton programs."""
+def test_training_lowers_to_a_forward_and_a_backward_kernel_for_cuda():
+    """Needs no GPU: Pallas generates the Triton programs."""
     ids, x = jax.ShapeDtypeStruct((2, 96), jnp.int32), jax.ShapeDtypeStruct((2, 96, 2, 64), jnp.bfloat16)
     execution = Execution("bfloat16", "bfloat16", attention="flash")
 

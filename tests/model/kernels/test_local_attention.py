@@ -26,7 +26,7 @@ def normal(seed, *shape):
 
 
 def random_segments(seed, rows, length):
-    """Documents of random lengths, then padding: segment 0, which may be all of a row."""
+    """Documents of random lengths, then padding (segment 0), which may be a whole row."""
     random = np.random.default_rng(seed)
     table = np.zeros((rows, length), np.int32)
     for row in table:
@@ -38,7 +38,7 @@ def random_segments(seed, rows, length):
 
 @functools.partial(jax.jit, static_argnames=("size", "rate", "alibi", "execution"), compiler_options=UNOPTIMIZED)
 def results(arrays, mask, size=None, rate=0.0, alibi=False, execution=Execution()):  # noqa: B008
-    """Output and gradients under the mask as a square, or in blocks of `size`."""
+    """Returns output and gradients with attention over whole rows, or in blocks of `size`."""
     rows, length, heads, _ = arrays[0].shape
     seeds = jnp.arange(2 * rows, dtype=jnp.uint32).reshape(rows, 2)
 
@@ -60,6 +60,7 @@ def close(first, second, tolerance):
         np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     length=st.integers(1, 40),
@@ -72,10 +73,8 @@ def close(first, second, tolerance):
     rate=st.sampled_from([0.0, 0.4]),
     seed=st.integers(0, 100),
 )
-def test_blocks_give_the_outputs_and_gradients_of_the_masked_square(
-    length, window, spare, packed, causal, prefixed, alibi, rate, seed
-):
-    """With any window, longer than the row too; any block from half a window on, whether it divides the row or not."""
+def test_blocks_match_attention_over_whole_rows(length, window, spare, packed, causal, prefixed, alibi, rate, seed):
+    """With any window, also longer than the row, and any block size of at least half of it, divisor or not."""
     arrays = [normal(seed + i, 2, length, 2, 4) for i in range(4)]
     prefix = jnp.array([length // 2, 1], jnp.int32) if prefixed else None
     mask = AttentionMask(random_segments(seed, 2, length) if packed else None, prefix, window, causal)
@@ -83,7 +82,7 @@ def test_blocks_give_the_outputs_and_gradients_of_the_masked_square(
     close(results(arrays, mask, size, rate, alibi), results(arrays, mask, None, rate, alibi), 1e-5)
 
 
-def test_modernbert_s_own_window_at_lengths_that_blocks_do_not_divide():
+def test_modernbert_window_at_lengths_that_blocks_do_not_divide():
     for length in (500, 512):
         arrays = [normal(i, 1, length, 2, 8) for i in range(4)]
         mask = AttentionMask(random_segments(3, 1, length), None, 128)
@@ -92,8 +91,8 @@ def test_modernbert_s_own_window_at_lengths_that_blocks_do_not_divide():
         close(results(arrays, mask, size, 0.1), results(arrays, mask, None, 0.1), 1e-5)
 
 
-def test_dropout_in_blocks_drops_the_very_weights_that_it_drops_in_the_square():
-    """With values of one, an output is the share of weights that was kept."""
+def test_dropout_in_blocks_drops_the_same_weights():
+    """With values of 1, an output is the fraction of the weights that were kept."""
     query, key, weigh = (normal(i, 2, 37, 3, 4) for i in range(3))
     arrays, mask = [query, key, jnp.ones_like(query), weigh], AttentionMask(None, None, 8)
     square, blocks = results(arrays, mask, None, 0.5)[0], results(arrays, mask, 6, 0.5)[0]
@@ -101,7 +100,7 @@ def test_dropout_in_blocks_drops_the_very_weights_that_it_drops_in_the_square():
     assert len(np.unique(np.asarray(square).round(4))) > 100
 
 
-def test_blocks_in_bfloat16_are_as_near_as_its_rounding():
+def test_blocks_in_bfloat16_match_up_to_rounding():
     arrays = [normal(i, 2, 50, 2, 16) for i in range(4)]
     mask, execution = AttentionMask(random_segments(1, 2, 50), None, 10), Execution("bfloat16", "bfloat16")
     blocks, square = (results(arrays, mask, size, execution=execution)[0] for size in (8, None))
@@ -109,8 +108,8 @@ def test_blocks_in_bfloat16_are_as_near_as_its_rounding():
     np.testing.assert_allclose(blocks.astype(jnp.float32), square.astype(jnp.float32), atol=0.02)
 
 
-def test_nothing_of_the_square_of_a_long_row_is_made():
-    """Neither forward nor backward, nor for the dropout."""
+def test_no_array_has_the_size_of_the_whole_attention_matrix():
+    """Neither in the forward nor in the backward pass, nor for dropout."""
     length, execution = 1000, Execution()
 
     def loss(arrays, segment_ids, seeds):
@@ -121,7 +120,7 @@ def test_nothing_of_the_square_of_a_long_row_is_made():
     x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
     ids, seeds = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1, 2), jnp.uint32)
     shapes = list(all_shapes(jax.make_jaxpr(jax.grad(loss))([x] * 3, ids, seeds).jaxpr))
-    assert max(np.prod(shape) for shape in shapes) == 2 * 1024 * 192  # heads, queries, keys that one sees
+    assert max(np.prod(shape) for shape in shapes) == 2 * 1024 * 192  # heads, queries, visible keys
 
 
 def all_shapes(jaxpr):
@@ -138,7 +137,7 @@ def all_shapes(jaxpr):
     [(128, 128, None), (256, 128, None), (383, 128, None), (384, 128, 64), (1024, 128, 64), (8192, 128, 64),
      (512, 512, None), (1536, 512, 256), (128, 6, None), (140, 6, 64)],
 )  # fmt: skip
-def test_rows_of_twice_what_a_block_sees_are_cut(length, window, expected):
+def test_rows_of_at_least_twice_a_block_s_keys_use_blocks(length, window, expected):
     assert block_size(length, window) == expected
     chosen = mask_for(AttentionMask(jnp.ones((1, length), jnp.int32), None, window), length, Execution())
     assert isinstance(chosen, LocalBlocks) == (expected is not None)

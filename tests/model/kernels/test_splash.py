@@ -30,12 +30,13 @@ def results(arrays, mask, execution):
     return out, pull(arrays[3])[0][:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "window", "causal", "packed"),
     [(256, None, False, True), (200, 64, False, True), (60, None, True, False), (100, 6, True, True)],
     ids=str,
 )
-def test_outputs_and_gradients_are_those_of_xla(length, window, causal, packed):
+def test_outputs_and_gradients_match_xla(length, window, causal, packed):
     arrays = [normal(i, 2, length, 2, 64) for i in range(4)]
     mask = AttentionMask(random_segments(5, 2, length) if packed else None, None, window, causal)
     ours, theirs = results(arrays, mask, SPLASH), results(arrays, mask, XLA)
@@ -43,13 +44,14 @@ def test_outputs_and_gradients_are_those_of_xla(length, window, causal, packed):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_an_encoder_by_splash_is_the_same_encoder():
+@pytest.mark.slow
+def test_an_encoder_with_splash_matches_one_with_xla():
     """With packed rows, a row of padding alone, rotary positions and layers of both kinds."""
     config = default_config()
     config.model.update(PRESETS["modernbert_base"])
     config.model.update(vocab_size=50, layers=2, width=32, heads=2, feed_forward_width=20, layer_pattern="gl", window=8)
     architecture = encoder_config(config.model)
-    params = jax.tree.map(lambda leaf: 5 * leaf, init_params(architecture, 0))  # or all tokens weigh the same
+    params = jax.tree.map(lambda leaf: 5 * leaf, init_params(architecture, 0))  # otherwise attention is nearly uniform
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 50, (3, 40)), jnp.int32)
     segment_ids = random_segments(2, 3, 40).at[1].set(0)
 
@@ -61,14 +63,14 @@ def test_an_encoder_by_splash_is_the_same_encoder():
     assert jnp.abs(states(XLA, None) - theirs).max() > 0.1, "segments this small a matter would hide anything"
 
 
-def test_what_splash_cannot_do_is_refused_by_name():
+def test_splash_rejects_unsupported_arguments_by_name():
     arrays, seeds = [normal(0, 1, 8, 1, 8)] * 3, jnp.ones((1, 2), jnp.uint32)
     prefixed = AttentionMask(None, jnp.array([2], jnp.int32), None, causal=True)
-    with pytest.raises(ValueError, match="splash attention cannot do a prefix"):
+    with pytest.raises(ValueError, match="splash attention does not support a prefix"):
         attend(*arrays, prefixed, SPLASH)
-    with pytest.raises(ValueError, match="splash attention cannot do a bias"):
+    with pytest.raises(ValueError, match="splash attention does not support a bias"):
         attend(*arrays, AttentionMask(), SPLASH, bias=jnp.zeros((1, 1, 8, 8)))
-    with pytest.raises(ValueError, match="splash attention cannot do dropout"):
+    with pytest.raises(ValueError, match="splash attention does not support dropout"):
         attend(*arrays, AttentionMask(), SPLASH, None, 0.1, seeds)
     attend(*arrays, AttentionMask(), SPLASH, None, 0.1, None)  # as in evaluation: nothing is dropped
 
@@ -83,7 +85,7 @@ def tpus():
 
 
 def compiled_for(devices, shape, length, window):
-    """The gradient of attention over packed rows, compiled for a mesh of TPUs: its program."""
+    """Returns the program of the gradient of attention over packed rows, compiled for a mesh of TPUs."""
     chips = np.array(devices[: np.prod(shape)]).reshape(shape)
     mesh = Mesh(chips, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -105,7 +107,7 @@ def test_libtpu_compiles_forward_and_backward_of_packed_rows(tpus, length, windo
     assert program.count('custom_call_target="tpu_custom_call"') == 3  # forward, queries' gradient, keys' and values'
 
 
-def test_on_a_mesh_each_tpu_computes_its_rows_and_heads_without_asking_others(tpus):
+def test_on_a_mesh_each_tpu_computes_its_rows_and_heads_without_communication(tpus):
     program = compiled_for(tpus, (2, 1, 2), 512, 128)
     assert program.count('custom_call_target="tpu_custom_call"') == 3
     assert not any(word in program for word in ("all-gather", "all-to-all", "all-reduce", "collective-permute"))

@@ -1,0 +1,26 @@
+"""What objectives and evaluators must know about a run's data."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.tokenizer.tokenizer import Tokenizer
+
+
+class DataFacts(NamedTuple):
+    """The special tokens of the vocabulary, how often its tokens occur in training, and the names of the classes."""
+
+    mask_id: int
+    pad_id: int
+    special_ids: tuple[int, ...]
+    counts: np.ndarray | None = None  # int64 [V]; None if they are not known
+    labels: tuple[str, ...] = ()  # in the order of the classifier's outputs
+
+
+# The facts of a synthetic batch: `bench` and `plan` read no data.
+SYNTHETIC_FACTS = DataFacts(mask_id=4, pad_id=0, special_ids=(0, 1, 2, 3, 4), labels=("0", "1"))
+
+
+def facts_of(tokenizer: Tokenizer, counts: np.ndarray | None, labels: tuple[str, ...] = ()) -> DataFacts:
+    """Returns the facts of data that this tokenizer made."""
+    return DataFacts(tokenizer.mask_id, tokenizer.pad_id, tuple(tokenizer.special_ids), counts, labels)

@@ -1,0 +1,35 @@
+"""The interface of an evaluator: one evaluation set, how often it runs, and whether it chooses the best checkpoint."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Metrics = dict[str, float]
+
+
+class Evaluator(NamedTuple):
+    """What the training loop runs on one evaluation set."""
+
+    name: str  # of the set: under it the metrics are logged
+    every: int  # updates between evaluations; 0: only at the end
+    run: Callable[[dict[str, Any], int], Metrics]  # parameters on the mesh, and the number of the phase of training
+    describe: Callable[[str, Metrics], str]  # the set's name and its metrics as a line of text
+    selects: str = ""  # the metric that chooses the best checkpoint; empty: this set chooses none
+    higher_is_better: bool = False
+
+
+def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:
+    """Returns the evaluator that chooses the best checkpoint: the first that selects by a metric."""
+    return next((evaluator for evaluator in evaluators if evaluator.selects), None)
+
+
+def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns a table of each set's loss and accuracy before the first update and at the end of training."""
+    lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
+    for name, after in last.items():
+        (loss, accuracy), (last_loss, last_accuracy) = (
+            [math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy")]
+            for known in (first.get(name, {}), after)
+        )
+        lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{accuracy:>18.1%}{last_accuracy:>9.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Fine-tuning by the same loop as pretraining: a classifier from an encoder, resumed, and its best checkpoint."""
+
+import json
+import random
+
+import pytest
+
+from jaxlm import cli
+from jaxlm.config import load_config
+from jaxlm.errors import UserError
+from jaxlm.init_from import resolve
+from jaxlm.runtime.checkpoint import Checkpoints
+from jaxlm.runtime.run_log import read_metrics
+from jaxlm.train import train
+from jaxlm.use.loading import load_trained
+from tests.conftest import OBJECTS, ROOT, SUBJECTS, VERBS
+
+CLASSIFY = str(ROOT / "configs" / "classify.py")
+
+
+def write_table(path, count, seed):
+    """Writes sentences labelled by their verb: a rule that a small model learns in seconds."""
+    rng = random.Random(seed)
+    lines = ["sentence\tlabel"]
+    for _ in range(count):
+        verb = rng.choice(VERBS)
+        lines.append(f"{rng.choice(SUBJECTS)} {verb} {rng.choice(OBJECTS)}\t{'calm' if verb < 'e' else 'busy'}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(mini, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("encoder")
+    train(mini("train.steps=3", "model.dropout=0", "model.attention_dropout=0"), workdir)
+    return workdir
+
+
+@pytest.fixture
+def classify(encoder, tmp_path):
+    """Returns the config of classify.py from the encoder on made-up sentences, with overrides."""
+    from jaxlm.init_from import start_settings
+
+    files = [write_table(tmp_path / f"{name}.tsv", count, seed) for seed, (name, count) in
+             enumerate([("train", 300), ("dev", 60), ("other", 20)])]  # fmt: skip
+
+    def make(*overrides):
+        settings = [
+            f"init_from={encoder}", f"task.train={files[0]}", f"task.evaluation=dev={files[1]},other={files[2]}",
+            "model.dropout=0", "model.attention_dropout=0", "data.sequence_length=32", "train.batch_size=16",
+            "train.epochs=none", "train.steps=60", "evaluation.every=20", "checkpoint.every=20",
+            "optimizer.learning_rate=0.005", "logging.tensorboard=false", "logging.curve=false", "logging.every=10",
+            "train.compute_dtype=float32", "schedule.name=constant", "schedule.warmup=0",
+        ]  # fmt: skip
+        return load_config(CLASSIFY, [*settings, *overrides], start_settings)
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accuracy(classify, tmp_path, capsys):
+    result = train(classify(), tmp_path / "run")
+    assert result["evaluation"]["dev"]["n"] == 60
+    assert result["evaluation"]["other"]["n"] == 20
+    assert result["evaluation"]["dev"]["accuracy"] > 0.9
+    shown = capsys.readouterr().out
+    assert "dev: accuracy" in shown
+    assert "nats per example; n = 60" in shown
+    events = [e for e in read_metrics(tmp_path / "run") if e["kind"] == "evaluation" and e["name"] == "dev"]
+    assert [e["step"] for e in events] == [0, 20, 40, 60]
+    accuracies = {e["step"]: e["accuracy"] for e in events if e["step"]}
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", higher_is_better=True)
+    assert checkpoints.newest() == 60
+    best = max(accuracies, key=lambda step: (accuracies[step], -step))
+    assert (tmp_path / "run" / "checkpoints" / str(best)).exists()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["task"]["labels"] == ["busy", "calm"]
+
+
+@pytest.mark.slow
+def test_a_resumed_classifier_ends_with_the_same_bits(classify, tmp_path):
+    dropout = ("model.dropout=0.1", "model.attention_dropout=0.1", "evaluation.every=0", "checkpoint.every=5")
+    whole = train(classify("train.steps=12", *dropout), tmp_path / "whole")
+    train(classify("train.steps=7", *dropout), tmp_path / "parts")
+    parts = train(classify("train.steps=12", *dropout), tmp_path / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"]
+
+
+@pytest.mark.slow
+def test_accumulation_changes_a_classifier_by_rounding_only(classify, tmp_path):
+    losses = []
+    for accumulate in (1, 2):
+        settings = (f"train.accumulate={accumulate}", "train.steps=6", "logging.every=1", "evaluation.every=0")
+        train(classify(*settings), tmp_path / str(accumulate))
+        events = read_metrics(tmp_path / str(accumulate))
+        losses.append([e["loss"] for e in events if e["kind"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_changed_training_data_are_refused(classify, tmp_path):
+    train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "run")
+    write_table(tmp_path / "train.tsv", 300, 9)
+    with pytest.raises(UserError, match="the data have changed since"):
+        train(classify("train.steps=4", "evaluation.every=0"), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsys):
+    train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    assert not trained.has_head
+    assert trained.params.keys() == {"encoder"}
+    assert cli.main(["fill-mask", f"--model={tmp_path / 'run'}", "the cat [MASK]"]) == 1
+    assert "has no masked-LM head" in capsys.readouterr().err
+    assert cli.main(["evaluate", f"--model={tmp_path / 'run'}"]) == 1
+    assert "has no masked-LM head, so it has no masked-LM loss" in capsys.readouterr().err
+
+
+def test_pretraining_goes_on_from_a_classifier_with_a_new_head(classify, mini, tmp_path, caplog):
+    train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "classifier")
+    start = resolve(str(tmp_path / "classifier"))
+    settings = (f"model.init_from={tmp_path / 'classifier'}", f"tokenizer.path={start.tokenizer['path']}")
+    config = mini("train.steps=1", *settings)
+    result = train(config, tmp_path / "on", start)
+    assert "has no masked-LM head: a new head is initialized" in caplog.text
+    assert result["evaluation"]["held_out"]["n"] > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.train=/nowhere.tsv", "there is no file /nowhere.tsv"),
+        ("task.text=absent", "there is no column absent; the columns are sentence, label"),
+        ("task.label=absent", "has 0 different labels in absent; at least 2 are needed"),
+    ],
+)
+def test_bad_tasks_are_one_sentence(classify, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        train(classify(override), tmp_path / "run")
+
+
+def test_a_classifier_needs_an_encoder(tmp_path, capsys):
+    table = write_table(tmp_path / "a.tsv", 10, 0)
+    command = ["train", f"--config={CLASSIFY}", f"--config.task.train={table}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(command) == 1
+    assert "needs a trained encoder: set init_from" in capsys.readouterr().err
