@@ -176,7 +176,7 @@ def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, argumen
 
 
 def test_a_text_without_a_mask_is_told_so(jaxlm, trained):
-    result = jaxlm("fill-mask", f"--model={trained}", "No blank here.")
+    result = jaxlm("fill-mask", f"--model={trained}", "No mask here.")
     assert result.returncode == 1
     assert "no mask in" in result.stderr
 

@@ -126,15 +126,15 @@ def phased(mini, tmp_path_factory):
     whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
     settings = (f"train.phases={phases}", "optimizer.learning_rate=0.03", *LIGHT)  # positions come to matter at once
     run = lambda steps, where: train(mini(f"train.steps={steps}", *settings), where)  # noqa: E731
-    ends, judged = {}, {}
+    ends, evaluated = {}, {}
     for steps in (4, 6, 9):
         ends[steps] = run(steps, parts)
         if steps == 6:
             continue
         trained = load_trained(parts, "bfloat16")
         stores = open_prepared(json.loads((parts / "data.json").read_text())["directory"])
-        judged[steps] = (trained.encoder.rotary_base, evaluate(trained, stores.held_out, rows=32))
-    return whole, run(9, whole), ends, judged
+        evaluated[steps] = (trained.encoder.rotary_base, evaluate(trained, stores.held_out, rows=32))
+    return whole, run(9, whole), ends, evaluated
 
 
 @pytest.mark.slow
@@ -310,9 +310,9 @@ def test_rules_of_decay_are_refused_before_anything_is_read(mini, tmp_path, monk
 
 @pytest.mark.slow
 def test_evaluation_uses_the_rotary_base_of_the_phase(phased):
-    _, _, ends, judged = phased
+    _, _, ends, evaluated = phased
     for steps, base in ((4, 20), (9, 50_000)):
-        found, again = judged[steps]
+        found, again = evaluated[steps]
         assert found == base
         assert again["held_out"]["loss"] == pytest.approx(ends[steps]["evaluation"]["held_out"]["loss"], abs=1e-4)
 

@@ -247,7 +247,7 @@ def _load_newest(
     """Returns the newest intact step, or None, and the newer steps that are broken, each with the reason."""
     broken: dict[int, str] = {}
     while True:
-        # Listed anew each time, because a run in progress deletes old steps and adds new ones.
+        # Listed again each time, because a run in progress deletes old steps and adds new ones.
         candidate = from_first(lambda: _newest_candidate(directory, broken, step))
         if candidate is None:
             break

@@ -41,7 +41,7 @@ def test_parameter_tree_matches_the_golden_file(name):
         golden.write_text(tree)
     assert tree == golden.read_text(), (
         f"the parameters of {name} are not those of {golden}: checkpoints of before no longer load. "
-        f"If that is meant, run the test with {RENEW}=1 to renew the file, and look at its diff"
+        f"If this is intended, run the test with {RENEW}=1 to renew the file, and check its diff"
     )
 
 

@@ -319,9 +319,9 @@ def test_slots_hold_the_rate_and_never_more_than_the_row():
 
 def test_evaluation_masks_single_tokens_80_10_10_whatever_the_settings():
     trained = MASKING._replace(scheme="span", mask_share=1.0, random_share=0.0)
-    judged = evaluation_masking(trained)
-    assert (judged.scheme, judged.mask_share, judged.random_share) == ("token", 0.8, 0.1)
-    assert (judged.mask_id, judged.vocab_size, judged.special_ids) == (MASK, SIZE, SPECIAL)
+    masking = evaluation_masking(trained)
+    assert (masking.scheme, masking.mask_share, masking.random_share) == ("token", 0.8, 0.1)
+    assert (masking.mask_id, masking.vocab_size, masking.special_ids) == (MASK, SIZE, SPECIAL)
     assert EVALUATION_RATE == 0.15
 
 

@@ -29,7 +29,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def results(config):
-    """Two benches of one step, from one line: what is profiled is compiled anew where it is called from elsewhere."""
+    """Two runs of the bench from one source line: a profiled step is compiled again if the calling line differs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "MEASURING_SECONDS", 0.05)
         return [bench(config, steps, 1, documents=3, padding=0.25, profiled=3) for steps in (4, 1)]
