@@ -175,7 +175,7 @@ def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, argumen
     assert len(result.stderr.strip().splitlines()[-1]) < 400
 
 
-def test_a_text_without_a_mask_is_told_so(jaxlm, trained):
+def test_a_text_without_a_mask_is_rejected(jaxlm, trained):
     result = jaxlm("fill-mask", f"--model={trained}", "No mask here.")
     assert result.returncode == 1
     assert "no mask in" in result.stderr
