@@ -113,6 +113,7 @@ def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file
     assert 0 < figures["loss"] < figures["unigram_loss"]
 
 
+@pytest.mark.slow
 def test_three_lines_of_python_do_the_same(trained):
     import jaxlm
 
@@ -175,6 +176,7 @@ def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, argumen
     assert len(result.stderr.strip().splitlines()[-1]) < 400
 
 
+@pytest.mark.slow
 def test_a_text_without_a_mask_is_rejected(jaxlm, trained):
     result = jaxlm("fill-mask", f"--model={trained}", "No mask here.")
     assert result.returncode == 1

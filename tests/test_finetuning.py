@@ -117,6 +117,7 @@ def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsy
     assert "has no masked-LM head, so it has no masked-LM loss" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_classifier_with_a_new_head(classify, mini, tmp_path, caplog):
     train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "classifier")
     start = resolve(str(tmp_path / "classifier"))

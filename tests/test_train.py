@@ -27,6 +27,7 @@ def resumes(workdir) -> list[int]:
     return [entry["step"] for entry in read_metrics(workdir) if entry["kind"] == "start"]
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_what_it_promises(mini, tmp_path):
     shown = ("logging.curve=true", "logging.tensorboard=true")
     learning = ("optimizer.learning_rate=0.01", "schedule.name=linear", "schedule.warmup=0.06")
@@ -235,6 +236,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monk
     assert train(mini(*settings), tmp_path / "run")["params_sha256"] == whole["params_sha256"]
 
 
+@pytest.mark.slow
 def test_nan_at_a_save_is_detected_in_the_arrays(mini, tmp_path, monkeypatch):
     settings = ("train.steps=20", "checkpoint.every=5", "logging.every=100", "evaluation.every=0")
     monkeypatch.setattr(training, "compile_step", with_nan_params(training.compile_step, at=11))

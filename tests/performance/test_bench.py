@@ -74,6 +74,7 @@ def test_the_profile_covers_the_step_and_finds_every_product(config, result):
     assert answer["kinds"]["products"]["product_flops_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_found_again(results):
     assert [result["compiled_from_cache"] for result in results] == [False, True]
     assert ["cache" in describe(result) for result in results] == [False, True]

@@ -64,6 +64,7 @@ def test_the_exported_tokenizer_gives_the_same_ids(run, tmp_path):
         assert library.encode(text).ids == expected, text
 
 
+@pytest.mark.slow
 def test_the_model_card_describes_the_run(run, tmp_path):
     card = (export(run, tmp_path / "my-model") / "README.md").read_text()
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -143,6 +144,7 @@ def test_invalid_arguments_raise_one_sentence_and_write_nothing(run, mini, tmp_p
     assert f"cannot write --to={tmp_path / 'file' / 'out'}: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_leaves_no_half_directory(run, tmp_path, monkeypatch):
     from jaxlm.huggingface import conversion
 
