@@ -5,6 +5,7 @@ A row holds several examples, each its own segment, so that hardly any padding i
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -53,7 +54,7 @@ class ExampleData:
     evaluation: dict[str, Examples]
     labels: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def counts(self) -> np.ndarray:
         """How often each token occurs in the training examples, int64 [V]."""
         return np.bincount(np.concatenate(self.train.tokens), minlength=self.tokenizer.vocab_size).astype(np.int64)
