@@ -228,6 +228,7 @@ def test_sigterm_ends_a_command_with_a_sentence(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) == usual
 
 
+@pytest.mark.slow
 def test_a_truncated_compiled_program_is_compiled_again(tmp_path):
     code = """
 from jaxlm import cli

@@ -128,6 +128,7 @@ def test_pretraining_goes_on_from_a_classifier_with_a_new_head(classify, mini, t
     assert result["evaluation"]["held_out"]["n"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -51,6 +51,7 @@ def test_all_parts_run_on_a_cpu_without_tensorflow(tmp_path):
     assert "`scripts/gpu_checks --tiny --steps=2`" in report
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_fails_with_one_sentence(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "gpu_checks"), f"--output={tmp_path}"]
     done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
@@ -91,6 +92,7 @@ def test_a_failed_part_is_reported_and_the_others_go_on(script, checks, tmp_path
     assert "| k | c | 0.0e+00 |" in report
 
 
+@pytest.mark.slow
 def test_parts_stop_at_the_end_of_the_time(script, checks, monkeypatch):
     def hang(result, deadline):
         with script.Process([sys.executable, "-c", "import time; time.sleep(60)"], dict(os.environ)) as process:

@@ -260,6 +260,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(mini, tmp_path, caplog):
     assert resumes(tmp_path) == [0, 7]
 
 
+@pytest.mark.slow
 def test_a_step_at_a_million_begins_at_once(mini, tmp_path, monkeypatch):
     config = mini("train.steps=1000002", "checkpoint.every=1000000")
     monkeypatch.setattr(Checkpoints, "restore", lambda self, abstract: _restored(abstract, 1_000_000, data))
@@ -297,6 +298,7 @@ def test_running_out_of_memory_names_the_settings_to_lower(mini, tmp_path, monke
     assert "train.batch_size" in error
 
 
+@pytest.mark.slow
 def test_metrics_are_valid_json_lines(mini, tmp_path):
     train(mini("train.steps=6"), tmp_path)
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():

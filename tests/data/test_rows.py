@@ -232,6 +232,7 @@ def test_batches_hold_the_rows_that_they_name(stores):
         rows.batch(4, 4, 13)
 
 
+@pytest.mark.slow
 def test_starting_at_a_step_equals_iterating_to_it_through_tf_data(stores):
     rows = TrainRows(stores, (2, 1, 1), PHASES, 0)
     whole = list(train_batches(rows, 0, 20))

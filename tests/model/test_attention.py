@@ -163,6 +163,7 @@ def plain_attention(query, key, value, seen, bias):
     return jnp.einsum("bnqk,bknh->bqnh", weights / weights.sum(-1, keepdims=True), value)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(packed_rows(), st.none() | st.integers(1, 12), st.booleans(), st.booleans())
 def test_attention_and_its_gradients_match_an_einsum_in_float64(segment_ids, window, causal, alibi):

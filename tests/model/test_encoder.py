@@ -288,6 +288,7 @@ def test_a_row_that_begins_inside_a_document_treats_the_piece_as_a_document(name
         np.testing.assert_allclose(ours, run(params, *pack([piece], 32))[0, : len(piece)], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["bert_base", "modernbert_base"])
 def test_padding_changes_no_outputs_alone_or_in_a_batch(preset):
     """The first is longer than the local window."""

@@ -153,6 +153,7 @@ def test_output_bias_starts_at_the_log_of_frequencies():
     assert np.exp(bias).sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"output_bias_from_frequencies": True, "output_bias": False}], ids=str)
 def test_counts_change_nothing_without_the_setting(changes):
     config = architecture(**changes)

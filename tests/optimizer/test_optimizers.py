@@ -453,6 +453,7 @@ def test_without_freezing_the_state_has_the_structure_of_older_checkpoints():
         assert f"{adam}mu/head/bias" in flatten(jax.eval_shape(update.init, model_shapes()))
 
 
+@pytest.mark.slow
 def test_the_backward_pass_ends_at_the_lowest_trainable_parameter():
     section = default_config().model
     section.update(layers=4, width=64, heads=2, feed_forward_width=128)

@@ -312,6 +312,7 @@ def test_a_flipped_bit_in_the_arrays_is_detected_and_the_previous_step_restored(
         assert checkpoints.newest() == 20
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_changes_what_is_restored(written, tmp_path):
     rng = random.Random(0)
     files = [path for path in (written / "30").rglob("*") if path.is_file() and path.stat().st_size]

@@ -4,9 +4,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_prepared_data_sets_are_read_and_errors_name_the_expected_folder(tmp_path):
     program = f"""
         import sys

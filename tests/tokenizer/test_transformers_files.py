@@ -127,6 +127,7 @@ def test_decoding_gives_the_same_text(made, name):
             assert theirs.decode(found.tolist()) == tokenizer.decode(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_thousand_lines_have_the_same_ids(tmp_path, language, kind):

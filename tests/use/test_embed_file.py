@@ -54,6 +54,7 @@ def test_all_formats_contain_the_same_vectors_in_order(workdir, texts, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.npy", "out.parquet", "texts.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".npy", ".jsonl", ".parquet"])
 def test_a_killed_run_continues_and_writes_the_same_bytes(workdir, texts, tmp_path, small_parts, monkeypatch, ending):
     whole, killed = tmp_path / f"whole{ending}", tmp_path / f"killed{ending}"

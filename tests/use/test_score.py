@@ -45,6 +45,7 @@ def expected(trained, text, variant):
     return [float(logits[n, n + 1, id]) for n, id in enumerate(encoding.ids)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["original", "within-word"])
 def test_a_score_is_the_sum_over_masked_copies(trained, variant):
     for text, result in zip(TEXTS, score(trained, TEXTS, variant), strict=True):
@@ -67,6 +68,7 @@ def test_the_variants_differ_only_within_words_of_several_tokens(trained):
     assert (~last_of_word).any()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
     together = [result.total for result in score(trained, TEXTS)]
     alone = [next(score(trained, [text], batch_tokens=64)).total for text in TEXTS]
