@@ -140,7 +140,7 @@ class ServiceProcess:
 
 def serve(address: str, processes: int, heartbeat: float) -> None:
     """Runs the service until standard input is closed and the other processes have had time to end."""
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # they ask the run to stop, which still needs the service to save
     port, end = int(address.rpartition(":")[2]), time.monotonic() + PORT_SECONDS
     while not port_is_free(port):

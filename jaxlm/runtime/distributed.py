@@ -142,15 +142,21 @@ class Votes:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """Yields a list of the SIGTERM and SIGINT received so far; a second signal of a kind has its usual effect."""
+    """Yields a list of the SIGTERM, SIGINT and SIGHUP received so far.
+
+    A second SIGTERM or SIGINT has its usual effect. All SIGHUPs count as one, since a closed terminal may send several;
+    under nohup, SIGHUP stays ignored.
+    """
     received: list[str] = []
     usual: dict[Any, Any] = {}
 
     def receive(number: int, frame: Any) -> None:
         received.append(signal.Signals(number).name)
-        signal.signal(number, usual[number])
+        if number != signal.SIGHUP:
+            signal.signal(number, usual[number])
 
-    for name in (signal.SIGTERM, signal.SIGINT):
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    for name in (signal.SIGTERM, signal.SIGINT, *(() if under_nohup else (signal.SIGHUP,))):
         usual[name] = signal.signal(name, receive)
     try:
         yield received

@@ -4,11 +4,13 @@
 bar reads twice a second and plain lines print every few seconds.
 """
 
+import contextlib
+import errno
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TextIO
 
 STEP_LINE_SECONDS = 10.0  # between plain lines during training
@@ -74,7 +76,9 @@ class Progress:
 class StepProgress:
     """Shows steps and metrics during training: a bar on standard error, or lines on standard output.
 
-    `total_steps` is None for a run with a time budget, which passes the fraction that is done to `train`.
+    `total_steps` is None for a run with a time budget, which passes the fraction that is done to `train`. If the
+    terminal or the reader of a pipe is gone, nothing more is shown and no error is raised, so that the run goes on, or
+    saves after the SIGHUP of the terminal.
     """
 
     def __init__(self, step: int, total_steps: int | None) -> None:
@@ -97,7 +101,8 @@ class StepProgress:
         self._fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
         if self._fraction is not None:
             self._pace.add(self._fraction)
-        self._display.update()
+        with _shown_if_possible():
+            self._display.update()
 
     def evaluation(self, step: int, name: str, figures: list[str]) -> None:
         """Shows the figures of an evaluation set, of which the bar keeps the latest."""
@@ -106,13 +111,15 @@ class StepProgress:
 
     def print(self, text: str) -> None:
         """Prints a text above the bar, or after a line about the latest step."""
-        self._display.flush()
-        self._display.print(text)
+        with _shown_if_possible():
+            self._display.flush()
+            self._display.print(text)
 
     def close(self) -> None:
         """Shows the last step, and ends the display."""
-        self._display.flush()
-        self._display.close()
+        with _shown_if_possible():
+            self._display.flush()
+            self._display.close()
 
     def _status(self) -> Status:
         heading = f"step {self._step:,}" + (f"/{self._total_steps:,}" if self._total_steps is not None else "")
@@ -249,6 +256,21 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days} d {hour} h"
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+@contextlib.contextmanager
+def _shown_if_possible() -> Iterator[None]:
+    """Discards all further output if the body cannot write because the terminal or the reader of a pipe is gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()  # what could not be written is still in the buffer
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_terminal(stream: TextIO) -> bool:
