@@ -5,17 +5,14 @@ import errno
 import importlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.runtime.memory import restart_with_malloc_settings
+from jaxlm.runtime.program_cache import set_up_program_cache
 from jaxlm.version import __version__
 
 VERBS = {
@@ -41,7 +38,9 @@ verbs:
 example: jaxlm train --config=configs/mini.py --workdir=runs/mini
 
 Compiled programs are cached in ~/.cache/jaxlm/compiled, which may be removed at any time.
-JAX_COMPILATION_CACHE_DIR=DIR selects another directory for them, and
+Those that were used least recently are removed when it exceeds 4 GiB.
+JAX_COMPILATION_CACHE_DIR=DIR selects another directory, which has no bound,
+JAX_COMPILATION_CACHE_MAX_SIZE=BYTES sets the bound (-1: none), and
 JAX_ENABLE_COMPILATION_CACHE=false disables the cache."""
 
 # Errors that come from the machine and not from a bug: a full disk, missing permissions, limits.
@@ -85,55 +84,28 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """Makes SIGTERM end a command as Ctrl-C does: temporary files are removed, and a sentence is printed."""
+    """Makes SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files are removed, and a sentence is printed."""
 
     def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt("stopped by SIGTERM")
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, end)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ends = [s for s in (signal.SIGTERM, signal.SIGHUP) if in_main_thread and signal.getsignal(s) == signal.SIG_DFL]
+    for name in ends:
+        signal.signal(name, end)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for name in ends:
+            signal.signal(name, signal.SIG_DFL)
 
 
 def _set_environment() -> None:
     """Sets what libraries read when they are imported, unless the user has set it."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(OSError, RuntimeError):  # no home directory, or not writable: no cache
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "compiled"
-            cache.mkdir(parents=True, exist_ok=True)
-            if os.access(cache, os.W_OK):
-                os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    set_up_program_cache()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    if compiled := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        _replace_damaged_programs(Path(compiled))
-
-
-def _replace_damaged_programs(cache: Path) -> None:
-    """Makes JAX compile a cached program again if a kill truncated its file.
-
-    JAX would warn about the file in every run and never replace it; we remove it when the warning is shown.
-    """
-    original = warnings.showwarning
-    if original.__module__ == __name__:
-        return
-
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        found = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
-        if not found:
-            return original(message, *where, **more)
-        for entry in cache.glob(f"{found[1]}-*-cache"):
-            entry.unlink(missing_ok=True)
-        log = logging.getLogger("jaxlm")
-        log.warning("the compiled program %s in %s is damaged and is compiled again", found[1], cache)
-
-    warnings.showwarning = show
 
 
 if __name__ == "__main__":
