@@ -8,10 +8,12 @@ result:   SST-2 dev accuracy 79.1% (n = 872, seed 0, parameters after the last u
 """
 
 from jaxlm.config import default_config
+from jaxlm.settings import REQUIRED
 
 
 def get_config():
     config = default_config()
+    config.model.init_from = REQUIRED
     config.train.update(objective="classify", epochs=3.0, batch_size=32)
     config.task.update(text=("sentence",), label="label")
     config.model.update(dropout=0.1, attention_dropout=0.1)

@@ -7,10 +7,12 @@ result:   not yet run
 """
 
 from jaxlm.config import default_config
+from jaxlm.settings import REQUIRED
 
 
 def get_config():
     config = default_config()
+    config.model.init_from = REQUIRED
     config.data.prepend_begin = True  # rows begin like inputs at inference
     config.model.output_bias_from_frequencies = True  # for a new head, if the checkpoint has none
     config.masking.update(scheme="token", rate=0.3)

@@ -11,7 +11,6 @@ from jaxlm.config import default_config
 def get_config():
     config = default_config()
     config.data.path = ("pydocs",)
-    config.tokenizer.vocab_size = 8192
     config.tokenizer.training_megabytes = 4.0
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",

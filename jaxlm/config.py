@@ -25,6 +25,7 @@ from jaxlm.settings import (
     INTERVALS,
     PHASE_OBJECTIVES,
     PHASE_SETTINGS,
+    REQUIRED,
     RESUMABLE,
     RESUMABLE_SECTIONS,
     SETTINGS,
@@ -52,7 +53,7 @@ def load_config(
 
     FILE is a Python file that defines `get_config(arg=None)`, or the `config.json` of a run. start_settings returns, by
     section, the settings of the directory model.init_from; they replace those of the file and are replaced by the
-    overrides. Raises UserError.
+    overrides. An empty model.init_from remains REQUIRED where the file requires one. Raises UserError.
     """
     name, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
     path = Path(name)
@@ -63,15 +64,19 @@ def load_config(
     replayed = path.suffix == ".json"  # which contains the settings of model.init_from
     config = _read_json(path) if replayed else _run_config_file(path, arg or None)
     named = [override for override in overrides if full_name(override.partition("=")[0]) == "model.init_from"]
+    start_required = config.model.init_from == REQUIRED
     for override in named:
         apply_override(config, override)
-    if start_settings and config.model.init_from and (named or not replayed):
-        for section, values in start_settings(config.model.init_from).items():
+    start = config.model.init_from
+    if start_settings and start not in ("", REQUIRED) and (named or not replayed):
+        for section, values in start_settings(start).items():
             for name, value in values.items():
                 key = f"{section}.{name}"
                 config[section][name] = _as_kind(key, value, find_setting(key))
     for override in overrides:
         apply_override(config, override)
+    if start_required and not start:
+        config.model.init_from = REQUIRED
     check_config(config)
     return config.lock()
 

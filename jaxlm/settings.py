@@ -31,6 +31,9 @@ INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "(0,1]": (lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
 }
 
+REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist already: the user has to name them
+MAX_CHOSEN_VOCABULARY = 8192  # entries; bench and plan assume them if tokenizer.vocab_size is 0
+
 S = Setting
 
 SETTINGS: dict[str, dict[str, Setting]] = {
@@ -81,7 +84,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "add": S("", "file of tokens, one per line, to add to the vocabulary of tokenizer.path or init_from"),
         "algorithm": S("unigram", "algorithm of the trained vocabulary", ("unigram", "bpe")),
-        "vocab_size": S(8192, "entries of the trained vocabulary, special tokens included", within=">=1"),
+        "vocab_size": S(
+            0,
+            "entries of the trained vocabulary, special tokens included; 0: chosen by the size of the text, at most"
+            f" {MAX_CHOSEN_VOCABULARY}",
+            within=">=0",
+        ),
         "lower_case": S(False, "the trained vocabulary lower-cases text"),
         "character_coverage": S(
             0.9995,

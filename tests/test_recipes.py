@@ -21,6 +21,7 @@ from jaxlm.optimizer.optimizers import decay_mask, make_optimizer
 from jaxlm.optimizer.schedules import make_schedule
 from jaxlm.runtime.parameter_paths import param_path
 from jaxlm.runtime.sharding import check_batch, param_shardings
+from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.tokenizer.words import check_rule
 from tests.conftest import ROOT
 
@@ -80,7 +81,7 @@ def updates_of(optimizer: str, encoder):
 
 def encoder_of(spec: str):
     config = load(spec)
-    return encoder_config(config.model, config.tokenizer.vocab_size)
+    return encoder_config(config.model, config.tokenizer.vocab_size or MAX_CHOSEN_VOCABULARY)
 
 
 def paths_and_leaves(tree) -> dict:

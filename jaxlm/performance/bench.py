@@ -30,6 +30,7 @@ from jaxlm.objectives.objective import Column
 from jaxlm.performance.profile import Profile, profile_steps
 from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.runtime import hardware, sharding
+from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.step import assemble
 
 SCHEDULE_STEPS = 1000.0  # the length of the schedule; the rate does not matter here
@@ -52,7 +53,8 @@ def bench(
     `profiled` further steps are profiled: "profile" is their Profile. Raises UserError.
     """
     config = config_from_dict(config_to_dict(config), "config")
-    encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
+    vocabulary = config.model.vocab_size or config.tokenizer.vocab_size or MAX_CHOSEN_VOCABULARY
+    encoder = encoder_config(config.model, vocabulary)
     mesh = sharding.make_mesh(config.mesh)
     device = mesh.devices.flat[0]
     if config.train.compute_dtype == "auto":
@@ -279,6 +281,8 @@ def main(argv: Sequence[str]) -> int:
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name}={value}: must be at least {least}")
+    if args.profile and Path(args.profile).is_dir():
+        raise UserError(f"--profile={args.profile} is a folder; set a .png, .svg or .pdf file")
     if args.profile and not Path(args.profile).parent.is_dir():
         raise UserError(f"--profile={args.profile}: there is no directory {Path(args.profile).parent}")
     if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):

@@ -31,6 +31,7 @@ from jaxlm.performance.collectives import Collective, read_collectives, sent
 from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.hardware import CHIPS
+from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.step import TIME_UNITS, Assembly, assemble
 
 AXES = ("data", "fsdp", "tensor")
@@ -70,7 +71,8 @@ def plan(config: Any, mesh: dict[str, int], chip: str = "v5e", mfu: float = 0.4,
     config.train.compute_dtype = dtype
     if not config.train.logits_megabytes:
         config.train.logits_megabytes = hardware.logits_bytes(0, int(about.memory * GIB)) // 2**20
-    encoder = encoder_config(config.model, config.model.vocab_size or config.tokenizer.vocab_size)
+    vocabulary = config.model.vocab_size or config.tokenizer.vocab_size or MAX_CHOSEN_VOCABULARY
+    encoder = encoder_config(config.model, vocabulary)
     device = SimpleNamespace(platform="tpu" if about.slices else "gpu", device_kind=about.kind)
     assembly = assemble(config, encoder, SYNTHETIC_FACTS, abstract, device.platform)
     phases = assembly.phases

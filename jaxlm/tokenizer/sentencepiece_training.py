@@ -2,28 +2,71 @@
 
 import io
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxlm.errors import UserError
+from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
 from jaxlm.tokenizer.special_tokens import ROLES
 
 _SPECIAL_PIECES = dict(zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
 _SENTENCE_BYTES = 4192  # SentencePiece skips longer lines
 _MIN_COVERAGE = 0.98
+_BYTES_PER_ENTRY = 200  # of text, at least, in a vocabulary whose size is chosen: 8,192 entries need 1.6 MB
 _SCORE_STEPS = 64  # per nat
 _THREADS = 4  # fixed, because a unigram vocabulary depends on the number of threads
 _CUT = "\ue000"  # a private-use character that marks where the trainer must end a piece
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
+class VocabularySizeError(UserError):
+    """A vocabulary size that does not suit the text, and the nearest one that does."""
+
+    def __init__(self, message: str, nearest: int, too_large: bool) -> None:
+        self.nearest, self.too_large = nearest, too_large
+        super().__init__(message)
+
+
 def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
     """Returns the content of a .model file that SentencePiece trains on all of the texts.
 
-    `settings` is the `tokenizer` section of a config. The result depends only on the texts and the settings. Raises
-    UserError if the vocabulary size does not suit the text.
+    `settings` is the `tokenizer` section of a config. The result depends only on the texts and the settings. If
+    `vocab_size` is 0, the size is chosen by the text and printed. Raises UserError if the size does not suit the text.
     """
+    if settings.vocab_size:
+        return _train(texts, settings, settings.vocab_size)
+    texts = list(texts)
+    text_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    content, size = _train_to_fit(texts, settings, chosen_size(text_bytes))
+    print(
+        f"vocabulary: {size:,} entries, chosen for {text_bytes / 1e6:,.2f} MB of text by tokenizer.vocab_size=0",
+        file=sys.stderr,
+    )
+    return content
+
+
+def chosen_size(text_bytes: int) -> int:
+    """Returns the power of two that a vocabulary has by default for a text of this size."""
+    size = MAX_CHOSEN_VOCABULARY
+    while size > 256 and size * _BYTES_PER_ENTRY > text_bytes:
+        size //= 2
+    return size
+
+
+def _train_to_fit(texts: list[str], settings: Any, size: int) -> tuple[bytes, int]:
+    """Returns the model and its size: `size`, more if the text has many characters, or less if it has few words."""
+    wanted = size
+    for _ in range(2):
+        try:
+            return _train(texts, settings, size), size
+        except VocabularySizeError as error:
+            size = error.nearest if error.too_large else error.nearest + wanted
+    return _train(texts, settings, size), size
+
+
+def _train(texts: Iterable[str], settings: Any, size: int) -> bytes:
     import sentencepiece
 
     if settings.character_coverage < _MIN_COVERAGE:
@@ -39,7 +82,7 @@ def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences, model_writer=content,
-            model_type=settings.algorithm, vocab_size=settings.vocab_size,
+            model_type=settings.algorithm, vocab_size=size,
             character_coverage=settings.character_coverage, byte_fallback=settings.byte_fallback,
             normalization_rule_name="nmt_nfkc_cf" if settings.lower_case else "nmt_nfkc",
             control_symbols=[_SPECIAL_PIECES["mask"]], max_sentence_length=3 * _SENTENCE_BYTES,
@@ -47,7 +90,7 @@ def train_sentencepiece(texts: Iterable[str], settings: Any) -> bytes:
             num_threads=_THREADS, minloglevel=2, **special_tokens,
         )  # fmt: skip
     except RuntimeError as error:
-        raise UserError(_training_error(str(error), settings)) from error
+        raise _training_error(str(error), size) from error
     return _rounded(content.getvalue()) if settings.algorithm == "unigram" else content.getvalue()
 
 
@@ -81,17 +124,19 @@ def sentences_of(texts: Iterable[str]) -> Iterator[str]:
                 yield rest.decode()
 
 
-def _training_error(message: str, settings: Any) -> str:
-    size = f"tokenizer.vocab_size={settings.vocab_size}"
+def _training_error(message: str, entries: int) -> UserError:
+    size = f"tokenizer.vocab_size={entries}"
     if match := re.search(r"Vocabulary size too high .*<= (\d+)", message):
-        return f"{size} is too large for this text; set it to at most {match[1]}, or provide more text"
+        sentence = f"{size} is too large for this text; set it to at most {match[1]}, or provide more text"
+        return VocabularySizeError(sentence, int(match[1]), too_large=True)
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return (
+        return VocabularySizeError(
             f"{size} is too small for the characters of this text; set it to at least {match[1]}, or lower"
-            " tokenizer.character_coverage"
-        )
+            " tokenizer.character_coverage",
+            int(match[1]), too_large=False,
+        )  # fmt: skip
     if "insert_id" in message:
-        return f"{size} is too small; set it to more than {len(ROLES)}, the number of special tokens"
+        return UserError(f"{size} is too small; set it to more than {len(ROLES)}, the number of special tokens")
     if "!sentences_.empty()" in message or "all_chars_count" in message:
-        return "there is no text to train the tokenizer on; check data.path and tokenizer.training_megabytes"
-    return f"SentencePiece could not train the tokenizer: {message}"
+        return UserError("there is no text to train the tokenizer on; check data.path and tokenizer.training_megabytes")
+    return UserError(f"SentencePiece could not train the tokenizer: {message}")
