@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from jaxlm.use.neighbours import similarity as similarity
 
 
-def load(directory: "str | Path", compute_dtype: str = "float32") -> "Model":
+def load(directory: "str | Path", compute_dtype: str = "float32", step: int | str | None = None) -> "Model":
     """Returns the model in a work directory or a Hugging Face directory: `fill_mask`, `embed`, `score`, `apply`.
 
     compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 on hardware where
-    it is faster. Raises UserError if the directory holds no model that can be loaded.
+    it is faster. step selects a checkpoint of a work directory: its number, "best" (by the metric that selects the best
+    checkpoint) or "latest" (the default). Raises UserError if the directory holds no model that can be loaded.
     """
     from jaxlm.use.model import load  # here, so that `import jaxlm` is quick
 
-    return load(directory, compute_dtype)
+    return load(directory, compute_dtype, step)
 
 
 def __getattr__(name: str) -> Any:

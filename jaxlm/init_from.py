@@ -15,7 +15,7 @@ from jaxlm.huggingface import conversion
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
-from jaxlm.runtime.checkpoint import restore_params
+from jaxlm.runtime.checkpoint import restore_params, split_step
 from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
 
@@ -37,6 +37,7 @@ class Start:
     source: conversion.Source | None  # of a Hugging Face directory
     source_config: dict[str, Any] | None  # config.json of the Hugging Face directory that it is or once started from
     objective: str | None = None  # that of a work directory
+    step: int | None = None  # the checkpoint of a work directory; None: the newest
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -90,7 +91,7 @@ class Start:
             params = self._read_source(self.source)
         else:
             config = load_config(str(self.directory / "config.json"))
-            restored = restore_params(self.directory / "checkpoints", abstract_params(config, theirs))
+            restored = restore_params(self.directory / "checkpoints", abstract_params(config, theirs), self.step)
             params = jax.tree.map(np.asarray, restored.state)
             if not self.has_head:
                 del params["head"]  # of another task
@@ -116,14 +117,15 @@ class Start:
 def resolve(name: str, workdir: Path | None = None) -> Start:
     """Returns the work directory or Hugging Face directory that `name` refers to. Raises UserError.
 
-    If `workdir` holds a run that started from it, the settings are those of that run: its checkpoints hold the weights,
-    and the directory may be gone.
+    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name`, the
+    settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
     """
     if workdir and (workdir / "config.json").is_file():
         before = config_to_dict(load_config(str(workdir / "config.json")))
         if before["model"]["init_from"] == name:
             return Start(name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None)
-    directory = conversion.locate(name)
+    directory, step = split_step(Path(name).expanduser())
+    directory = conversion.locate(name if step is None else directory)
     if conversion.is_checkpoint(directory):
         source, objective = conversion.read_source(directory), None
         model = conversion.model_settings(source)
@@ -140,7 +142,7 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
     else:
         raise UserError(f"init_from={name} has no config.json; expected a work directory or a Hugging Face directory")
     model = {key: value for key, value in model.items() if key not in _OWN}
-    return Start(name, directory, model, tokenizer, source, source_config, objective)
+    return Start(name, directory, model, tokenizer, source, source_config, objective, step)
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -34,8 +34,11 @@ from jaxlm.init_from import Start
 from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
 from jaxlm.runtime.run_log import RunLog
+from jaxlm.settings import REQUIRED
 from jaxlm.step import TIME_UNITS, Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
+
+MARKER = ".jaxlm-run"  # an empty file in every work directory: what else is in it may be replaced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,17 +91,56 @@ def _replaced(params: Any, given: Any) -> Any:
     return params | {name: _replaced(params[name], branch) for name, branch in given.items()}
 
 
+def check_workdir(workdir: Path) -> None:
+    """Raises UserError unless a work directory is new, empty, or that of a run, so that no other files are replaced."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a directory")
+    try:
+        entries = storage.foreign_entries(workdir, _holds_run)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be read: {storage.reason(error)}; name another --workdir") from error
+    if entries:
+        more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+        raise UserError(
+            f"--workdir={workdir} contains files that are not of a run ({', '.join(entries[:3])}{more}); name a new or "
+            "an empty directory"
+        )
+
+
+def _holds_run(directory: Path) -> bool:
+    """Returns whether a directory is a work directory, also one that an older version wrote or that was interrupted."""
+    if (directory / MARKER).exists() or {entry.name for entry in directory.iterdir()} == {"lock"}:
+        return True
+    data, config = (_keys(directory / name) for name in ("data.json", "config.json"))
+    if {"directory", "fingerprint"} <= data:
+        return True
+    # `jaxlm config --json` writes the same config.json elsewhere: alone, it is no run.
+    written = any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+    return {"data", "model", "train"} <= config and written
+
+
+def _keys(file: Path) -> set[str]:
+    """Returns the keys of the JSON object in a file; none if it holds something else."""
+    try:
+        return set(storage.read_json(file))
+    except UserError:
+        return set()
+
+
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the work directory against other runs on this machine, until the body or the process ends."""
+    """Holds the work directory against other runs on this machine, until the body or the process ends.
+
+    It is created and marked if it is new. Raises UserError if it contains other files than those of a run.
+    """
     if jax.process_index() > 0:
         yield
         return
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; name a directory")
+    check_workdir(workdir)
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / MARKER).touch()
             busy = f"{workdir} is in use by another process; wait for it, or name another --workdir"
             stack.enter_context(storage.lock(workdir / "lock", busy))
         except OSError as error:
@@ -118,7 +160,17 @@ def load_run_config(spec: str, overrides: Sequence[str], workdir: Path | None = 
         return start[0].settings
 
     config = load_config(spec, overrides, settings)
+    _check_start(config)
     return config, start[0] if start else None
+
+
+def _check_start(config: Any) -> None:
+    """Raises UserError if the recipe is for weights that exist already, and none are named."""
+    if config.model.init_from == REQUIRED:
+        raise UserError(
+            "this config starts from a trained model: set --config.init_from=DIR, a work directory or a Hugging Face "
+            "directory, or use a config that trains from scratch, such as configs/quickstart.py"
+        )
 
 
 def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
@@ -127,11 +179,13 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     `start` is what model.init_from names, if it has been resolved already. Raises UserError.
     """
     config = config_from_dict(config_to_dict(config), "config")
+    _check_start(config)
     before = _config_of_workdir(workdir)
     _agree_on_config(config)
     _resolve_execution(config, before)
     if before:
         config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
+        config.tokenizer.vocab_size = config.tokenizer.vocab_size or before.tokenizer.vocab_size
         config.task.labels = config.task.labels or before.task.labels
         if changed := changed_settings(before, config):
             differences = "; ".join(changed)
@@ -155,6 +209,8 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
         config.model.vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
     encoder = encoder_config(config.model, data.tokenizer.vocab_size)
     config.model.vocab_size, config.task.labels = encoder.vocab_size, data.facts.labels
+    if not config.tokenizer.path:
+        config.tokenizer.vocab_size = config.tokenizer.vocab_size or data.tokenizer.vocab_size
 
     assembly = assemble(config, encoder, data.facts, mesh, platform)
     multiple = int(np.lcm.reduce([sharding.batch_parts(mesh) * phase.accumulate for phase in phases]))

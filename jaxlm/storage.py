@@ -2,13 +2,16 @@
 
 A reader sees either the old content of a file or the new content, never a part of it: a writer fills a temporary file
 beside the target, flushes it to disk, and renames it.
+
+Nothing that belongs to the user is overwritten or removed: what is being written has a name that only jaxlm uses
+(`beside`), and a directory is written into only if it is new, empty, or jaxlm's own (`foreign_entries`).
 """
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +59,33 @@ def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> 
     return content
 
 
+def check_named(option: str, path: str) -> None:
+    """Raises UserError if the path given by an option is empty, which pathlib takes for the current folder."""
+    if not path.strip():
+        raise UserError(f"{option}= is empty; name a path (. is the current folder)")
+
+
+def beside(path: Path, role: str) -> Path:
+    """Returns the place for what jaxlm is writing in order to complete `path`: a hidden name in the same folder.
+
+    Only jaxlm uses such names, so whatever an interrupted command left there may be overwritten and removed.
+    """
+    return path.with_name(f".{path.name}.jaxlm-{role}")
+
+
+def foreign_entries(directory: Path, is_own: Callable[[Path], bool]) -> list[str]:
+    """Returns the names in a directory that jaxlm must not write into; none if it is new, empty or own."""
+    names = sorted(entry.name for entry in directory.iterdir()) if directory.exists() else []
+    return names if names and not is_own(directory) else []
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` when the body ends without an error.
 
     After an error, the temporary file is removed. Raises UserError if the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = beside(path, "tmp")
     try:
         try:
             yield temporary

@@ -19,12 +19,14 @@ from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics, before_and_after, selector
 from jaxlm.init_from import Start
-from jaxlm.run import Run, load_run_config, locked, set_up
+from jaxlm.optimizer.parameter_rules import frozen_mask
+from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
 from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import RunLog, read_metrics
 from jaxlm.step import TIME_UNITS
+from jaxlm.storage import check_named
 
 
 def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, Any]:
@@ -76,6 +78,8 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             scalars = np.int32(step), np.float32(done), {name: np.float32(knob) for name, knob in knobs.items()}
             program = (number, *(array.shape for array in batch.values()))
             if program not in compiled:
+                if not any(phase == number for phase, *_ in compiled):
+                    log.note("compiling the training step")  # which takes seconds to minutes
                 compiled[program] = compile_step(run, number, state, batch, *scalars, *votes)
                 meter.skip(time.monotonic() - begin)
             previous_metrics, previous_agreed = metrics, agreed
@@ -276,10 +280,22 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
         f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {ends}"
     )
     log.note(assembly.attention)
+    if run.start or run.config.optimizer.freeze:
+        log.note(_trained_parameters(run, parameters))
     if clock.is_over(step):
         log.note(f"this run is complete at step {step}; to extend it, raise train.steps")
     elif step:
         log.note(f"resuming after step {step}")
+
+
+def _trained_parameters(run: Run, parameters: int) -> str:
+    """Returns a sentence about how many of the parameters learn, and which are frozen."""
+    settings, params = run.config.optimizer, run.assembly.abstract_state["params"]
+    if not settings.freeze:
+        return f"all {parameters:,} parameters are trained"
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(frozen_mask(settings, params)), strict=True)
+    trained = sum(leaf.size for leaf, frozen in pairs if not frozen)
+    return f"{trained:,} of {parameters:,} parameters are trained; frozen: {','.join(settings.freeze)}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -291,12 +307,16 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
     parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="directory of the run; the same one resumes it"
-    )
+        "--workdir", required=True, metavar="DIR",
+        help="directory of the run: a new or empty one, or that of a run, which is resumed",
+    )  # fmt: skip
     args = parser.parse_args(rest)
-    config, start = load_run_config(args.config, overrides, args.workdir)
+    check_named("--workdir", args.workdir)
+    workdir = Path(args.workdir)
+    check_workdir(workdir)
+    config, start = load_run_config(args.config, overrides, workdir)
     with distributed.joined(config.mesh):
-        _train_or_explain(config, args.workdir, start)
+        _train_or_explain(config, workdir, start)
     return 0
 
 

@@ -147,7 +147,7 @@ class Sandbox:
         """Returns the stage of a running command, judging by its files; the run had started `starts` times before."""
         lines = self.metrics()
         if not (self.workdir / "data.json").exists():
-            return "prepare" if any(self.cache.glob(".*.partial")) else "start"
+            return "prepare" if any(self.cache.glob(".*.jaxlm-partial")) else "start"
         if sum(line["kind"] == "start" for line in lines) <= starts:
             return "start"
         if any((self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")):

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from jaxlm.data.origin import is_prepared, origin_of
 from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared
 from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
 from jaxlm.errors import UserError
-from jaxlm.storage import lock, reason
+from jaxlm.storage import beside, check_named, lock, reason
 from jaxlm.text.files import Folder, is_remote
 from jaxlm.tokenizer.added_tokens import read_added
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -82,7 +83,7 @@ def _resolve(
     if directory and is_remote(directory):
         return tokenizer, origin, str(directory).rstrip("/"), local
     if directory:
-        return tokenizer, origin, Path(directory).expanduser().absolute(), local
+        return tokenizer, origin, Path(os.path.abspath(Path(directory).expanduser())), local
     target = f"{config.data.cache.rstrip('/')}/{name}" if is_remote(config.data.cache) else local
     return tokenizer, origin, target, local
 
@@ -97,7 +98,16 @@ def existing_tokenizer(settings: ConfigDict) -> Tokenizer | None:
             raise UserError("tokenizer.add needs an existing vocabulary: set tokenizer.path or init_from")
         return None
     tokenizer = load_tokenizer(settings.path, settings.words)
-    return tokenizer.with_added(read_added(settings.add)) if settings.add else tokenizer
+    if not settings.add:
+        return tokenizer
+    words = read_added(settings.add)
+    extended = tokenizer.with_added(words)
+    new = extended.vocab_size - tokenizer.vocab_size
+    print(
+        f"{settings.add}: {new:,} tokens added to the vocabulary, {len(set(words)) - new:,} were one token already",
+        file=sys.stderr,
+    )
+    return extended
 
 
 def cache_directory(config: ConfigDict) -> Path:
@@ -116,12 +126,12 @@ def _write(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"waiting for another process that is preparing {target}"
-        with lock(target.with_name(f".{target.name}.lock"), waiting=waiting, remove=True):
+        with lock(beside(target, "lock"), waiting=waiting, remove=True):
             if is_prepared(target, config, origin):  # written by another process in the meantime
                 return _print_reused(target, named)
             if not named:
                 _remove_leftovers(target.parent)
-            partial = target.with_name(f".{target.name}.partial")
+            partial = beside(target, "partial")
             shutil.rmtree(partial, ignore_errors=True)  # left by a killed process, since this one holds the lock
             try:
                 partial.mkdir()
@@ -137,9 +147,10 @@ def _write(
 
 def _remove_leftovers(cache: Path) -> None:
     """Removes the partial directories of killed processes from the cache."""
-    for partial in cache.glob(".*.partial"):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.partial", partial.name):
-            unused = lock(partial.with_suffix(".lock"), busy=f"another process is writing {partial}", remove=True)
+    for partial in cache.glob(".*partial"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.(jaxlm-)?partial", partial.name):  # those of older versions lack jaxlm-
+            held = partial.with_name(partial.name.replace("partial", "lock"))
+            unused = lock(held, busy=f"another process is writing {partial}", remove=True)
             with contextlib.suppress(UserError), unused:
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -175,7 +186,13 @@ def main(argv: Sequence[str]) -> int:
         " -- --runner=DataflowRunner --project=NAME; both write the same stores",
     )  # fmt: skip
     args = parser.parse_args(rest)
+    if args.output is not None:
+        check_named("--output", args.output)
     config = load_config(args.config, overrides)
+    if config.model.init_from and not config.tokenizer.path:
+        raise UserError(
+            "model.init_from has no effect here: set --config.tokenizer.path=DIR, the directory whose tokenizer is used"
+        )
     if args.runner == "beam":
         prepare_with(_beam_build(options), config, args.output)
     elif options:

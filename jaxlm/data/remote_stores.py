@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxlm.data.origin import UPLOADING
 from jaxlm.data.prepared import PREPARED, read_record
 from jaxlm.errors import UserError
-from jaxlm.storage import lock, reason
+from jaxlm.storage import beside, lock, reason
 from jaxlm.text.files import File, file_in, list_files, open_file, write_file
 from jaxlm.text.remote import file_system, remote_errors
 
@@ -68,13 +68,13 @@ def local_copy(url: str, cache: Path, local: Path, check: Callable[[Path], objec
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with lock(
-            copy.with_name(f".{copy.name}.lock"),
+            beside(copy, "lock"),
             waiting=f"waiting for another process that is copying {url}",
             remove=True,
         ):
             if copy.exists():  # copied by another process in the meantime
                 return copy
-            partial = copy.with_name(f".{copy.name}.partial")
+            partial = beside(copy, "partial")
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 _download(url, partial)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm.performance.profile import Profile
+from jaxlm.storage import atomic_path
 
 
 def profile_table(profile: Profile, peak: float | None = None) -> list[list[str]]:
@@ -63,5 +64,6 @@ def draw(profile: Profile, path: Path, title: str) -> None:
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=150)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix("."))
     pyplot.close(figure)

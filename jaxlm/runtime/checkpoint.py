@@ -228,14 +228,56 @@ class Checkpoints:
         )
 
 
-def restore_params(directory: Path, abstract_params: PyTree) -> Saved:
-    """Returns the newest intact step of a checkpoint directory, with only its parameters as the state.
+def split_step(path: Path) -> tuple[Path, int | None]:
+    """Returns the work directory and the step of a path DIR/checkpoints/N; any other path unchanged, and None."""
+    if STEP_NAME.fullmatch(path.name) and path.parent.name == "checkpoints":
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def find_step(directory: Path, name: int | str) -> int | None:
+    """Returns the step of a checkpoint directory that `name` stands for: its number, or "best" by the saved scores.
+
+    "latest" gives None, which `restore_params` takes for the newest intact one. Raises UserError if there is no such
+    step, or `name` is something else.
+    """
+    if name == "latest":
+        return None
+    if name == "best":
+        return _best_step(directory)
+    if not STEP_NAME.fullmatch(str(name)):
+        raise UserError(f"step={name}: expected a number of updates, best or latest")
+    return int(name)
+
+
+def _best_step(directory: Path) -> int:
+    """Returns the step with the best score, in the direction of the newest step."""
+    records = {}
+    for step in sorted(_steps(directory)):
+        with contextlib.suppress(BrokenStepError):
+            records[step] = read_record(directory, step)
+    higher = bool(records) and records[max(records)].get("higher_is_better", False)
+    scores = {
+        step: record["score"]
+        for step, record in records.items()
+        if record["score"] is not None and record.get("higher_is_better", False) == higher
+    }
+    if not scores:
+        raise UserError(
+            f"no checkpoint in {directory} was saved at a step that was evaluated, so none is the best; name a step, "
+            "or set evaluation.every and checkpoint.every to a common multiple"
+        )
+    return (max if higher else min)(scores, key=scores.__getitem__)
+
+
+def restore_params(directory: Path, abstract_params: PyTree, step: int | None = None) -> Saved:
+    """Returns a step of a checkpoint directory, by default the newest intact one, with its parameters as the state.
 
     Arrays are loaded onto one device of this process where abstract_params has no shardings, whatever mesh saved them.
     Nothing in the directory is changed, so a run may be writing to it. Raises UserError if there is no checkpoint, none
-    is intact, or the parameters do not fit.
+    is intact, the given one is not, or the parameters do not fit.
     """
-    saved, _ = _load_newest(Path(directory).resolve(), {"params": abstract_params}, parts={"params"})
+    saved, _ = _load_newest(Path(directory).resolve(), {"params": abstract_params}, step, parts={"params"})
     if saved is None:
         raise UserError(f"there is no checkpoint in {directory}; use a work directory that was trained")
     return saved._replace(state=saved.state["params"])

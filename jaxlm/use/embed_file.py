@@ -16,12 +16,12 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
-from jaxlm.storage import atomic_path, lock, read_json, sync_directory, write_text
+from jaxlm.storage import atomic_path, beside, check_named, lock, read_json, sync_directory, write_text
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
-from jaxlm.text.sources import source_fingerprint
+from jaxlm.text.sources import find_files, source_fingerprint
 from jaxlm.use.embed import TOO_LONG, Embedder, groups_of
-from jaxlm.use.loading import Trained, load_trained
+from jaxlm.use.loading import Trained, add_model_options, load_named
 from jaxlm.version import __version__
 
 _log = logging.getLogger("jaxlm")
@@ -44,11 +44,11 @@ def embed_file(
 ) -> Embedded:
     """Writes the vectors of a file's texts, in order, to .npy (float32 [n, D]), .jsonl or .parquet.
 
-    Parts are collected in a folder beside `output`. The output is written when all parts are complete, with the same
-    bytes whether the run was interrupted or not. `identity` is everything that the vectors depend on; parts with
+    Parts are collected in a hidden folder beside `output`. The output is written when all parts are complete, with the
+    same bytes whether the run was interrupted or not. `identity` is everything that the vectors depend on; parts with
     another identity are rejected. Raises UserError.
     """
-    begin, folder, tally = time.monotonic(), output.with_name(output.name + ".parts"), Tally()
+    begin, folder, tally = time.monotonic(), beside(output, "parts"), Tally()
     folder.mkdir(exist_ok=True)
     busy = f"{folder} is in use by another process: wait until it ends, or set another --output"
     with lock(folder / "lock", busy):
@@ -185,21 +185,24 @@ def _clear_line() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm embed --model=DIR --input=FILE --output=FILE.npy|.jsonl|.parquet`."""
     args = _parser().parse_args(argv)
+    check_named("--input", args.input)
+    check_named("--output", args.output)
     output, records = Path(args.output), RecordSettings(args.format, args.field, args.encoding)
     if output.suffix not in WRITERS:
         raise UserError(f"--output={output}: the name must end in {', '.join(WRITERS)}, which sets the format")
     if output.is_dir() or not output.parent.is_dir():
         problem = "it is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
         raise UserError(f"--output={output}: {problem}; set a file in an existing folder")
-    if output.exists() and Path(args.input).exists() and output.samefile(args.input):
-        raise UserError(f"--output={output} is the input: set another file")
     try:
         layers = tuple(int(layer) for layer in args.layers.split(","))
     except ValueError as error:
         raise UserError(f"--layers={args.layers}: expected integers separated by commas, such as 4,-1") from error
     source = source_fingerprint(args.input, records)  # before the model is loaded, so that a wrong path fails at once
+    _check_not_read(output, args.input, records)
 
-    trained = load_trained(args.model, args.compute_dtype)
+    trained = load_named(args, args.compute_dtype)
+    if output.exists() and output.resolve().is_relative_to(trained.directory.resolve()):
+        raise UserError(f"--output={output} is a file of the model's directory; set another file")
     settings = embed_settings(trained.directory, trained.longest, args.pooling, args.normalise, layers)
     embedder = Embedder(trained, settings, args.too_long, args.batch_tokens)
     identity = {"input": source, **records._asdict(), **_model_identity(trained), **settings._asdict()}
@@ -214,6 +217,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"{result.tokens:,} tokens; {result.seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
               f"{result.padding:.0%} padding")  # fmt: skip
     return 0
+
+
+def _check_not_read(output: Path, path: str, records: RecordSettings) -> None:
+    """Raises UserError if `output` exists and is one of the files of the input, under whatever name."""
+    for file in find_files(path, records) if output.exists() else ():
+        if isinstance(file, Path) and output.samefile(file):
+            named = "the input" if str(file) == path else f"{file}, one of the files of --input={path}"
+            raise UserError(f"--output={output} is {named}; set another file")
 
 
 def _model_identity(trained: Trained) -> dict[str, Any]:
@@ -237,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: jaxlm embed --model=runs/quickstart --input=notes.jsonl --output=notes.npy --normalise."
         " Run the same command again to continue an interrupted run; the output is the same.",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
+    add_model_options(parser)
     parser.add_argument("--input", required=True, metavar="FILE", help="texts: .txt (one per line, empty lines "
                         "included), .jsonl, .csv, .tsv, .parquet, also .gz and .zst; a folder or a glob")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FILE", help=".npy (float32 [n, D]), .jsonl or .parquet "

@@ -19,7 +19,7 @@ from jaxlm.evaluation.held_out import describe, held_out_evaluators
 from jaxlm.runtime import sharding
 from jaxlm.step import Assembly, assemble
 from jaxlm.storage import read_json
-from jaxlm.use.loading import Trained, load_trained
+from jaxlm.use.loading import Trained, add_model_options, load_named
 
 
 def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> dict[str, Metrics]:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         "section data choose what is read. The masks are the same for every model.",
         epilog="example: jaxlm evaluate --model=runs/mini --data.path='notes/*.txt' --data.document=paragraph",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a work directory or a Hugging Face directory")
+    add_model_options(parser)
     parser.add_argument("--rows", type=int, default=0, help="number of rows of each set, from its start (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         find_setting(override.partition("=")[0])
     if other := [override for override in overrides if not override.startswith("data.")]:
         raise UserError(f"--config.{other[0]}: only settings of section data can be given here")
-    trained = load_trained(args.model)
+    trained = load_named(args)
     _require_masked_lm(trained)
     if any(override.startswith("data.path=") for override in overrides):
         stores = _stores_of_text(trained, overrides)

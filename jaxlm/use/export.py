@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.refit import refit, refit_params
-from jaxlm.storage import read_json, reason, write_text
-from jaxlm.use.loading import Trained, load_trained
+from jaxlm.storage import beside, check_named, read_json, reason, write_text
+from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
 from jaxlm.use.model_card import model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,18 +25,31 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def export(name: str | Path, to: str | Path, family: str | None = None, dtype: str = "float32") -> Path:
+def export(
+    name: str | Path, to: str | Path, family: str | None = None, dtype: str = "float32", step: int | str | None = None
+) -> Path:
     """Writes the model of a work directory or Hugging Face directory to the directory `to`, and returns it.
 
     The default family is that of the original checkpoint, or else the first that can express the model. Raises
     UserError, with nothing written, if the family cannot express a setting, which is named, or `to` is not empty.
+    step is that of `jaxlm.load`.
     """
-    to = Path(to).expanduser()
+    to = _target(to, dtype)
+    return _export(load_trained(name, step=step), to, family, dtype)
+
+
+def _target(to: str | Path, dtype: str) -> Path:
+    """Returns the absolute path of the directory to write. Raises UserError if it or the dtype cannot be used."""
+    check_named("--to", str(to))
+    to = Path(os.path.abspath(Path(to).expanduser()))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={to} exists and is not empty; set a new directory")
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
-    trained = load_trained(name)
+    return to
+
+
+def _export(trained: Trained, to: Path, family: str | None, dtype: str) -> Path:
     base = _base_config(trained)
     kind = conversion.choose_family(trained.encoder, family or (base or {}).get("model_type"))
     base = base if base and base["model_type"] == kind.name else None
@@ -45,7 +59,7 @@ def export(name: str | Path, to: str | Path, family: str | None = None, dtype: s
     config = conversion.config_for(encoder, kind, trained.longest, roles, base)
     config |= {"dtype": dtype, "architectures": [kind.masked_lm if trained.has_head else kind.base]}
 
-    partial = to.with_name(f".{to.name}.partial")
+    partial = beside(to, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -60,9 +74,11 @@ def export(name: str | Path, to: str | Path, family: str | None = None, dtype: s
         write_text(partial / "README.md", model_card(trained, kind, encoder, to.name))
         if (trained.directory / "curve.png").is_file():
             shutil.copyfile(trained.directory / "curve.png", partial / "curve.png")
-        if to.exists():
-            to.rmdir()
-        partial.rename(to)
+        if to.exists():  # it is kept, since it may be the current folder of a shell
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+                file.rename(to / file.name)
+        else:
+            partial.rename(to)
     except OSError as error:
         raise UserError(f"cannot write --to={to}: {reason(error)}") from error
     finally:
@@ -89,14 +105,12 @@ def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `jaxlm export --workdir=DIR --to=DIR`."""
+    """Runs `jaxlm export --model=DIR --to=DIR`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm export", description="Write a model as a directory that Hugging Face Transformers loads.",
-        epilog="example: jaxlm export --workdir=runs/notes --to=notes-bert",
+        epilog="example: jaxlm export --model=runs/notes --to=notes-bert",
     )  # fmt: skip
-    parser.add_argument(
-        "--workdir", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory"
-    )
+    add_model_options(parser, "--workdir")
     parser.add_argument("--to", required=True, help="the directory to write; new or empty")
     parser.add_argument(
         "--family", help="a family such as bert or modernbert (default: the first that can express the model)"
@@ -105,8 +119,9 @@ def main(argv: Sequence[str]) -> int:
         "--dtype", default="float32", help=f"dtype of the weights: {', '.join(DTYPES)} (default float32)"
     )
     args = parser.parse_args(argv)
-    to = export(args.workdir, args.to, args.family, args.dtype)
+    to = _target(args.to, args.dtype)
+    _export(load_named(args), to, args.family, args.dtype)
     for file in sorted(to.iterdir()):
         print(f"{file.stat().st_size:>14,}  {file.name}")
-    print(f"load it with AutoModelForMaskedLM.from_pretrained({str(to)!r})")
+    print(f"load it with AutoModelForMaskedLM.from_pretrained({args.to!r})")
     return 0

@@ -16,7 +16,7 @@ from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.tokenizer.tokenizer import Tokenizer
-from jaxlm.use.loading import Trained, load_trained, require_head
+from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
 
 class Candidate(NamedTuple):
@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         prog="jaxlm fill-mask", description="Print the most probable words for each mask in a text.",
         epilog="example: jaxlm fill-mask --model=runs/quickstart 'Return the [MASK] of the list.'",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
+    add_model_options(parser)
     parser.add_argument("--top", type=int, default=5, help="number of words for each mask (default 5)")
     parser.add_argument("--targets", default="", metavar="WORD,...", help="compare these words only; each must be one "
                         "token")  # fmt: skip
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     texts = args.text or [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise UserError("no text given: pass it as an argument or on standard input")
-    trained = load_trained(args.model)
+    trained = load_named(args)
     for text in texts:
         masks = fill_mask(trained, text, args.top, targets)
         if args.json:

@@ -1,7 +1,9 @@
 """Loading a trained model from a work directory or a Hugging Face directory: parameters, architecture, tokenizer."""
 
+import argparse
 import dataclasses
 import logging
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime import hardware
-from jaxlm.runtime.checkpoint import restore_params
+from jaxlm.runtime.checkpoint import find_step, restore_params, split_step
+from jaxlm.storage import check_named
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
 
 _log = logging.getLogger("jaxlm")
@@ -53,13 +56,40 @@ def require_head(trained: Trained) -> None:
         )
 
 
-def load_trained(name: str | Path, compute_dtype: str = "float32") -> Trained:
-    """Returns the model of a work directory, at its newest complete checkpoint, or of a Hugging Face directory.
+def add_model_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """Adds --model, with its older names, and --step to the options of a verb, which `load_named` reads."""
+    parser.add_argument(
+        "--model", *aliases, dest="model", required=True, metavar="DIR",
+        help="a work directory of `jaxlm train`, one of its checkpoints (DIR/checkpoints/N), or a Hugging Face"
+        " directory",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step", metavar="N|best|latest",
+        help="checkpoint of a work directory: its number of updates, best by the metric that selects the best one, or "
+        "the latest (the default)",
+    )  # fmt: skip
 
-    `name` may also be the name of a model in the local Hugging Face cache. compute_dtype "auto" is bfloat16 if the
-    hardware is fast at it, otherwise float32. Raises UserError.
+
+def load_named(args: argparse.Namespace, compute_dtype: str = "float32") -> Trained:
+    """Returns the model that --model and --step name, and prints which checkpoint was read to standard error."""
+    trained = load_trained(args.model, compute_dtype, args.step)
+    if not trained.source:
+        print(f"{trained.directory}: read the checkpoint of step {trained.step:,}", file=sys.stderr)
+    return trained
+
+
+def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | str | None = None) -> Trained:
+    """Returns the model of a work directory or of a Hugging Face directory. Raises UserError.
+
+    `name` may also be a checkpoint of a work directory (DIR/checkpoints/N), or the name of a model in the local Hugging
+    Face cache. compute_dtype "auto" is bfloat16 if the hardware is fast at it, otherwise float32. step selects a
+    checkpoint of a work directory: its number, "best", or "latest" (the default), which is the newest complete one.
     """
-    directory = conversion.locate(name)
+    check_named("--model", str(name))
+    directory, of_path = split_step(Path(name).expanduser())
+    directory = conversion.locate(name if of_path is None else directory)
+    if of_path is not None and str(step or of_path) != str(of_path):
+        raise UserError(f"{name} is one checkpoint, but step={step} names another; omit one of them")
     if not (directory / "config.json").is_file():
         raise UserError(
             f"{name} has no config.json; expected a work directory of `jaxlm train` or a Hugging Face directory"
@@ -68,11 +98,14 @@ def load_trained(name: str | Path, compute_dtype: str = "float32") -> Trained:
         compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
     execution = choose_execution(compute_dtype, jax.devices()[0].platform, 1)
     if conversion.is_checkpoint(directory):
+        if step is not None:
+            raise UserError(f"{name} is a Hugging Face directory, which has no checkpoints to select; omit step={step}")
         return _load_checkpoint(directory, execution)
-    return _load_workdir(directory, execution)
+    number = of_path if of_path is not None else find_step(directory / "checkpoints", step or "latest")
+    return _load_workdir(directory, execution, number)
 
 
-def _load_workdir(directory: Path, execution: Execution) -> Trained:
+def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Trained:
     config = load_config(str(directory / "config.json"))
     tokenizer = load_tokenizer(directory / "tokenizer", config.tokenizer.words)
     encoder = encoder_config(config.model, tokenizer.vocab_size)
@@ -80,7 +113,7 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device), abstract_params(config, encoder)
     )
-    saved = restore_params(directory / "checkpoints", shapes)
+    saved = restore_params(directory / "checkpoints", shapes, step)
     has_head = OBJECTIVES[config.train.objective].predicts_tokens
     params = saved.state if has_head else {"encoder": saved.state["encoder"]}
     phases = phases_of(config)

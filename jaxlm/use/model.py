@@ -90,13 +90,13 @@ class Model:
         return fill_mask(self.trained, text, top, targets)
 
 
-def load(directory: str | Path, compute_dtype: str = "float32") -> Model:
+def load(directory: str | Path, compute_dtype: str = "float32", step: int | str | None = None) -> Model:
     """Returns the trained model of a work directory or a Hugging Face directory. Raises UserError.
 
     compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 if the hardware
-    is fast at it.
+    is fast at it. step selects a checkpoint of a work directory: its number, "best" or "latest" (the default).
     """
-    return Model(load_trained(directory, compute_dtype))
+    return Model(load_trained(directory, compute_dtype, step))
 
 
 @functools.partial(jit, static_argnames=("model",))

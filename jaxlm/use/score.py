@@ -20,7 +20,7 @@ from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
-from jaxlm.use.loading import Trained, load_trained, require_head
+from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
 VARIANTS = ("within-word", "original")
 GROUP_TOKENS = 2**20  # tokens of masked copies that are packed together
@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
         " compare scores of the same model only.",
         epilog="example: jaxlm score --model=runs/quickstart 'The values is sorted.' 'The values are sorted.'",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
+    add_model_options(parser)
     parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original masks one token at a time "
                         "(Salazar et al., arXiv 1910.14659); within-word also masks the tokens that follow in the same "
                         "word, so that words of several tokens are not overestimated (Kauf and Ivanova, arXiv "
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
     texts: Iterable[str] = args.text or (line.rstrip("\r\n") for line in sys.stdin)
     if args.input:
         texts = read_records(args.input, records, Tally())
-    trained = load_trained(args.model)
+    trained = load_named(args)
     unknown = trained.tokenizer.token(trained.tokenizer.unk_id)
     count = with_unknown = 0
     for count, result in enumerate(score(trained, texts, args.variant), 1):  # noqa: B007

@@ -138,6 +138,7 @@ def test_a_failed_preparation_leaves_no_files(tmp_path, config):
         with pytest.raises(UserError, match=r"line 301, byte .*: 0xff"):
             prepare(config)
         assert list(Path(config.data.cache).iterdir()) == []
+    config.tokenizer.vocab_size = 8192
     config.data.path = (str(write_lines(tmp_path / "few.jsonl", ["one", "two", "three"])),)
     with pytest.raises(UserError):
         prepare(config)
@@ -198,7 +199,7 @@ def test_a_killed_preparation_leaves_no_complete_directory_and_the_next_one_clea
     assert all(name.startswith(".") for name in left)
     config.data.deduplicate = False  # another store
     prepared = prepare(config)
-    assert [path for path in Path(config.data.cache).iterdir() if path.suffix != ".lock"] == [prepared.directory]
+    assert [path for path in Path(config.data.cache).iterdir() if path.suffix != ".jaxlm-lock"] == [prepared.directory]
 
 
 @pytest.mark.slow
@@ -208,7 +209,7 @@ def test_a_running_preparation_is_not_disturbed_by_another(tmp_path, config):
     assert run.stdout.readline() == "encoding\n"
     config.data.deduplicate = False
     prepare(config)
-    assert len(list(Path(config.data.cache).glob(".*.partial"))) == 1
+    assert len(list(Path(config.data.cache).glob(".*.jaxlm-partial"))) == 1
     run.send_signal(signal.SIGINT)
     run.communicate()
     assert not list(Path(config.data.cache).glob(".*"))

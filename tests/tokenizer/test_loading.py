@@ -33,7 +33,7 @@ def test_a_saved_tokenizer_is_restored(tokenizers, name, tmp_path):
     text = f"the {loaded.mask_token} Paris [SEP] ½"
     assert loaded.encode(text, True).ids.tolist() == tokenizer.encode(text, True).ids.tolist()
     assert load_tokenizer(tmp_path / "a", "unicode").fingerprint == tokenizers[name].fingerprint
-    assert not list((tmp_path / "a").glob("*.tmp"))
+    assert not list((tmp_path / "a").glob(".*jaxlm-tmp"))
 
 
 def test_the_fingerprint_does_not_depend_on_irrelevant_bytes_of_the_file(tokenizers, tmp_path):

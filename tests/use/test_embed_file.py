@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from jaxlm.cli import main
-from jaxlm.storage import lock
+from jaxlm.storage import beside, lock
 from jaxlm.use import embed, embed_file
 from jaxlm.use.model import load
 from tests.conftest import sentences
@@ -64,7 +64,7 @@ def test_a_killed_run_continues_and_writes_the_same_bytes(workdir, texts, tmp_pa
     def die(folder, number, vectors):
         calls.append(number)
         if len(calls) in (3, 5):
-            (folder / f"{number:08}.npy.tmp").write_bytes(b"half a par")
+            beside(folder / f"{number:08}.npy", "tmp").write_bytes(b"half a par")
             raise KeyboardInterrupt
         write(folder, number, vectors)
 
@@ -75,7 +75,7 @@ def test_a_killed_run_continues_and_writes_the_same_bytes(workdir, texts, tmp_pa
     assert run(workdir, texts, killed, "--json") == 0
     assert calls == [0, 1, 2, 2, 3, 3, 4, 5]
     assert killed.read_bytes() == whole.read_bytes()
-    assert not (tmp_path / f"killed{ending}.parts").exists()
+    assert not beside(killed, "parts").exists()
 
 
 def test_a_resumed_run_counts_all_texts_and_replaces_a_damaged_part(
@@ -85,7 +85,7 @@ def test_a_resumed_run_counts_all_texts_and_replaces_a_damaged_part(
     assemble = embed_file._assemble
     monkeypatch.setattr(embed_file, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(workdir, texts, output) == 1
-    parts = sorted((tmp_path / "out.npy.parts").glob("0*.npy"))
+    parts = sorted(beside(output, "parts").glob("0*.npy"))
     assert len(parts) == 6
     parts[4].write_bytes(parts[4].read_bytes()[:-9])
     monkeypatch.setattr(embed_file, "_assemble", assemble)
@@ -104,7 +104,7 @@ def test_parts_of_a_run_with_other_settings_are_rejected(workdir, texts, tmp_pat
         assert run(workdir, texts, output) == 1
     assert run(workdir, texts, output, "--pooling=max") == 1
     assert (
-        "out.npy.parts contains parts of an interrupted run with different settings: pooling; remove it"
+        ".out.npy.jaxlm-parts contains parts of an interrupted run with different settings: pooling; remove it"
         in capsys.readouterr().err
     )
     texts.write_text("other\n")
@@ -119,7 +119,7 @@ def test_an_existing_output_is_kept_until_the_new_one_is_complete(workdir, texts
         patch.setitem(embed_file.WRITERS, ".npy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(workdir, texts, output) == 1
     assert output.read_text() == "before"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*jaxlm-tmp"))
     assert run(workdir, texts, output) == 0
     assert len(np.load(output)) == len(TEXTS)
 
@@ -169,7 +169,7 @@ def test_help_explains_empty_texts_and_has_an_example(capsys):
 
 
 def test_a_folder_of_parts_in_use_is_rejected(workdir, texts, tmp_path, capsys):
-    folder = tmp_path / "out.npy.parts"
+    folder = beside(tmp_path / "out.npy", "parts")
     folder.mkdir()
     with lock(folder / "lock"):
         assert run(workdir, texts, tmp_path / "out.npy") == 1
