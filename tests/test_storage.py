@@ -176,3 +176,33 @@ def test_a_lock_file_that_is_removed_each_time_still_admits_one_process_at_a_tim
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
     assert list(tmp_path.iterdir()) == []
+
+
+# Nothing that belongs to the user
+
+
+def test_a_file_of_the_user_beside_a_written_one_is_left_alone(tmp_path):
+    file, mine = tmp_path / "a.txt", tmp_path / "a.txt.tmp"
+    mine.write_text("mine")
+    storage.write_text(file, "new")
+    assert mine.read_text() == "mine"
+    assert storage.beside(file, "tmp") == tmp_path / ".a.txt.jaxlm-tmp"
+    storage.beside(file, "tmp").write_text("left by a kill")
+    storage.write_text(file, "newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "a.txt.tmp"]
+
+
+def test_a_directory_may_be_written_into_if_it_is_new_empty_or_own(tmp_path):
+    assert storage.foreign_entries(tmp_path / "new", lambda _: False) == []
+    assert storage.foreign_entries(tmp_path, lambda _: False) == []
+    (tmp_path / "b").touch()
+    (tmp_path / ".a").touch()
+    assert storage.foreign_entries(tmp_path, lambda _: False) == [".a", "b"]
+    assert storage.foreign_entries(tmp_path, lambda directory: directory == tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["", " ", "\t"])
+def test_an_empty_path_is_refused_by_the_name_of_its_option(path):
+    with pytest.raises(UserError, match=r"^--to= is empty; name a path \(\. is the current folder\)$"):
+        storage.check_named("--to", path)
+    storage.check_named("--to", ".")

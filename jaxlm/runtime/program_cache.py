@@ -63,7 +63,7 @@ def remove_oldest_programs(cache: Path, max_bytes: int) -> None:
         if total <= max_bytes:
             break
         with contextlib.suppress(OSError):
-            entry.unlink()
+            entry.unlink(missing_ok=True)  # another process may have removed it, which frees the same bytes
             total -= size
 
 

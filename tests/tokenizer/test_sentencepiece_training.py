@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
-from jaxlm.tokenizer.sentencepiece_training import sentences_of
+from jaxlm.tokenizer.sentencepiece_training import chosen_size, sentences_of
 from jaxlm.tokenizer.tokenizer import train_tokenizer
 from tests.tokenizer.examples import sentences, tokenizer_settings
 
@@ -106,3 +106,29 @@ def test_sums_of_trained_scores_are_exact(tokenizers):
     assert len(np.unique(scores)) > 50
     sums = [np.cumsum(np.tile(scores, 20)[order]) for order in (slice(None), slice(None, None, -1))]
     assert sums[0][-1] == sums[1][-1]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "size"), [(0.0, 256), (0.05, 256), (0.3, 1024), (1.3, 4096), (1.6, 4096), (1.7, 8192), (1000, 8192)]
+)
+def test_the_size_of_a_vocabulary_grows_with_the_text(megabytes, size):
+    assert chosen_size(int(megabytes * 1e6)) == size
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_a_chosen_size_always_suits_the_text(tmp_path, capsys, algorithm):
+    rare = "".join(chr(0x4E00 + number) for number in range(700))
+    texts = {
+        "few words": ["a b c", "d e f"],
+        "sentences": sentences(),
+        "many characters": ["".join(rare), *sentences()],
+    }
+    sizes = {}
+    for name, content in texts.items():
+        settings = tokenizer_settings(vocab_size=0, algorithm=algorithm, character_coverage=1.0)
+        sizes[name] = train_tokenizer(iter(content), settings, tmp_path / name).vocab_size
+        assert f"vocabulary: {sizes[name]:,} entries, chosen for " in capsys.readouterr().err
+        assert settings.vocab_size == 0
+    assert 5 < sizes["few words"] < 256
+    assert 200 < sizes["sentences"] <= 256
+    assert 700 < sizes["many characters"] <= 1100

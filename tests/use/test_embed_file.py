@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -175,3 +176,60 @@ def test_a_folder_of_parts_in_use_is_rejected(workdir, texts, tmp_path, capsys):
         assert run(workdir, texts, tmp_path / "out.npy") == 1
     assert f"{folder} is in use by another process" in capsys.readouterr().err
     assert run(workdir, texts, tmp_path / "out.npy") == 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with two files of texts, and links to the first one."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("1", "2"):
+        (folder / f"{name}.jsonl").write_text(f'{{"text": "the cat {name}"}}\n')
+    (tmp_path / "symlink.jsonl").symlink_to(folder / "1.jsonl")
+    (tmp_path / "hardlink.jsonl").hardlink_to(folder / "1.jsonl")
+    (tmp_path / "e").symlink_to(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "source", ["d/*.jsonl", "d", "d/**", "e", "./d/../d/1.jsonl", "symlink.jsonl", "hardlink.jsonl"]
+)
+@pytest.mark.parametrize("output", ["d/1.jsonl", "e/1.jsonl", "symlink.jsonl", "hardlink.jsonl", "d/../d/1.jsonl"])
+def test_an_output_that_is_an_input_is_refused_however_it_is_spelled(folder, monkeypatch, capsys, source, output):
+    monkeypatch.chdir(folder.parent)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    assert main(["embed", "--model=unused", f"--input={source}", f"--output={output}"]) == 1
+    assert re.search(
+        rf"--output={output} is (the input|.*1\.jsonl|.*link\.jsonl)\b.*; set another file$", capsys.readouterr().err
+    )
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_an_output_in_the_folder_of_the_inputs_is_no_input(workdir, folder, capsys):
+    assert run(workdir, folder, folder / "out.npy", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["vectors"] == 2
+    assert run(workdir, folder, folder / "out.npy") == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["1.jsonl", "2.jsonl", "out.npy"]
+
+
+def test_files_of_the_user_that_look_like_ours_are_left_alone(workdir, texts, tmp_path):
+    (tmp_path / "out.npy.parts").mkdir()
+    (tmp_path / "out.npy.parts" / "diary.txt").write_text("mine")
+    (tmp_path / "out.npy.tmp").write_text("mine")
+    assert run(workdir, texts, tmp_path / "out.npy") == 0
+    assert (tmp_path / "out.npy.parts" / "diary.txt").read_text() == (tmp_path / "out.npy.tmp").read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.npy", "out.npy.parts", "out.npy.tmp", "texts.txt"]
+
+
+def test_a_file_of_the_model_is_no_output(workdir, texts, capsys):
+    counts = (workdir / "token_counts.npy").read_bytes()
+    assert run(workdir, texts, workdir / "token_counts.npy") == 1
+    assert "token_counts.npy is a file of the model's directory; set another file" in capsys.readouterr().err
+    assert (workdir / "token_counts.npy").read_bytes() == counts
+
+
+@pytest.mark.parametrize("option", ["model", "input", "output"])
+def test_an_empty_path_is_not_the_current_folder(workdir, texts, tmp_path, capsys, option):
+    paths = {"model": workdir, "input": texts, "output": tmp_path / "out.npy"} | {option: ""}
+    assert main(["embed", *(f"--{name}={path}" for name, path in paths.items())]) == 1
+    assert f"--{option}= is empty; name a path" in capsys.readouterr().err

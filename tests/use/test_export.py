@@ -1,6 +1,7 @@
 """Exported directories: their files and contents, and that a failed export leaves nothing behind."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -157,3 +158,25 @@ def test_an_export_that_fails_leaves_no_half_directory(run, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     shutil.rmtree(export(run, tmp_path / "out"))
+
+
+def test_only_a_new_or_empty_directory_is_written(text_file, tmp_path, monkeypatch, capsys):
+    given = write_checkpoint(tmp_path / "in", text_file)
+    before = {file.name: file.read_bytes() for file in given.iterdir()}
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "diary.txt").write_text("mine")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(given)
+    for to in (given, tmp_path / "link", tmp_path / "in" / ".." / "in"):
+        assert cli.main(["export", f"--model={given}", f"--to={to}"]) == 1
+        assert "exists and is not empty; set a new directory" in capsys.readouterr().err
+    assert cli.main(["export", f"--model={given}", "--to="]) == 1
+    assert "--to= is empty; name a path" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in given.iterdir()} == before
+    assert cli.main(["export", f"--workdir={given}", f"--to={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / ".out.partial" / "diary.txt").read_text() == "mine"
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.main(["export", f"--model={given}", "--to=."]) == 0
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert sorted(file.name for file in (tmp_path / "here").iterdir()) == names
+    assert os.listdir(".")  # the same folder, not another one of its name

@@ -1,0 +1,127 @@
+"""Which checkpoint of a work directory is read: by its number, the best, the latest, or by its path."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.config import load_config, save_config
+from jaxlm.errors import UserError
+from jaxlm.init_from import resolve
+from jaxlm.runtime.checkpoint import Checkpoints, find_step, split_step
+from jaxlm.use.loading import load_trained
+from tests.conftest import write_checkpoint
+from tests.untrained import make_workdir, random_params
+
+SCORES = {1: None, 2: 3.5, 3: 3.1, 4: 3.3, 5: None}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A work directory with the checkpoints 1 to 5, each with parameters of its own; the third has the lowest loss."""
+    path = make_workdir(tmp_path_factory.mktemp("loading") / "run")
+    trained = load_trained(path)
+    checkpoints = Checkpoints(path / "checkpoints", keep=10)
+    for step in range(2, 6):
+        params = random_params(trained.encoder, seed=step)
+        checkpoints.save(step, {"params": params}, {}, score=SCORES[step], wait=True)
+    return path
+
+
+def first_leaf(params):
+    return np.asarray(jax.tree.leaves(params)[0])
+
+
+@pytest.mark.parametrize(("step", "expected"), [(None, 5), ("latest", 5), ("best", 3), (2, 2), ("2", 2), ("4", 4)])
+def test_a_step_is_selected_by_its_number_or_by_name(workdir, step, expected):
+    trained = load_trained(workdir, step=step)
+    assert trained.step == expected
+    np.testing.assert_array_equal(
+        first_leaf(trained.params), first_leaf(random_params(trained.encoder, expected if expected > 1 else 0))
+    )
+    assert jaxlm.load(workdir, step=step).trained.step == expected
+
+
+def test_the_best_step_is_the_highest_score_where_higher_is_better(workdir, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=10, higher_is_better=True)
+    for step, score in ((1, 0.7), (2, 0.9), (3, 0.8)):
+        checkpoints.save(step, {"params": {"a": jax.numpy.ones(2)}}, {}, score=score, wait=True)
+    assert find_step(tmp_path, "best") == 2
+    (tmp_path / "2" / "_CHECKPOINT_METADATA").write_text("{")  # a damaged one cannot be read
+    assert find_step(tmp_path, "best") == 3
+
+
+def test_a_checkpoint_is_a_path_too(workdir, monkeypatch):
+    assert load_trained(workdir / "checkpoints" / "2").step == 2
+    assert load_trained(f"{workdir}/checkpoints/2/", step="2").step == 2
+    monkeypatch.chdir(workdir / "checkpoints")
+    assert load_trained("../checkpoints/3").step == 3
+    assert resolve(str(workdir / "checkpoints" / "4")).step == 4
+    assert split_step(workdir) == (workdir, None)
+    with pytest.raises(
+        UserError, match=r"checkpoints/2 is one checkpoint, but step=3 names another; omit one of them$"
+    ):
+        load_trained(workdir / "checkpoints" / "2", step=3)
+
+
+def test_a_run_can_start_from_one_checkpoint(workdir, tmp_path):
+    copy, trained = shutil.copytree(workdir, tmp_path / "copy"), load_trained(workdir)
+    config = load_config(str(copy / "config.json"))
+    config.model.vocab_size = trained.tokenizer.vocab_size  # as a run records it
+    save_config(config, copy / "config.json")
+    start = resolve(f"{copy}/checkpoints/2")
+    params = start.params(start.encoder, trained.tokenizer, trained.tokenizer, "refuse")
+    np.testing.assert_array_equal(first_leaf(params), first_leaf(random_params(start.encoder, 2)))
+
+
+def test_steps_that_do_not_exist_are_refused(workdir, text_file, tmp_path):
+    cases = [
+        ((workdir, "9"), r"there is no checkpoint 9 in .*checkpoints; available: 1, 2, 3 and 2 more$"),
+        ((workdir / "checkpoints" / "9", None), r"there is no checkpoint 9 in .*checkpoints; available: "),
+        ((workdir, "newest"), r"^step=newest: expected a number of updates, best or latest$"),
+        ((workdir, "-1"), r"^step=-1: expected a number of updates, best or latest$"),
+        (
+            (write_checkpoint(tmp_path / "bert", text_file), "best"),
+            r"bert is a Hugging Face directory, .*; omit step=best$",
+        ),
+        (
+            (make_workdir(tmp_path / "unscored"), "best"),
+            r"no checkpoint in .* was saved at a step that was evaluated, so ",
+        ),
+        (("", None), r"^--model= is empty; name a path"),
+    ]
+    for (name, step), message in cases:
+        with pytest.raises(UserError, match=message):
+            load_trained(name, step=step)
+
+
+def test_a_damaged_step_is_not_replaced_by_another(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(UserError, match=r"^checkpoint 2 in .*checkpoints "):
+        load_trained(copy, step=2)
+    assert load_trained(copy).step == 5
+
+
+def test_every_verb_takes_a_step_and_prints_which_one_was_read(workdir, text_file, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("the cat\n")
+    verbs = [
+        ("fill-mask", "the [MASK]"),
+        ("score", "the cat"),
+        ("embed", f"--input={tmp_path / 'texts.txt'}", f"--output={tmp_path / 'out.npy'}"),
+    ]
+    for verb, *arguments in verbs:
+        assert main([verb, f"--model={workdir}", "--step=best", *arguments]) == 0
+        assert f"{workdir}: read the checkpoint of step 3\n" in capsys.readouterr().err
+        assert main([verb, f"--model={workdir}/checkpoints/2", *arguments]) == 0
+        assert f"{workdir}: read the checkpoint of step 2\n" in capsys.readouterr().err
+        assert main([verb, f"--model={workdir}", "--step=9", *arguments]) == 1
+        assert "there is no checkpoint 9" in capsys.readouterr().err
+    for verb, *arguments in (("evaluate",), ("export", f"--to={tmp_path / 'out'}")):
+        assert main([verb, f"--model={workdir}", "--step=9", *arguments]) == 1
+        assert "there is no checkpoint 9" in capsys.readouterr().err
+    assert main(["export", f"--workdir={workdir}", "--step=9", f"--to={tmp_path / 'out'}"]) == 1  # the older name
+    assert "there is no checkpoint 9" in capsys.readouterr().err
