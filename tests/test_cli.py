@@ -1,12 +1,16 @@
 """The commands as users run them: killed, stopped, resumed, and with invalid input."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -217,15 +221,54 @@ def test_an_error_of_the_machine_is_one_sentence(monkeypatch, capsys, number, na
         cli.main(["config"])
 
 
-def test_sigterm_ends_a_command_with_a_sentence(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_command_with_a_sentence(monkeypatch, capsys, name):
     from jaxlm import cli
     from jaxlm.use import show_config
 
-    monkeypatch.setattr(show_config, "main", lambda argv: os.kill(os.getpid(), signal.SIGTERM))
-    usual = signal.getsignal(signal.SIGTERM)
+    number = getattr(signal, name)
+    monkeypatch.setattr(show_config, "main", lambda argv: os.kill(os.getpid(), number))
+    usual = signal.getsignal(number)
     assert cli.main(["config"]) == 1
-    assert capsys.readouterr().err == "jaxlm: stopped by SIGTERM\n"
-    assert signal.getsignal(signal.SIGTERM) == usual
+    assert capsys.readouterr().err == f"jaxlm: stopped by {name}\n"
+    assert signal.getsignal(number) == usual
+
+
+def start_in_terminal(arguments: list[str]) -> tuple[subprocess.Popen, int]:
+    """Starts a command as the foreground program of a new terminal; closing the descriptor closes the terminal."""
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    terminal, own_end = pty.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), own_end)
+    process = subprocess.Popen(
+        command(*arguments), env=environment() | {"TERM": "xterm"}, preexec_fn=take_terminal, **streams
+    )
+    os.close(own_end)
+    return process, terminal
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_the_run(jaxlm, text_file, cache, tmp_path):
+    endless = train_arguments(text_file, cache, tmp_path / "run", "train.steps=100000", "checkpoint.every=100000")
+    process, terminal = start_in_terminal(endless)
+    os.set_blocking(terminal, False)
+
+    def has_trained() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 2**16)  # otherwise the command waits until there is room for its output
+        return len(entries(tmp_path / "run", "train")) > 2
+
+    assert wait_for(has_trained, process)
+    os.close(terminal)
+    assert process.wait(60) == 1
+    (saved,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved >= entries(tmp_path / "run", "train")[-1]["step"] > 0
+    resumed = jaxlm(*endless[:-2], f"--config.train.steps={saved + 1}", endless[-1], check=True)
+    assert f"resuming after step {saved}" in resumed.stdout
+    assert "compiling the training step" in resumed.stdout
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import types
 
@@ -258,3 +259,21 @@ def test_the_config_command_shows_the_settings_of_a_checkpoint(checkpoint, capsy
     shown = capsys.readouterr().out
     assert "model.width = 24 " in shown
     assert 'model.norm_position = "post"' in shown
+
+
+@pytest.mark.slow
+def test_continuing_says_what_is_added_what_is_frozen_and_what_learns(continued, tmp_path, capsys):
+    words = ["harbourmaster", "harbourmaster", "the", "quayside", "captain"]
+    (tmp_path / "terms.txt").write_text("\n".join(words) + "\n")
+    settings = (f"tokenizer.add={tmp_path / 'terms.txt'}", "optimizer.freeze=embeddings,layers:0", "train.steps=1")
+    train(continued(*settings), tmp_path / "run")
+    output = capsys.readouterr()
+    assert "terms.txt: tokens added to the vocabulary: 2; in it already: 2\n" in output.err
+    found = re.search(r"^([\d,]+) of ([\d,]+) parameters are trained; frozen: embeddings,layers:0$", output.out, re.M)
+    trained, total = (int(text.replace(",", "")) for text in found.groups())
+    params = load_trained(tmp_path / "run").params
+    frozen = [params["encoder"]["embeddings"], params["encoder"]["layers_0"]]
+    assert total == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert trained == total - sum(leaf.size for leaf in jax.tree.leaves(frozen))
+    train(continued("train.steps=1"), tmp_path / "whole")
+    assert re.search(r"^all ([\d,]+) parameters are trained$", capsys.readouterr().out, re.MULTILINE)

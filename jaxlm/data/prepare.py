@@ -104,7 +104,7 @@ def existing_tokenizer(settings: ConfigDict) -> Tokenizer | None:
     extended = tokenizer.with_added(words)
     new = extended.vocab_size - tokenizer.vocab_size
     print(
-        f"{settings.add}: {new:,} tokens added to the vocabulary, {len(set(words)) - new:,} were one token already",
+        f"{settings.add}: tokens added to the vocabulary: {new:,}; in it already: {len(set(words)) - new:,}",
         file=sys.stderr,
     )
     return extended

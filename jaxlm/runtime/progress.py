@@ -7,6 +7,7 @@ bar reads twice a second and plain lines print every few seconds.
 import contextlib
 import errno
 import os
+import select
 import sys
 import time
 from collections import deque
@@ -267,9 +268,9 @@ def _shown_if_possible() -> Iterator[None]:
         if error.errno not in (errno.EIO, errno.EPIPE):
             raise
         for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()  # what could not be written is still in the buffer
-            except OSError:
+            descriptor = select.poll()
+            descriptor.register(stream.fileno(), 0)
+            if descriptor.poll(0):  # always reported: an error, or that the other end has hung up
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -278,3 +278,35 @@ def test_the_command_writes_a_directory_with_the_table_on_stdout_and_progress_on
     assert output.err.splitlines() == ["read and tokenize"]
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"token store: {tmp_path / 'out'} is already complete\n"
+
+
+def test_files_of_the_user_beside_the_output_are_left_alone(tmp_path, config):
+    for name in (".out.partial", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diary.txt").write_text("mine")
+    (tmp_path / ".out.lock").write_text("mine")
+    prepare(config, tmp_path / "out")
+    assert (tmp_path / ".out.partial" / "diary.txt").read_text() == (tmp_path / ".out.lock").read_text() == "mine"
+    assert (tmp_path / "out.partial" / "diary.txt").read_text() == "mine"
+    assert not list(tmp_path.glob(".*jaxlm*"))
+
+
+def test_what_an_older_version_left_in_the_cache_is_removed(config):
+    cache = Path(config.data.cache)
+    for name in ("." + "0" * 32 + ".partial", "." + "1" * 32 + ".jaxlm-partial", ".mine.partial"):
+        (cache / name).mkdir(parents=True)
+    prepared = prepare(config)
+    assert sorted(path.name for path in cache.iterdir()) == [".mine.partial", prepared.directory.name]
+
+
+def test_an_empty_output_and_an_unused_init_from_are_refused(tmp_path, monkeypatch, capsys):
+    from jaxlm import cli
+
+    monkeypatch.chdir(tmp_path)
+    recipe = f"--config={ROOT / 'configs' / 'mini.py'}"
+    assert cli.main(["prepare", recipe, "--output="]) == 1
+    assert "--output= is empty; name a path" in capsys.readouterr().err
+    for arguments in ([recipe, "--config.init_from=bert"], [f"--config={ROOT / 'configs' / 'continue.py'}"]):
+        assert cli.main(["prepare", *arguments]) == 1
+        assert "model.init_from has no effect here: set --config.tokenizer.path=DIR, " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -323,3 +323,33 @@ def test_two_processes_work_together_without_the_private_names(free_port, tmp_pa
     assert [process.returncode for process in processes] == [0, 0], results
     assert all(output.endswith("done\n") for output, _ in results)
     assert all("JAX aborts the others with a stack trace" in errors for _, errors in results)
+
+
+# Stop signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_is_received_and_a_second_one_has_its_usual_effect_except_sighup(name):
+    number, usual = getattr(signal, name), []
+    before = signal.signal(number, lambda *_: usual.append(name))
+    try:
+        with distributed.stop_signals() as received:
+            signal.raise_signal(number)
+            assert received == [name]
+            signal.raise_signal(number)
+            assert usual == ([] if name == "SIGHUP" else [name])
+        signal.raise_signal(number)
+        assert usual[-1] == name
+    finally:
+        signal.signal(number, before)
+
+
+def test_under_nohup_sighup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with distributed.stop_signals() as received:
+            signal.raise_signal(signal.SIGHUP)
+        assert received == []
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

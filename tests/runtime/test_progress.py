@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.runtime import progress
 from jaxlm.runtime.progress import Progress, StepProgress, duration
+from tests.conftest import environment
 
 
 @pytest.fixture
@@ -166,3 +167,37 @@ def test_the_bar_of_preparation_shows_what_is_done_and_how_long_it_takes():
 )
 def test_durations_are_written_as_on_a_clock(seconds, text):
     assert duration(seconds) == text
+
+
+UNREAD = """
+import sys
+from jaxlm.runtime.progress import StepProgress
+shown = StepProgress(0, 100)
+sys.stdin.readline()  # until nobody reads the output
+for step in range(1, 5):
+    shown.train(step, ["loss 2.000"])
+    shown.print("a note")
+shown.close()
+print("lost")
+print("still here", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_training_goes_on_when_nobody_reads_its_output_any_more(unbuffered):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", UNREAD], env=environment() | {"PYTHONUNBUFFERED": unbuffered}, **pipes
+    )
+    process.stdout.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.stderr.read().decode() == "still here\n"
+    assert process.wait() == 0
+
+
+def test_another_error_of_the_output_is_raised(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    shown = StepProgress(0, 100)
+    with pytest.raises(OSError, match="No space left"):
+        shown.print("a note")
