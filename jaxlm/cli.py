@@ -19,7 +19,7 @@ from jaxlm.runtime.memory import restart_with_malloc_settings
 from jaxlm.version import __version__
 
 VERBS = {
-    "train": ("jaxlm.train", "train a model, or resume a run from its last checkpoint"),
+    "train": ("jaxlm.trainer", "train a model, or resume a run from its last checkpoint"),
     "prepare": ("jaxlm.data.prepare", "train a tokenizer and tokenize text, without training a model"),
     "config": ("jaxlm.use.show_config", "print every setting with its value and its description"),
     "fill-mask": ("jaxlm.use.fill_mask", "predict the masked tokens of a text"),

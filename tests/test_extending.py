@@ -20,7 +20,7 @@ from jaxlm.model.execution import Execution
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.settings import SETTINGS
-from jaxlm.train import train
+from jaxlm.trainer import train
 from jaxlm.use.model import load
 from tests.conftest import ROOT
 from tests.untrained import random_params
