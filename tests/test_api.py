@@ -13,6 +13,7 @@ from jaxlm import trainer
 from jaxlm.config import default_config
 from jaxlm.errors import UserError
 from tests.conftest import ROOT, environment
+from tests.scripts import load_script
 from tests.untrained import make_workdir
 
 
@@ -91,3 +92,12 @@ def test_train_starts_from_a_directory_like_the_verb(trained_with, tmp_path):
     ((resolved, _, start),) = trained_with
     assert start.directory == Path(tmp_path / "start")
     assert (resolved.model.layers, resolved.model.width) == (1, 16)
+
+
+def test_the_page_is_what_the_docstrings_say():
+    page = load_script("api_page").page()
+    assert page == (ROOT / "docs" / "api.md").read_text(), "run scripts/api_page"
+    for name in jaxlm.__all__:
+        assert f"\n## jaxlm.{name}\n" in page
+    assert "train(\n    config: ConfigDict | str | Path,\n    workdir: str | Path,\n" in page
+    assert "| `layers` | " in page

@@ -16,8 +16,8 @@ _DEFAULTS = {name: setting.default for name, setting in SETTINGS["model"].items(
 class EncoderConfig:
     """The architecture of an encoder and its masked-LM head; `jaxlm config model` describes the fields.
 
-    The defaults are those of the settings of section `model`; embedding_width=0 stands for `width`. Raises UserError
-    for invalid values.
+    The defaults are those of the settings of section `model`, and vocab_size is that of a trained vocabulary;
+    embedding_width=0 stands for `width`. Raises UserError for invalid values.
     """
 
     vocab_size: int = SETTINGS["tokenizer"]["vocab_size"].default

@@ -20,8 +20,9 @@ from jaxlm.use.score import Score, score
 class Model:
     """A trained model: `load(DIR).fill_mask("The capital of France is [MASK].")`.
 
-    `config` is the architecture (`EncoderConfig`), `params` nested dicts of float32 arrays, and `longest` the maximum
-    number of tokens of a text, including begin and end. Methods raise UserError for invalid arguments.
+    `load` makes it. `config` is the architecture (`EncoderConfig`), `params` nested dicts of float32 arrays, and
+    `longest` the maximum number of tokens of a text, including begin and end. Methods raise UserError for invalid
+    arguments.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -75,7 +76,13 @@ class Model:
         return Embedder(self.trained, settings, too_long, batch_tokens)(texts)
 
     def score(self, texts: Sequence[str], variant: str = "within-word", batch_tokens: int = 0) -> list[Score]:
-        """Returns the texts' pseudo-log-likelihoods, computed by `jaxlm.use.score.score`."""
+        """Returns the texts' pseudo-log-likelihoods, in order.
+
+        They are sums of the log-probabilities of a text's tokens, each masked in turn: with variant "original" alone
+        (arXiv 1910.14659), with "within-word" together with the tokens that follow in the same word (arXiv 2305.10588).
+        Raises UserError if a text has no tokens or exceeds the model's maximum length, or the model has no masked-LM
+        head.
+        """
         _check_texts(texts)
         return list(score(self.trained, texts, variant, batch_tokens))
 
@@ -85,8 +92,10 @@ class Model:
     @overload
     def fill_mask(self, text: list[str], top: int = 5, targets: Sequence[str] = ()) -> list[list[list[Candidate]]]: ...
 
-    def fill_mask(self, text: str | list[str], top: int = 5, targets: Sequence[str] = ()) -> list:
-        """Returns for each mask in the text its `top` most probable words, the most probable first.
+    def fill_mask(
+        self, text: str | list[str], top: int = 5, targets: Sequence[str] = ()
+    ) -> list[list[Candidate]] | list[list[list[Candidate]]]:
+        """Returns for each mask in the text a list of its `top` most probable words, the most probable first.
 
         With `targets`, returns these words instead, with their probabilities among all words. For a list of texts,
         returns a list with the result of each. Raises UserError if a text has no mask, a target is not a single token,
