@@ -29,6 +29,7 @@ VERBS = {
     "export": ("jaxlm.use.export", "write a model as a directory that Hugging Face Transformers loads"),
     "bench": ("jaxlm.performance.bench", "measure the speed and memory use of the training step"),
     "plan": ("jaxlm.performance.plan", "estimate memory, communication and time of a run on other devices"),
+    "completion": ("jaxlm.use.completion", "print a script that completes the command line in bash and zsh"),
 }
 
 HELP = """usage: jaxlm VERB [--help] ...
