@@ -16,7 +16,7 @@ from jaxlm.runtime.program_cache import set_up_program_cache
 from jaxlm.version import __version__
 
 VERBS = {
-    "train": ("jaxlm.train", "train a model, or resume a run from its last checkpoint"),
+    "train": ("jaxlm.trainer", "train a model, or resume a run from its last checkpoint"),
     "prepare": ("jaxlm.data.prepare", "train a tokenizer and tokenize text, without training a model"),
     "config": ("jaxlm.use.show_config", "print every setting with its value and its description"),
     "fill-mask": ("jaxlm.use.fill_mask", "predict the masked tokens of a text"),
@@ -26,6 +26,7 @@ VERBS = {
     "export": ("jaxlm.use.export", "write a model as a directory that Hugging Face Transformers loads"),
     "bench": ("jaxlm.performance.bench", "measure the speed and memory use of the training step"),
     "plan": ("jaxlm.performance.plan", "estimate memory, communication and time of a run on other devices"),
+    "completion": ("jaxlm.use.completion", "print a script that completes the command line in bash and zsh"),
 }
 
 HELP = """usage: jaxlm VERB [--help] ...

@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jaxlm.errors import UserError
+from jaxlm.recipes import find_config
 from jaxlm.settings import (
     FORMER,
     INTERVALS,
@@ -47,22 +48,18 @@ def default_config() -> ConfigDict:
 
 
 def load_config(
-    spec: str, overrides: Sequence[str] = (), start_settings: Callable[[str], dict[str, dict]] | None = None
+    spec: str | Path | ConfigDict,
+    overrides: Sequence[str] = (),
+    start_settings: Callable[[str], dict[str, dict]] | None = None,
 ) -> ConfigDict:
     """Returns the config of `FILE[:ARG]` with overrides such as `train.steps=100` applied, checked and locked.
 
-    FILE is a Python file that defines `get_config(arg=None)`, or the `config.json` of a run. start_settings returns, by
-    section, the settings of the directory model.init_from; they replace those of the file and are replaced by the
-    overrides. An empty model.init_from remains REQUIRED where the file requires one. Raises UserError.
+    FILE is the name of a recipe, a Python file that defines `get_config(arg=None)`, or the `config.json` of a run; a
+    ConfigDict is treated like the result of `get_config`, and not changed. start_settings returns, by section, the
+    settings of the directory model.init_from; they replace those of the file and are replaced by the overrides. An
+    empty model.init_from remains REQUIRED where the file requires one. Raises UserError.
     """
-    name, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
-    path = Path(name)
-    if not path.is_file():
-        known = {p.stem: p for p in sorted(Path("configs").glob("*.py"))}
-        near = difflib.get_close_matches(path.stem, known, 1)
-        raise UserError(f"there is no config file {name}" + (f"; did you mean {known[near[0]]}?" if near else ""))
-    replayed = path.suffix == ".json"  # which contains the settings of model.init_from
-    config = _read_json(path) if replayed else _run_config_file(path, arg or None)
+    config, replayed = _read_config(spec)
     named = [override for override in overrides if full_name(override.partition("=")[0]) == "model.init_from"]
     start_required = config.model.init_from == REQUIRED
     for override in named:
@@ -81,18 +78,32 @@ def load_config(
     return config.lock()
 
 
-def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
+def _read_config(spec: str | Path | ConfigDict) -> tuple[ConfigDict, bool]:
+    """Returns a config, and whether it is that of a run, which contains the settings of model.init_from."""
+    if isinstance(spec, ConfigDict):
+        return config_from_dict(spec.to_dict(), "config"), False
+    if not isinstance(spec, str | Path):
+        raise UserError(f"config must be a ConfigDict, a file or the name of a recipe, not {type(spec).__name__}")
+    name, _, arg = str(spec).partition(":") if not Path(spec).exists() else (str(spec), "", "")
+    path = find_config(name)
+    if path.suffix == ".json":
+        return _read_json(path), True
+    return _run_config_file(path, name, arg or None), False
+
+
+def _run_config_file(path: Path, name: str, arg: str | None) -> ConfigDict:
+    """Returns what a Python file's get_config returns; messages call the file by `name`. Raises UserError."""
     spec = importlib.util.spec_from_file_location(f"jaxlm_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; a config is FILE.py[:ARG] or a run's config.json")
+        raise UserError(f"{name} is not a Python file; a config is FILE.py[:ARG] or a run's config.json")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise UserError(f"{path} has no function get_config(arg=None) that returns the config")
+            raise UserError(f"{name} has no function get_config(arg=None) that returns the config")
         takes_arg = bool(inspect.signature(module.get_config).parameters)
         if arg is not None and not takes_arg:
-            raise UserError(f"{path} has no variants; remove :{arg}")
+            raise UserError(f"{name} has no variants; remove :{arg}")
         config = module.get_config(arg) if takes_arg else module.get_config()
     except UserError:
         raise
@@ -100,11 +111,11 @@ def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        raise UserError(f"{path}{f', line {line}' if line else ''}: {_reason(error)}") from error
+        raise UserError(f"{name}{f', line {line}' if line else ''}: {_reason(error)}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config returned {type(config).__name__}; it must return the config")
-    if any(name not in config.get(section, ()) for section, settings in SETTINGS.items() for name in settings):
-        raise UserError(f"{path}: the config of get_config lacks settings; start from jaxlm.config.default_config()")
+        raise UserError(f"{name}: get_config returned {type(config).__name__}; it must return the config")
+    if any(key not in config.get(section, ()) for section, settings in SETTINGS.items() for key in settings):
+        raise UserError(f"{name}: the config of get_config lacks settings; start from jaxlm.config.default_config()")
     return config
 
 
@@ -331,38 +342,63 @@ def _named(entry: str) -> tuple[str, str]:
     return (name, path) if separator else ("evaluation", entry)
 
 
+def checked_value(key: str, value: Any) -> Any:
+    """Returns a value for the setting `section.name`, converted to its type. Raises UserError if it is invalid."""
+    setting = find_setting(key)
+    value = _as_kind(key, value, setting)
+    _check_value(key, value, setting)
+    return value
+
+
+def _check_value(key: str, value: Any, setting: Setting) -> None:
+    if setting.choices and value not in setting.choices:
+        near = difflib.get_close_matches(str(value), setting.choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{key}={value} is not one of {', '.join(setting.choices)}{hint}")
+    if setting.within and value is not None:
+        contains, message = INTERVALS[setting.within]
+        if not (math.isfinite(value) and contains(value)):
+            raise UserError(f"{key}={value}: {message}")
+
+
 def check_config(config: ConfigDict) -> None:
     """Checks every setting, alone and together, before any data is read. Raises UserError for invalid values."""
     for section, settings in SETTINGS.items():
         for name, setting in settings.items():
-            value = config[section][name]
-            if setting.choices and value not in setting.choices:
-                near = difflib.get_close_matches(str(value), setting.choices, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{section}.{name}={value} is not one of {', '.join(setting.choices)}{hint}")
-            if setting.within and value is not None:
-                contains, message = INTERVALS[setting.within]
-                if not (math.isfinite(value) and contains(value)):
-                    raise UserError(f"{section}.{name}={value}: {message}")
+            _check_value(f"{section}.{name}", config[section][name], setting)
+    check_architecture(config.model)
     _check_together(config)
     _check_end(config)
     _check_phases(config)
 
 
-def _check_together(config: ConfigDict) -> None:
-    """Checks settings that depend on each other."""
-    data, model, masking, tokenizer, mesh = config.data, config.model, config.masking, config.tokenizer, config.mesh
-    task = config.task
-    held_out = [entry.partition("=") for entry in data.held_out]
-    names = [name for name, _, _ in held_out]
-    task_files = [_named(entry) for entry in task.evaluation]
-    task_names = [name for name, _ in task_files]
-    rules = [
+def check_architecture(model: Any) -> None:
+    """Checks settings of section `model` that depend on each other. Raises UserError."""
+    _raise_first_broken([
         (model.width % model.heads == 0, f"model.heads={model.heads} does not divide model.width={model.width}"),
         (model.positions != "rotary" or model.width // model.heads % 2 == 0,
          f"rotary positions need an even head width, but model.width / model.heads = {model.width // model.heads}"),
         (model.layer_pattern and set(model.layer_pattern) <= {"g", "l"},
          f"model.layer_pattern={model.layer_pattern}: must consist of the letters g (global) and l (local)"),
+    ])  # fmt: skip
+
+
+def _raise_first_broken(rules: Sequence[tuple[Any, str]]) -> None:
+    """Raises UserError with the message of the first rule, (whether it holds, message), that does not hold."""
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)
+
+
+def _check_together(config: ConfigDict) -> None:
+    """Checks settings of the other sections that depend on each other."""
+    data, masking, tokenizer, mesh = config.data, config.masking, config.tokenizer, config.mesh
+    task = config.task
+    held_out = [entry.partition("=") for entry in data.held_out]
+    names = [name for name, _, _ in held_out]
+    task_files = [_named(entry) for entry in task.evaluation]
+    task_names = [name for name, _ in task_files]
+    _raise_first_broken([
         (masking.mask_share + masking.random_share < 1 + 1e-9,
          f"masking.mask_share={masking.mask_share} plus masking.random_share={masking.random_share} must not exceed 1"),
         (tokenizer.character_coverage > 0.5,
@@ -381,10 +417,7 @@ def _check_together(config: ConfigDict) -> None:
         (len(set(task_names)) == len(task_names), f"task.evaluation={task.evaluation}: two files have the same name"),
         (_are_names(task_names), f"task.evaluation={task.evaluation}: names may contain letters, digits, - and _"),
         (mesh.data == -1 or mesh.data >= 1, f"mesh.data={mesh.data}: must be a number of devices, or -1 for the rest"),
-    ]  # fmt: skip
-    for holds, message in rules:
-        if not holds:
-            raise UserError(message)
+    ])  # fmt: skip
 
 
 def _are_names(names: Sequence[str]) -> bool:

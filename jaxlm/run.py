@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxlm import init_from, storage
 from jaxlm.config import (
@@ -148,7 +149,9 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def load_run_config(spec: str, overrides: Sequence[str], workdir: Path | None = None) -> tuple[Any, Start | None]:
+def load_run_config(
+    spec: str | Path | ConfigDict, overrides: Sequence[str], workdir: Path | None = None
+) -> tuple[ConfigDict, Start | None]:
     """Returns the config of a run and what its model.init_from names, resolved once. Raises UserError.
 
     Architecture and tokenizer come from the named directory, under the overrides; arguments as of `load_config`.

@@ -26,16 +26,16 @@ def main() -> int:
     if folder := os.environ.get("FAULT_FOLDER"):
         _count_operations(folder, int(os.environ.get("FAULT_OPERATION", 0)), os.environ.get("FAULT_TRACE"))
     if at := os.environ.get("FAULT_NAN_STEP"):
-        from jaxlm import train
+        from jaxlm import trainer
 
-        train.compile_step = with_nan_params(train.compile_step, int(at))
+        trainer.compile_step = with_nan_params(trainer.compile_step, int(at))
     from jaxlm.cli import main as command
 
     return command(sys.argv[1:])
 
 
 def with_nan_params(compile_step: Callable, at: int) -> Callable:
-    """Wraps `jaxlm.train.compile_step`: the steps that it compiles replace all parameters by NaN at step `at`."""
+    """Wraps `jaxlm.trainer.compile_step`: the steps that it compiles replace all parameters by NaN at step `at`."""
     import jax
     import numpy as np
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from jaxlm import cli, config
 from jaxlm.config import (
@@ -392,14 +393,34 @@ def test_values_of_a_file_are_checked_like_overrides(tmp_path):
     assert "model.heads=3" in load_error(path, "masking.rate=0.2", "model.heads=3")
 
 
-def test_a_missing_file_names_the_nearest_recipe(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    assert load_error("configs/mni.py").endswith("did you mean configs/mini.py?")
-    assert load_error("mini:arg").endswith("did you mean configs/mini.py?")
+def test_a_missing_file_names_the_nearest_recipe(tmp_path):
+    assert load_error("configs/mni.py") == "there is no config file configs/mni.py; did you mean the recipe mini?"
+    assert load_error("mni:arg") == "there is no config file mni; did you mean the recipe mini?"
     message = load_error(tmp_path / "xyzzy.py")
     assert "xyzzy.py" in message
     assert "did you mean" not in message
     assert str(tmp_path) in load_error(tmp_path)
+    assert load_error("xyzzy").startswith("there is no recipe xyzzy; the recipes are bert_base, bert_large,")
+
+
+def test_a_config_in_memory_is_copied_and_checked():
+    given = default_config()
+    given.train.steps = 7
+    loaded = load_config(given, ["train.batch_size=16"])
+    assert (loaded.train.steps, loaded.train.batch_size, given.train.batch_size) == (7, 16, 32)
+    assert load_config(ConfigDict({"train": {"steps": 7}})) == load_config(given)
+    for content, words in [
+        ({"train": {"stpes": 7}}, "config: there is no setting train.stpes; did you mean train.steps?"),
+        ({"trian": {"steps": 7}}, "did you mean train.steps?"),
+        ({"train": {"steps": "many"}}, "train.steps=many: expected a whole number"),
+        ({"masking": {"rate": 15.0}}, "masking.rate=15.0"),
+        ({"train": 5}, "train is not a section"),
+    ]:
+        with pytest.raises(UserError) as error:
+            load_config(ConfigDict(content))
+        assert words in one_sentence(str(error.value))
+    with pytest.raises(UserError, match="config must be a ConfigDict, a file or the name of a recipe, not dict"):
+        load_config({"train": {"steps": 7}})
 
 
 def test_a_file_that_is_no_python_is_refused(tmp_path):

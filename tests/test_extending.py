@@ -1,4 +1,4 @@
-"""The code of docs/extending.md runs as it stands: its objective trains and resumes, its family is converted."""
+"""The code of docs/extending.md runs as it stands: its objective and its head train, its family is converted."""
 
 import functools
 import re
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxlm
 from jaxlm.config import Phase, default_config
 from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.table import DATA
@@ -18,12 +19,11 @@ from jaxlm.huggingface.families import FAMILIES
 from jaxlm.model.config import encoder_config
 from jaxlm.model.execution import Execution
 from jaxlm.model.heads import MaskedLM
-from jaxlm.objectives.table import OBJECTIVES
+from jaxlm.objectives.table import OBJECTIVES, make_objective
 from jaxlm.settings import SETTINGS
-from jaxlm.train import train
-from jaxlm.use.model import load
 from tests.conftest import ROOT
-from tests.untrained import random_params
+from tests.test_finetuning import write_table
+from tests.untrained import make_workdir, random_params
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # tests mostly compile
 PAGE = ROOT / "docs" / "extending.md"
@@ -54,7 +54,7 @@ def run(mini, workdir, steps: int):
     """Returns the checksum and the held-out metrics of a run of the page's objective."""
     rare = ["checkpoint.every=1000", "evaluation.every=0", "logging.every=10"]
     config = mini("train.objective=replaced", "optimizer.learning_rate=1e-2", f"train.steps={steps}", *rare)
-    result = train(config, workdir)
+    result = jaxlm.train(config, workdir)
     return result["params_sha256"], result["evaluation"]["held_out"]
 
 
@@ -68,7 +68,7 @@ def test_the_objective_learns_and_its_run_resumes_exactly(page, mini, tmp_path):
     assert metrics["n"] > 1000
     assert metrics["loss"] < 0.9 * first["loss"]
     assert metrics["loss"] < entropy(0.15)  # better than knowing only how many tokens are replaced
-    assert load(tmp_path / "whole").embed(["The cat sees a letter."]).shape == (1, 32)
+    assert jaxlm.load(tmp_path / "whole").embed(["The cat sees a letter."]).shape == (1, 32)
 
 
 def entropy(p: float) -> float:
@@ -98,6 +98,48 @@ def test_the_objective_replaces_ordinary_tokens_and_its_sums_add_over_rows(page)
     )
     jax.tree.map(lambda x, *y: np.testing.assert_allclose(x, sum(y), rtol=1e-4), whole, *parts)
     assert whole["tokens"] == ordinary.sum()
+
+
+def head_objective(page):
+    config = default_config()
+    config.model.update(layers=1, width=16, heads=2, feed_forward_width=16)
+    facts = SYNTHETIC_FACTS._replace(labels=("a", "b", "c"))
+    phase = Phase(None, 32, 2, objective="attention_pooling")
+    return make_objective(config, phase, encoder_config(config.model, 60), Execution(), facts)
+
+
+def test_the_head_gives_packed_examples_the_logits_that_they_have_alone(page):
+    objective = head_objective(page)
+    assert type(objective) is page.ClassifyByAttention
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * np.arange(leaf.size).reshape(leaf.shape), jit(objective.init)(0))
+    assert params["head"]["kernel"].shape == (16, 3)
+    tokens = np.random.default_rng(0).integers(5, 60, (1, 32)).astype(np.int32)
+    segment_ids = np.repeat([1, 2, 0], [12, 14, 6])[None].astype(np.int32)
+
+    def logits(tokens, segment_ids):
+        padding = ((0, 0), (0, 32 - tokens.shape[1]))
+        rows = {"tokens": np.pad(tokens, padding), "segment_ids": np.pad(segment_ids, padding),
+                "token_types": np.zeros((1, 32), np.int32), "labels": np.zeros((1, 4), np.int32)}  # fmt: skip
+        return np.asarray(jit(objective.logits)(params, rows))
+
+    both = logits(tokens, segment_ids)
+    assert np.isfinite(both).all()
+    np.testing.assert_allclose(both[0, 0], logits(tokens[:, :12], segment_ids[:, :12])[0, 0], atol=1e-5)
+    np.testing.assert_allclose(both[0, 1], logits(tokens[:, 12:26], segment_ids[:, :14] * 0 + 1)[0, 0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_head_learns(page, tmp_path):
+    for name, count, seed in (("train", 300, 0), ("dev", 60, 1)):
+        write_table(tmp_path / f"{name}.tsv", count, seed)
+    result = jaxlm.train("classify", tmp_path / "run", [
+        "train.objective=attention_pooling", f"init_from={make_workdir(tmp_path / 'encoder', vocab_size=80)}",
+        f"task.train={tmp_path / 'train.tsv'}", f"task.evaluation={tmp_path / 'dev.tsv'}", "data.sequence_length=32",
+        "train.epochs=none", "train.steps=60", "optimizer.learning_rate=0.005", "schedule.name=constant",
+        "logging.tensorboard=false", "logging.curve=false", "model.dropout=0", "model.attention_dropout=0",
+    ])  # fmt: skip
+    assert result["evaluation"]["evaluation"]["accuracy"] > 0.8
+    assert jaxlm.load(tmp_path / "run").embed(["The cat sees a letter."]).shape == (1, 16)
 
 
 def settings_of(config):

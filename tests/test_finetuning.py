@@ -11,7 +11,7 @@ from jaxlm.errors import UserError
 from jaxlm.init_from import resolve
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
-from jaxlm.train import train
+from jaxlm.trainer import train
 from jaxlm.use.loading import load_trained
 from tests.conftest import OBJECTS, ROOT, SUBJECTS, VERBS
 

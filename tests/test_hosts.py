@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm.runtime.run_log import read_metrics
-from jaxlm.train import train
+from jaxlm.trainer import train
 from tests.conftest import ROOT, environment, mini_overrides
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.init_from import resolve, start_settings
 from jaxlm.run import set_up
 from jaxlm.runtime.run_log import read_metrics
-from jaxlm.train import train
+from jaxlm.trainer import train
 from jaxlm.use.loading import load_trained
 from tests.conftest import ROOT, write_checkpoint
 from tests.huggingface.test_conversion import load as load_golden

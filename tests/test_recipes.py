@@ -19,6 +19,7 @@ from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
 from jaxlm.optimizer.optimizers import decay_mask, make_optimizer
 from jaxlm.optimizer.schedules import make_schedule
+from jaxlm.recipes import recipes
 from jaxlm.runtime.parameter_paths import param_path
 from jaxlm.runtime.sharding import check_batch, param_shardings
 from jaxlm.settings import MAX_CHOSEN_VOCABULARY
@@ -156,6 +157,26 @@ def test_an_unknown_variant_is_rejected(path):
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if ":" in spec])
 def test_a_variant_differs_from_its_recipe(spec):
     assert config_to_dict(load(spec)) != config_to_dict(load(spec.partition(":")[0]))
+
+
+# The name
+
+
+@each_file
+def test_a_recipe_is_found_by_its_name(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path.stem).mkdir()  # a directory of that name does not matter
+    assert config_to_dict(load_config(path.stem, REQUIRED.get(path.name, []))) == config_to_dict(load(path.name))
+
+
+def test_variants_and_messages_use_the_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert config_to_dict(load_config("bert_base:512")) == config_to_dict(load("bert_base.py:512"))
+    with pytest.raises(UserError, match=r"^mini has no variants; remove :large$"):
+        load_config("mini:large")
+    with pytest.raises(UserError, match=r"^bert_base, line \d+: there is no variant 1024"):
+        load_config("bert_base:1024")
+    assert recipes().keys() == {path.stem for path in FILES}
 
 
 # The config

@@ -55,7 +55,7 @@ def _rows(lengths: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]
         size = int(lengths[number])
         room = next((room for room in range(size, widest + 1) if open_rows.get(room)), None)
         if room is None:
-            row, room = len(rows), min(longest, max(SHORTEST_ROW, 1 << (size - 1).bit_length()))
+            row, room = len(rows), min(longest, padded_size(size, SHORTEST_ROW))
             rows.append([])
             row_lengths.append(room)
         else:
@@ -68,6 +68,11 @@ def _rows(lengths: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]
     for length, row_of in zip(row_lengths, rows, strict=True):
         by_length.setdefault(length, []).append(row_of)
     return list(by_length.items())
+
+
+def padded_size(size: int, least: int = 1) -> int:
+    """Returns the power of two, at least `least`, that a size is padded to, so that few shapes are compiled."""
+    return max(least, 1 << max(size - 1, 0).bit_length())
 
 
 def _row_count(rows: int, most: int) -> int:

@@ -1,12 +1,14 @@
 """Worker processes for the preparation of data: results come in order, and workers end with their parent."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -42,7 +44,8 @@ def map_in_processes(
     pending: deque[Future] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(_call, function, item))
+            with _main_file_hidden():  # the first item starts the processes
+                pending.append(pool.submit(_call, function, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -51,6 +54,23 @@ def map_in_processes(
         raise UserError("a worker process was killed, probably because memory ran out; lower data.workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _main_file_hidden() -> Iterator[None]:
+    """Keeps spawned processes from importing the program's main file, which they do not need.
+
+    A program that calls `jaxlm.train` outside `if __name__ == "__main__"` would train in each worker.
+    """
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 _failed_start: Exception | None = None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jax import Array
 
+from jaxlm.data.packing import padded_size
 from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
@@ -67,7 +68,8 @@ def _windows(
 
 def _logits_at(trained: Trained, rows: list[np.ndarray], positions: list[np.ndarray]) -> np.ndarray:
     """Returns the logits float32 [masks, V] at the positions of each row, in order."""
-    count, length, predictions = _bucket(len(rows)), _bucket(max(map(len, rows)), 16), _bucket(max(map(len, positions)))
+    count, length = padded_size(len(rows)), padded_size(max(map(len, rows)), 16)
+    predictions = padded_size(max(map(len, positions)))
     tokens = np.full((count, length), trained.tokenizer.pad_id, np.int32)
     segment_ids = np.zeros((count, length), np.int32)
     masked_positions = np.zeros((count, predictions), np.int32)
@@ -82,11 +84,6 @@ def _logits_at(trained: Trained, rows: list[np.ndarray], positions: list[np.ndar
 def _logits(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array) -> Array:
     """Returns the logits float32 [B, P, V] at positions int32 [B, P] of tokens int32 [B, L]."""
     return map_predictions(model, params, tokens, segment_ids, positions, (), lambda logits: logits)
-
-
-def _bucket(size: int, least: int = 1) -> int:
-    """Returns the next power of two, so that few shapes are compiled."""
-    return max(least, 1 << (size - 1).bit_length())
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,19 +1,18 @@
 """The Python interface to a trained model: `jaxlm.load(DIR)` returns a `Model`."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import embed_settings
-from jaxlm.model.heads import MaskedLM
-from jaxlm.runtime.compiling import jit
 from jaxlm.use.embed import Embedder
 from jaxlm.use.fill_mask import Candidate, fill_mask
+from jaxlm.use.forward import forward
 from jaxlm.use.loading import Trained, load_trained, require_head
 from jaxlm.use.score import Score, score
 
@@ -21,8 +20,9 @@ from jaxlm.use.score import Score, score
 class Model:
     """A trained model: `load(DIR).fill_mask("The capital of France is [MASK].")`.
 
-    `config` is the architecture (`EncoderConfig`), `params` nested dicts of float32 arrays, and `longest` the maximum
-    number of tokens of a text, including begin and end. Methods raise UserError for invalid arguments.
+    `load` makes it. `config` is the architecture (`EncoderConfig`), `params` nested dicts of float32 arrays, and
+    `longest` the maximum number of tokens of a text, including begin and end. Methods raise UserError for invalid
+    arguments.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -36,33 +36,29 @@ class Model:
         ids = self.tokenizer.encode(text, find_mask=True).ids
         return np.concatenate([[self.tokenizer.begin_id], ids, [self.tokenizer.end_id]]).astype(np.int32)
 
-    def apply(self, tokens: Any, segment_ids: Any = None) -> Array:
+    def logits(
+        self, tokens: ArrayLike, segment_ids: ArrayLike | None = None, token_types: ArrayLike | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Array:  # fmt: skip
         """Returns vocabulary logits float32 [B, L, V] for tokens int32 [B, L].
 
         With segment_ids int32 [B, L], a row may hold several texts, each with its own id, and padding with id 0; tokens
-        attend only within their segment. Without them, each row is one text without padding. Raises UserError if a
-        token id is not in the vocabulary or a text is longer than the model's maximum length.
+        attend only within their segment. Without them, each row is one text without padding. token_types int32 [B, L]
+        are 0 where they are not given. `params`, a tree like `Model.params`, replaces the model's own.
+
+        The function can be differentiated with respect to `params`, and called inside `jax.jit`; there, arrays keep
+        their shapes. Outside, they are padded to powers of two, so that few shapes are compiled. Raises UserError if
+        arrays do not fit each other or the model, or the model has no masked-LM head.
         """
         require_head(self.trained)
-        tokens = np.asarray(tokens)
-        size, longest = self.config.vocab_size, self.longest
-        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-            raise UserError(f"tokens must be integers of shape [B, L], not {tokens.dtype} {list(tokens.shape)}")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < size:
-            raise UserError(f"tokens contain ids {tokens.min()} to {tokens.max()}, but the model has 0 to {size - 1}")
-        if segment_ids is None and tokens.shape[1] > longest:
-            raise UserError(f"rows of {tokens.shape[1]} tokens exceed the model's maximum length of {longest}")
-        if segment_ids is not None:
-            segment_ids = np.asarray(segment_ids)
-            if segment_ids.shape != tokens.shape:
-                raise UserError(
-                    f"segment_ids must have the shape of tokens {list(tokens.shape)}, not {list(segment_ids.shape)}"
-                )
-            if (most := _longest_run(segment_ids)) > longest:
-                raise UserError(
-                    f"a segment or padding of {most} tokens exceeds the model's maximum length of {longest}"
-                )
-        return _logits(self.trained.model, self.params, tokens, segment_ids)
+        return forward(self.trained, True, tokens, segment_ids, token_types, params)
+
+    def encode(
+        self, tokens: ArrayLike, segment_ids: ArrayLike | None = None, token_types: ArrayLike | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Array:  # fmt: skip
+        """Returns the states of the last layer, float32 [B, L, D]; the arguments are those of `logits`."""
+        return forward(self.trained, False, tokens, segment_ids, token_types, params)
 
     def embed(
         self, texts: Sequence[str], pooling: str | None = None, normalise: bool | None = None,
@@ -80,14 +76,38 @@ class Model:
         return Embedder(self.trained, settings, too_long, batch_tokens)(texts)
 
     def score(self, texts: Sequence[str], variant: str = "within-word", batch_tokens: int = 0) -> list[Score]:
-        """Returns the texts' pseudo-log-likelihoods, computed by `jaxlm.use.score.score`."""
+        """Returns the texts' pseudo-log-likelihoods, in order.
+
+        They are sums of the log-probabilities of a text's tokens, each masked in turn: with variant "original" alone
+        (arXiv 1910.14659), with "within-word" together with the tokens that follow in the same word (arXiv 2305.10588).
+        Raises UserError if a text has no tokens or exceeds the model's maximum length, or the model has no masked-LM
+        head.
+        """
         _check_texts(texts)
         return list(score(self.trained, texts, variant, batch_tokens))
 
-    def fill_mask(self, text: str, top: int = 5, targets: Sequence[str] = ()) -> list[list[Candidate]]:
-        """Returns candidates for each mask in the text, computed by `jaxlm.use.fill_mask.fill_mask`."""
+    @overload
+    def fill_mask(self, text: str, top: int = 5, targets: Sequence[str] = ()) -> list[list[Candidate]]: ...
+
+    @overload
+    def fill_mask(self, text: list[str], top: int = 5, targets: Sequence[str] = ()) -> list[list[list[Candidate]]]: ...
+
+    def fill_mask(
+        self, text: str | list[str], top: int = 5, targets: Sequence[str] = ()
+    ) -> list[list[Candidate]] | list[list[list[Candidate]]]:
+        """Returns for each mask in the text a list of its `top` most probable words, the most probable first.
+
+        With `targets`, returns these words instead, with their probabilities among all words. For a list of texts,
+        returns a list with the result of each. Raises UserError if a text has no mask, a target is not a single token,
+        or the model has no masked-LM head.
+        """
         _check_texts(targets, "targets")
-        return fill_mask(self.trained, text, top, targets)
+        if top < 1:
+            raise UserError(f"top={top}: must be at least 1")
+        if isinstance(text, str):
+            return fill_mask(self.trained, text, top, targets)
+        _check_texts(text)
+        return [fill_mask(self.trained, one, top, targets) for one in text]
 
 
 def load(directory: str | Path, compute_dtype: str = "float32", step: int | str | None = None) -> Model:
@@ -99,18 +119,6 @@ def load(directory: str | Path, compute_dtype: str = "float32", step: int | str 
     return Model(load_trained(directory, compute_dtype, step))
 
 
-@functools.partial(jit, static_argnames=("model",))
-def _logits(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array | None) -> Any:
-    return model.apply({"params": params}, tokens, segment_ids)
-
-
-def _longest_run(segment_ids: np.ndarray) -> int:
-    """Returns the length of the longest run of equal ids in a row of segment_ids [B, L]."""
-    changes = np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
-    starts = np.flatnonzero(changes)
-    return int(np.diff(np.append(starts, segment_ids.size)).max(initial=0))
-
-
 def _check_texts(texts: Sequence[str], name: str = "texts") -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a list of str; pass [text] for a single one")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlm.config import SETTINGS, check_config, default_config
@@ -198,3 +199,44 @@ def test_training_flops_count_a_local_layer_by_its_window():
     wide, narrow = (architecture(vocab_size=50, layers=2, layer_pattern="gl", window=w) for w in (2000, 10))
     saved = training_flops(wide, 4, 512, 0) - training_flops(narrow, 4, 512, 0)
     assert saved == 6 * 4 * 512 * 2 * wide.width * (512 - 11)
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_presets_and_defaults_are_those_of_the_settings(preset):
+    config = default_config()
+    config.model.update(PRESETS[preset] if preset else {})
+    made = EncoderConfig.preset(preset) if preset else EncoderConfig()
+    assert made == encoder_config(config.model, 0 if preset else config.tokenizer.vocab_size)
+
+
+def test_fields_are_converted_and_the_embedding_width_follows_the_width():
+    config = EncoderConfig(width=np.int64(64), heads=4, norm_epsilon=1)
+    assert (config.embedding_width, type(config.width), config.norm_epsilon) == (64, int, 1.0)
+    assert EncoderConfig.preset("bert_base", layers=3).layers == 3
+    assert hash(config) == hash(EncoderConfig(width=64, norm_epsilon=1.0))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"heads": 3}, "model.heads=3 does not divide model.width=256"),
+    ({"heads": 0}, "model.heads=0: must be at least 1"),
+    ({"width": "wide"}, "model.width=wide: expected a whole number"),
+    ({"layers": 2.5}, "model.layers=2.5: expected a whole number"),
+    ({"activation": "gellu"}, "did you mean gelu?"),
+    ({"norm_epsilon": float("nan")}, "model.norm_epsilon=nan"),
+    ({"layer_pattern": "gx"}, "model.layer_pattern=gx"),
+    ({"vocab_size": 0}, "model.vocab_size must be at least 8"),
+])  # fmt: skip
+def test_an_invalid_architecture_is_one_sentence(changes, message):
+    with pytest.raises(UserError) as error:
+        EncoderConfig(**changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bert-base", "there is no preset bert-base; did you mean bert_base?"), ("x", "the presets are bert_base, ")],
+)
+def test_an_unknown_preset_names_the_nearest(name, message):
+    with pytest.raises(UserError) as error:
+        EncoderConfig.preset(name)
+    assert message in str(error.value)

@@ -1,9 +1,12 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
 from jaxlm.errors import UserError
 from jaxlm.runtime import processes
+from tests.conftest import environment
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -35,3 +38,14 @@ def _refuse(message):
 def test_a_killed_worker_is_reported():
     with pytest.raises(UserError, match=r"a worker process was killed.*data.workers"):
         list(processes.map_in_processes(os._exit, [1, 1], 2))
+
+
+def test_workers_do_not_import_the_main_file(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from jaxlm.runtime.processes import map_in_processes\n"
+        "print('imported')\n"
+        "print(list(map_in_processes(len, ['a', 'bc', 'def'], workers=2)), __file__)\n"
+    )
+    done = subprocess.run([sys.executable, program], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"imported\n[1, 2, 3] {program}\n", done.stderr

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 import jaxlm
 from jaxlm import cli
 from jaxlm.errors import UserError
-from jaxlm.train import train
+from jaxlm.trainer import train
 from jaxlm.use.export import export
 from jaxlm.use.loading import load_trained
 from tests.conftest import sentences, write_checkpoint

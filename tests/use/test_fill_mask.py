@@ -41,7 +41,7 @@ def logits_of(model, text):
     """Returns a text's token ids and logits, computed in a row of LENGTH."""
     ids = model.tokenize(text)
     tokens = np.pad(ids, (0, LENGTH - len(ids)))[None]
-    logits = model.apply(tokens, (np.arange(LENGTH) < len(ids))[None].astype(np.int32))[0]
+    logits = model.logits(tokens, (np.arange(LENGTH) < len(ids))[None].astype(np.int32))[0]
     return ids, np.asarray(logits)
 
 
@@ -121,15 +121,6 @@ def test_a_target_of_one_token_spells_the_word(model, before, target):
         assert candidate.text == f"{before}{target} x"
 
 
-def test_apply_gives_the_logits_of_packed_texts(model):
-    one, two = model.tokenize("The cat sees."), model.tokenize("a letter")
-    row = np.concatenate([one, two])[None]
-    packed = model.apply(row, np.repeat([1, 2], [len(one), len(two)])[None])
-    assert packed.shape == (1, row.shape[1], model.config.vocab_size)
-    assert packed[0, : len(one)] == pytest.approx(np.asarray(model.apply(one[None])[0]), abs=1e-4)
-    assert packed[0, len(one) :] == pytest.approx(np.asarray(model.apply(two[None])[0]), abs=1e-4)
-
-
 def test_tokenize_finds_the_mask_and_params_match_config(model):
     ids = model.tokenize("The [MASK].")
     assert ids.dtype == np.int32
@@ -146,22 +137,22 @@ def test_tokenize_finds_the_mask_and_params_match_config(model):
         (lambda m: m.fill_mask("nothing"), r"no mask in 'nothing': write \[MASK\]"),
         (lambda m: m.fill_mask("x [MASK]", targets="the"), "list of str"),
         (lambda m: m.fill_mask("x [MASK]", targets=["seven stones"]), "is not one token here"),
-        (lambda m: m.apply([[1, 10**6]]), "ids 1 to 1000000, but the model has 0 to 79"),
-        (lambda m: m.apply([[-1, 1]]), "ids -1 to 1"),
-        (lambda m: m.apply([1, 2]), r"integers of shape \[B, L\]"),
-        (lambda m: m.apply(np.ones((1, LENGTH + 1), int)), "rows of 41 tokens exceed the model's maximum length of 40"),
-        (lambda m: m.apply(np.ones((1, 60), int), np.ones((1, 60), int)), "a segment or padding of 60 tokens"),
-        (
-            lambda m: m.apply(np.ones((1, 6), int), np.ones((1, 5), int)),
-            r"segment_ids must have the shape of tokens \[1, 6\], not \[1, 5\]",
-        ),
+        (lambda m: m.fill_mask("x [MASK]", top=0), "top=0: must be at least 1"),
+        (lambda m: m.fill_mask(["x [MASK]", "nothing"]), r"no mask in 'nothing': write \[MASK\]"),
+        (lambda m: m.fill_mask(["x [MASK]", 3]), "list of str"),
+        (lambda m: m.fill_mask(None), "list of str"),
         (lambda m: Model(m.trained._replace(has_head=False)).fill_mask("x [MASK]"), "no masked-LM head"),
-        (lambda m: Model(m.trained._replace(has_head=False)).apply([[1]]), "no masked-LM head"),
     ],
 )
 def test_invalid_arguments_raise_one_sentence(model, call, error):
     with pytest.raises(UserError, match=error):
         call(model)
+
+
+def test_a_list_of_texts_gives_the_candidates_of_each(model):
+    texts = ["The cat [MASK] it.", "[MASK] sees a [MASK]."]
+    assert model.fill_mask(texts, top=3) == [model.fill_mask(text, top=3) for text in texts]
+    assert model.fill_mask([]) == []
 
 
 def test_a_model_without_a_head_embeds(model):
@@ -173,7 +164,7 @@ def test_a_model_without_a_head_embeds(model):
 def test_bfloat16_products_are_close_to_float32(workdir, model):
     other = jaxlm.load(workdir, compute_dtype="bfloat16")
     ids = model.tokenize("The cat sees.")[None]
-    difference = np.abs(np.asarray(other.apply(ids)) - np.asarray(model.apply(ids)))
+    difference = np.abs(np.asarray(other.logits(ids)) - np.asarray(model.logits(ids)))
     assert 1e-4 < difference.max() < 0.3
 
 

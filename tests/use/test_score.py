@@ -41,7 +41,7 @@ def expected(trained, text, variant):
         row[number + 1 : end + 1] = tokenizer.mask_id
         rows[number, : len(row)] = row
     segment_ids = np.broadcast_to(np.arange(LENGTH) < len(whole), rows.shape).astype(np.int32)
-    logits = jax.nn.log_softmax(Model(trained).apply(rows, segment_ids))
+    logits = jax.nn.log_softmax(Model(trained).logits(rows, segment_ids))
     return [float(logits[n, n + 1, id]) for n, id in enumerate(encoding.ids)]
 
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import train as training
+from jaxlm import trainer
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
-from jaxlm.train import train
+from jaxlm.trainer import train
 from jaxlm.use.evaluate import evaluate
 from jaxlm.use.loading import load_trained
 from tests.injected import with_nan_params
@@ -189,7 +189,7 @@ def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path, 
     reads = iter(
         range(10**6)
     )  # a clock that moves a tenth of a second whenever it is read, however busy the machine is
-    monkeypatch.setattr(training._Clock, "elapsed", property(lambda self: next(reads) / 10))
+    monkeypatch.setattr(trainer._Clock, "elapsed", property(lambda self: next(reads) / 10))
     schedule = ("schedule.name=linear", "schedule.warmup=0.1", *LIGHT)
     train(mini("train.steps=none", "train.minutes=0.25", *schedule, "logging.every=1"), tmp_path)
     entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
@@ -216,7 +216,7 @@ def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, mo
         save(*args, **more)
         now[0] += 20
 
-    monkeypatch.setattr(training._Clock, "elapsed", property(lambda self: now[0]))
+    monkeypatch.setattr(trainer._Clock, "elapsed", property(lambda self: now[0]))
     monkeypatch.setattr(Checkpoints, "save", slow_save)
     settings = ("train.steps=none", "train.minutes=0.25", "checkpoint.every=1")
     assert train(mini(*settings), tmp_path)["step"] == 2
@@ -229,7 +229,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monk
     settings = ("train.steps=20", "checkpoint.every=5", "checkpoint.keep=1", "schedule.name=linear", *LIGHT)
     whole = train(mini(*settings), tmp_path / "whole")
     with monkeypatch.context() as faulty:
-        faulty.setattr(training, "compile_step", with_nan_params(training.compile_step, at=12))
+        faulty.setattr(trainer, "compile_step", with_nan_params(trainer.compile_step, at=12))
         with pytest.raises(UserError, match="step 13: the loss is not a number; the checkpoint of step 12 is kept"):
             train(mini(*settings), tmp_path / "run")
     assert Checkpoints(tmp_path / "run" / "checkpoints").newest() == 12
@@ -239,7 +239,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(mini, tmp_path, monk
 @pytest.mark.slow
 def test_nan_at_a_save_is_detected_in_the_arrays(mini, tmp_path, monkeypatch):
     settings = ("train.steps=20", "checkpoint.every=5", "logging.every=100", "evaluation.every=0")
-    monkeypatch.setattr(training, "compile_step", with_nan_params(training.compile_step, at=11))
+    monkeypatch.setattr(trainer, "compile_step", with_nan_params(trainer.compile_step, at=11))
     with pytest.raises(UserError, match=r"step 12: .*the checkpoint of step 10 is kept"):
         train(mini(*settings), tmp_path)
 
@@ -290,7 +290,7 @@ def test_running_out_of_memory_names_the_settings_to_lower(mini, tmp_path, monke
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
 
     mini("train.steps=2")
-    monkeypatch.setattr(training, "train", explode)
+    monkeypatch.setattr(trainer, "train", explode)
     recipe = Path(__file__).parent.parent / "configs" / "mini.py"
     assert main(["train", f"--config={recipe}", f"--workdir={tmp_path}"]) == 1
     error = capsys.readouterr().err

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
@@ -299,34 +300,40 @@ def _trained_parameters(run: Run, parameters: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm train --config=FILE[:ARG] --workdir=DIR [--config.section.key=VALUE ...]`."""
+    """`jaxlm train --config=CONFIG[:ARG] --workdir=DIR [--config.section.key=VALUE ...]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm train", description="Train a model, or resume the run of a work directory.",
         epilog="example: jaxlm train --config=configs/mini.py --workdir=runs/mini --config.train.steps=50",
     )  # fmt: skip
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file, or a run's config.json")
+    parser.add_argument("--config", required=True, metavar="CONFIG[:ARG]", help="a recipe, a config file, or a "
+                        "run's config.json")  # fmt: skip
     parser.add_argument(
         "--workdir", required=True, metavar="DIR",
         help="directory of the run: a new or empty one, or that of a run, which is resumed",
     )  # fmt: skip
     args = parser.parse_args(rest)
     check_named("--workdir", args.workdir)
-    workdir = Path(args.workdir)
-    check_workdir(workdir)
-    config, start = load_run_config(args.config, overrides, workdir)
-    with distributed.joined(config.mesh):
-        _train_or_explain(config, workdir, start)
+    train_from(args.config, args.workdir, overrides)
     return 0
 
 
-def _train_or_explain(config: Any, workdir: Path, start: Start | None) -> None:
-    try:
-        train(config, workdir, start)
-    except Exception as error:
-        if hardware.out_of_memory(error):
-            raise UserError(
-                "out of memory: lower train.batch_size, data.sequence_length or train.logits_megabytes, raise "
-                "train.accumulate, or set train.rematerialise=dots or full"
-            ) from error
-        raise
+def train_from(config: ConfigDict | str | Path, workdir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Trains what a config, a config file or a recipe describes. See `jaxlm.train`."""
+    if not str(workdir):
+        raise UserError("the work directory has no name; pass the directory of the run")
+    if isinstance(overrides, str):
+        raise UserError('overrides must be a list such as ["train.steps=100"], not a str')
+    workdir = Path(workdir)
+    check_workdir(workdir)
+    resolved, start = load_run_config(config, overrides, workdir)
+    with distributed.joined(resolved.mesh):
+        try:
+            return train(resolved, workdir, start)
+        except Exception as error:
+            if hardware.out_of_memory(error):
+                raise UserError(
+                    "out of memory: lower train.batch_size, data.sequence_length or train.logits_megabytes, raise "
+                    "train.accumulate, or set train.rematerialise=dots or full"
+                ) from error
+            raise

@@ -1,0 +1,51 @@
+"""The script of `jaxlm completion`, run by bash."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from jaxlm.cli import VERBS, main
+from jaxlm.recipes import recipes
+from jaxlm.settings import SETTINGS
+from jaxlm.use.completion import SCRIPT
+from tests.scripts import load_script
+
+bash = pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+
+
+def complete(line: str) -> list[str]:
+    """Returns what bash would offer for the last word of a line, behind its last = or :."""
+    code = f"source {SCRIPT}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; _jaxlm 2>/dev/null; "
+    done = subprocess.run(["bash", "-c", code + 'printf "%s\\n" "${COMPREPLY[@]}"'], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [word for word in done.stdout.split("\n") if word]
+
+
+@bash
+@pytest.mark.parametrize(("line", "offered"), [
+    ("jaxlm ", [*VERBS, "--help", "--version"]),
+    ("jaxlm ex", ["export"]),
+    ("jaxlm fill-mask --t", ["--top=", "--targets="]),
+    ("jaxlm fill-mask --model=runs/quickstart --j", ["--json"]),
+    ("jaxlm train --conf", ["--config=", *(f"--config.{s}.{n}=" for s, table in SETTINGS.items() for n in table)]),
+    ("jaxlm train --config=", list(recipes())),
+    ("jaxlm train --config=qu", ["quickstart"]),
+    ("jaxlm train --config=mini --config.train.st", ["--config.train.steps="]),
+    ("jaxlm train --config.train.attention=f", ["flash"]),
+    ("jaxlm train --config.data.deduplicate=", ["true", "false"]),
+    ("jaxlm train --config.data.path=", []),  # readline then completes files
+    ("jaxlm train --workdir=", []),
+    ("jaxlm config sch", ["schedule"]),
+    ("jaxlm score --variant=o", ["original"]),
+    ("jaxlm evaluate --data.pa", ["--data.path="]),
+    ("jaxlm evaluate --data.document=", ["file", "paragraph", "line"]),
+    ("jaxlm nothing --", []),
+])  # fmt: skip
+def test_bash_offers(line, offered):
+    assert complete(line) == offered
+
+
+def test_the_script_is_printed_and_up_to_date(capsys):
+    assert main(["completion"]) == 0
+    assert capsys.readouterr().out == load_script("completion").script(), "run scripts/completion"
