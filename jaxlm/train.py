@@ -18,7 +18,9 @@ from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics, before_and_after, selector
+from jaxlm.huggingface.conversion import nearest_family
 from jaxlm.init_from import Start
+from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.run import Run, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
 from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
@@ -276,10 +278,25 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
         f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {ends}"
     )
     log.note(assembly.attention)
+    for line in _export_limits(run):
+        log.note(line)
     if clock.is_over(step):
         log.note(f"this run is complete at step {step}; to extend it, raise train.steps")
     elif step:
         log.note(f"resuming after step {step}")
+
+
+def _export_limits(run: Run) -> list[str]:
+    """Returns what `jaxlm export` cannot write of this model, in lines; none if it can write everything."""
+    lines = []
+    family, lacking = nearest_family(run.assembly.encoder)
+    if lacking:
+        lines.append(
+            f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
+        )
+    if not OBJECTIVES[run.config.train.objective].predicts_tokens:
+        lines.append("`jaxlm export` writes the encoder of this model without its head")
+    return lines
 
 
 def main(argv: Sequence[str]) -> int:
