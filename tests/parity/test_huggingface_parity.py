@@ -114,12 +114,12 @@ def test_transformers_loads_exported_checkpoints(case, tmp_path):
     assert np.abs(found - values)[real].max() < 1e-4
 
 
+@pytest.mark.parametrize("head", [{}, {"head_transform": False, "tied_output": False}], ids=["default", "quickstart"])
 @pytest.mark.parametrize("activation", ["relu_squared", "gelu", "silu"])
-def test_a_quickstart_encoder_gives_the_same_logits_as_modernbert(activation, tmp_path):
+def test_an_encoder_with_the_default_settings_gives_the_same_logits_as_modernbert(activation, head, tmp_path):
     config = default_config()
     config.model.update(
-        layers=2, width=24, heads=2, feed_forward_width=20, vocab_size=41, activation=activation, embedding_norm=True,
-        first_norm=False, head_transform=False, tied_output=False,
+        layers=2, width=24, heads=2, feed_forward_width=20, vocab_size=41, activation=activation, **head
     )  # fmt: skip
     before = encoder_config(config.model)
     random = np.random.RandomState(0)
