@@ -278,7 +278,7 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
         f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {ends}"
     )
     log.note(assembly.attention)
-    for line in _export_limits(run):
+    for line in [] if step else _export_limits(run):
         log.note(line)
     if clock.is_over(step):
         log.note(f"this run is complete at step {step}; to extend it, raise train.steps")
@@ -287,7 +287,7 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
 
 
 def _export_limits(run: Run) -> list[str]:
-    """Returns what `jaxlm export` cannot write of this model, in lines; none if it can write everything."""
+    """Returns what `jaxlm export` will not write of this model, in lines; none if it can write everything."""
     lines = []
     family, lacking = nearest_family(run.assembly.encoder)
     if lacking:
@@ -296,6 +296,10 @@ def _export_limits(run: Run) -> list[str]:
         )
     if not OBJECTIVES[run.config.train.objective].predicts_tokens:
         lines.append("`jaxlm export` writes the encoder of this model without its head")
+    try:
+        run.data.tokenizer.transformers_files(run.config.data.sequence_length, token_types=False)
+    except UserError as error:
+        lines.append(str(error))
     return lines
 
 
