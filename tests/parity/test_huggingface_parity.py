@@ -10,9 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
 from safetensors.numpy import load_file  # noqa: E402
+from safetensors.torch import load_file as load_torch_file  # noqa: E402
 
 from jaxlm.config import default_config  # noqa: E402
 from jaxlm.huggingface import conversion  # noqa: E402
+from jaxlm.huggingface.copying import copy_checkpoint  # noqa: E402
 from jaxlm.huggingface.refit import refit, refit_params  # noqa: E402
 from jaxlm.model.config import encoder_config  # noqa: E402
 from jaxlm.model.heads import abstract_params  # noqa: E402
@@ -153,6 +155,11 @@ def test_half_precision_and_torch_files(tmp_path, dtype, suffix):
     np.testing.assert_array_equal(table, expected["bert.embeddings.word_embeddings.weight"])
     kernel = loaded.params["encoder"]["layers_1"]["feed_forward"]["up"]["kernel"]
     np.testing.assert_array_equal(kernel, expected["bert.encoder.layer.1.intermediate.dense.weight"].T)
+    (tmp_path / "out").mkdir()
+    copy_checkpoint(tmp_path, tmp_path / "out")
+    tensors = load_torch_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensors[name], parameter) for name, parameter in model.named_parameters())
+    assert all(tensors[name].dtype == parameter.dtype for name, parameter in model.named_parameters())
 
 
 def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
