@@ -42,8 +42,8 @@ def shrink(config):
     config.tokenizer.vocab_size = 4700
     config.model.update(
         layers=4, width=256, heads=4, feed_forward_width=1024, activation="relu_squared", positions="rotary",
-        embedding_norm=True, head_transform=False, tied_output=False, output_bias_from_frequencies=True,
-        initialization="zero_output",
+        embedding_norm=True, first_norm=False, head_transform=False, tied_output=False,
+        output_bias_from_frequencies=True, initialization="zero_output",
     )  # fmt: skip
     config.train.update(minutes=9.0, batch_size=16)
     config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)

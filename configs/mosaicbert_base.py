@@ -7,6 +7,7 @@ source:   Portes et al. 2023, arXiv 2312.17482; epsilon, final rate and weight d
 differs:  the gate and up projections have biases, which the published model lacks (73,728 of 137 million parameters).
           Rows are packed from whole documents; the published ones are the first 128 tokens of a document. SentencePiece
           instead of BERT's WordPiece unless tokenizer.path is set. C4 is not included: set data.path.
+export:   not possible: no family of Transformers has model.positions=alibi, nor a BERT with model.activation=geglu
 """
 
 from jaxlm.config import default_config

@@ -140,8 +140,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "norm_bias": S(True, "use biases in the norms"),
         "attention_bias": S(True, "use biases in the query, key, value and output projections"),
         "feed_forward_bias": S(True, "use biases in the feed-forward network"),
-        "first_norm": S(True, "use the attention norm of the first layer; ModernBERT omits it"),
-        "embedding_norm": S(False, "normalize the embeddings"),
+        "first_norm": S(
+            False, "with norm_position=pre, use the attention norm of the first layer; ModernBERT omits it"
+        ),
+        "embedding_norm": S(True, "normalize the embeddings"),
         "activation": S(
             "relu_squared",
             "activation of the feed-forward network; geglu, swiglu and reglu are gated",

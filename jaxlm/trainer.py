@@ -19,7 +19,9 @@ from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics, before_and_after, selector
+from jaxlm.huggingface.conversion import nearest_family
 from jaxlm.init_from import Start
+from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
@@ -283,6 +285,8 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
     log.note(assembly.attention)
     if run.start or run.config.optimizer.freeze:
         log.note(_trained_parameters(run, parameters))
+    for line in [] if step else _export_limits(run):
+        log.note(line)
     if clock.is_over(step):
         log.note(f"this run is complete at step {step}; to extend it, raise train.steps")
     elif step:
@@ -297,6 +301,23 @@ def _trained_parameters(run: Run, parameters: int) -> str:
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(frozen_mask(settings, params)), strict=True)
     trained = sum(leaf.size for leaf, frozen in pairs if not frozen)
     return f"{trained:,} of {parameters:,} parameters are trained; frozen: {','.join(settings.freeze)}"
+
+
+def _export_limits(run: Run) -> list[str]:
+    """Returns what `jaxlm export` will not write of this model, in lines; none if it can write everything."""
+    lines = []
+    family, lacking = nearest_family(run.assembly.encoder)
+    if lacking:
+        lines.append(
+            f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
+        )
+    if not OBJECTIVES[run.config.train.objective].predicts_tokens:
+        lines.append("`jaxlm export` writes the encoder of this model without its head")
+    try:
+        run.data.tokenizer.transformers_files(run.config.data.sequence_length, token_types=False)
+    except UserError as error:
+        lines.append(str(error))
+    return lines
 
 
 def main(argv: Sequence[str]) -> int:

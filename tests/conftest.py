@@ -131,7 +131,8 @@ def mini_overrides(text_file: Path, cache: Path) -> list[str]:
         "data.held_out_fraction=0.05", "tokenizer.vocab_size=80", "data.sequence_length=32", "model.width=32",
         "model.feed_forward_width=64", "train.batch_size=8", "train.steps=20", "checkpoint.every=5",
         "evaluation.every=10", "logging.every=2", "logging.tensorboard=false", "logging.curve=false",
-        "schedule.name=constant", "schedule.warmup=0",
+        "schedule.name=constant", "schedule.warmup=0", "optimizer.learning_rate=0.001",
+        "model.output_bias_from_frequencies=false",
     ]  # fmt: skip
 
 

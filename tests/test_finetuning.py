@@ -3,12 +3,14 @@
 import json
 import random
 
+import numpy as np
 import pytest
 
 from jaxlm import cli
 from jaxlm.config import load_config
 from jaxlm.errors import UserError
 from jaxlm.init_from import resolve
+from jaxlm.model.heads import encode
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
@@ -108,6 +110,7 @@ def test_changed_training_data_are_refused(classify, tmp_path):
 @pytest.mark.slow
 def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsys):
     train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "run")
+    assert "`jaxlm export` writes the encoder of this model without its head" in capsys.readouterr().out
     trained = load_trained(tmp_path / "run")
     assert not trained.has_head
     assert trained.params.keys() == {"encoder"}
@@ -115,6 +118,15 @@ def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsy
     assert "has no masked-LM head" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--model={tmp_path / 'run'}"]) == 1
     assert "has no masked-LM head, so it has no masked-LM loss" in capsys.readouterr().err
+    assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    assert f"load it with AutoModel.from_pretrained('{tmp_path / 'out'}')" in capsys.readouterr().out
+    tokens = np.arange(5, 25, dtype=np.int32)[None]
+    states = [encode(model.model, model.params, tokens) for model in (trained, load_trained(tmp_path / "out"))]
+    np.testing.assert_allclose(*states, atol=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "This is a text encoder with" in card
+    assert "| dev | 2 |" in card
+    assert "| masking |" not in card
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxlm import cli
 from jaxlm.config import load_config
@@ -150,6 +150,16 @@ def test_learned_positions_end_where_the_table_does_or_are_extended(continued, c
     np.testing.assert_array_equal(found["repeat"], np.concatenate([table, table[:24]]))
     np.testing.assert_allclose(found["interpolate"][[0, 63]], table[[0, 39]], atol=1e-6)
     np.testing.assert_allclose(found["interpolate"][21], table[13], atol=1e-5)  # 21 x 39 / 63 = 13
+
+
+def test_weights_that_are_not_finite_are_not_continued(checkpoint, continued, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    tensors = load_file(tmp_path / "damaged" / "model.safetensors")
+    tensors["cls.predictions.bias"][3] = np.nan
+    save_file(tensors, tmp_path / "damaged" / "model.safetensors", {"format": "pt"})
+    run = set_up(continued(start=tmp_path / "damaged"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"cls\.predictions\.bias in .*damaged contains NaN"):
+        run.fresh_state()
 
 
 def test_a_discriminator_gives_its_encoder_alone(tmp_path):

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from jaxlm.config import Phase, config_to_dict, load_config, phases_of, save_config, split_overrides
+from jaxlm.config import Phase, config_to_dict, default_config, load_config, phases_of, save_config, split_overrides
 from jaxlm.errors import UserError
+from jaxlm.huggingface.conversion import nearest_family
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
 from jaxlm.optimizer.optimizers import decay_mask, make_optimizer
@@ -29,8 +30,8 @@ from tests.conftest import ROOT
 FILES = sorted((ROOT / "configs").glob("*.py"))
 OWN = {"mini", "quickstart", "continue", "speedrun", "classify"}  # not published elsewhere
 REQUIRED = {"classify.py": ["task.train=train.tsv"]}  # settings that the user has to provide
-FIELDS = ["command", "variants", "hardware", "result", "source", "differs"]
-OPTIONAL = {"variants"}
+FIELDS = ["command", "variants", "hardware", "result", "source", "differs", "export"]
+OPTIONAL = {"variants", "export"}
 
 
 def read_header(text: str) -> dict[str, str]:
@@ -271,6 +272,22 @@ def test_warmup_and_decay_have_the_published_number_of_tokens(spec, published):
     found = (tokens(0, config.schedule.warmup), tokens(0, growing), tokens(total - config.schedule.decay_steps, total))
     assert found == pytest.approx(published, rel=2e-3)
     assert sizes == sorted(set(sizes))
+
+
+# The export
+
+
+@each_recipe
+def test_a_recipe_can_be_exported_or_its_header_names_the_settings_that_prevent_it(spec):
+    """Settings that the user may change, such as the tokenizer's size, are as the recipe has them."""
+    _, lacking = nearest_family(encoder_of(spec))
+    reason = header_of(ROOT / "configs" / spec.partition(":")[0]).get("export", "")
+    assert bool(lacking) == reason.startswith("not possible"), lacking
+    assert all(setting.partition("=")[0] in reason for setting in lacking)
+
+
+def test_the_defaults_can_be_exported():
+    assert nearest_family(encoder_config(default_config().model, 8192))[1] == []
 
 
 # The shapes

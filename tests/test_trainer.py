@@ -4,14 +4,17 @@ import functools
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from jaxlm import trainer
+from jaxlm.config import default_config
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
+from jaxlm.model.config import encoder_config
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
@@ -21,6 +24,38 @@ from tests.injected import with_nan_params
 
 # For runs with a compiled step of their own: it compiles faster.
 LIGHT = ("model.layers=1", "model.dropout=0", "model.attention_dropout=0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({}, []),
+        (
+            {"value_residual": 0.5, "positions": "alibi"},
+            ["cannot be exported to Transformers: the nearest family, modernbert, lacks model.positions=alibi,"
+             " model.value_residual=0.5"],
+        ),
+        (
+            {"norm_position": "post", "positions": "learned", "activation": "geglu"},
+            ["cannot be exported to Transformers: the nearest family, bert, lacks model.activation=geglu"],
+        ),
+    ],
+)  # fmt: skip
+def test_training_says_what_cannot_be_exported(settings, lines):
+    config = default_config()
+    config.model.update(settings)
+    definable = SimpleNamespace(transformers_files=lambda *args, **more: {})
+    run = SimpleNamespace(
+        config=config, assembly=SimpleNamespace(encoder=encoder_config(config.model, 80)),
+        data=SimpleNamespace(tokenizer=definable),
+    )  # fmt: skip
+    assert trainer._export_limits(run) == lines
+
+    def refuse(*args, **more):
+        raise UserError("cannot export the tokenizer: it ends words with a space")
+
+    definable.transformers_files = refuse
+    assert trainer._export_limits(run) == [*lines, "cannot export the tokenizer: it ends words with a space"]
 
 
 def resumes(workdir) -> list[int]:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,15 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.families import FAMILIES, Family, Part
 from jaxlm.huggingface.refit import refit
-from jaxlm.huggingface.weights import Reader, some_of, tensor_names, write_tensors
+from jaxlm.huggingface.weights import (
+    SHARD_BYTES,
+    Reader,
+    as_dtype,
+    check_finite,
+    some_of,
+    tensor_names,
+    write_tensors,
+)
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
 from jaxlm.storage import read_json
@@ -28,7 +36,7 @@ from jaxlm.storage import read_json
 SOURCE_CONFIG = "huggingface_config.json"
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")  # not parameters: they are computed here
+_BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")
 _log = logging.getLogger("jaxlm")
 
 
@@ -153,14 +161,20 @@ def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
     settings that the family cannot express."""
     if wanted is not None and wanted not in FAMILIES:
         raise UserError(f"the family {wanted} is not supported; supported are {', '.join(sorted(FAMILIES))}")
+    family, lacking = nearest_family(encoder, wanted)
+    if lacking:
+        nearest = "the family" if wanted else "no Transformers encoder has all of these settings; the nearest family"
+        raise UserError(f"{nearest} {family.name} cannot express {', '.join(lacking)}")
+    return family
+
+
+def nearest_family(encoder: EncoderConfig, wanted: str | None = None) -> tuple[Family, list[str]]:
+    """Returns the family `wanted`, or else the first that lacks the fewest settings of an encoder, and those settings,
+    such as `model.positions=alibi`."""
     names = [wanted] if wanted else ["roberta" if encoder.position_offset else "bert", *FAMILIES]
     lacking = {name: _inexpressible(encoder, FAMILIES[name]) for name in names}
     name = min(lacking, key=lambda name: len(lacking[name]))  # the first if several are equal
-    if lacking[name]:
-        settings = ", ".join(f"model.{field}={getattr(encoder, field)}" for field in lacking[name])
-        nearest = "the family" if wanted else "no Transformers encoder has all of these settings; the nearest family"
-        raise UserError(f"{nearest} {name} cannot express {settings}")
-    return FAMILIES[name]
+    return FAMILIES[name], [f"model.{field}={getattr(encoder, field)}" for field in lacking[name]]
 
 
 def _inexpressible(encoder: EncoderConfig, family: Family) -> list[str]:
@@ -277,7 +291,18 @@ def has_head(source: Source, encoder: EncoderConfig) -> bool:
     family = source.family
     names = {*_canonical(family, tensor_names(source.directory), source.directory)}
     head = {t.name for t in tensors_of(family, encoder) if t.paths[0].startswith("head/")} - {family.output_bias}
-    return head <= names and (not encoder.output_bias or bool({family.output_bias, family.decoder_bias} & names))
+    return (
+        _heads_are_for_tokens(family, names)
+        and head <= names
+        and (not encoder.output_bias or bool({family.output_bias, family.decoder_bias} & names))
+    )
+
+
+def _heads_are_for_tokens(family: Family, names: Collection[str]) -> bool:
+    """Returns whether tensors under the names of the masked-LM head belong to it: in a ModernBERT that classifies,
+    `head.dense` and `head.norm` belong to the classifier."""
+    own = {family.decoder, family.output_bias, family.decoder_bias} & set(names)
+    return bool(own) or not any(name.startswith("classifier.") for name in names)
 
 
 def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
@@ -285,7 +310,7 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
 
     Raises UserError that lists the encoder's tensors that are missing, unexpected or have another shape. Missing
     parameters of the masked-LM head are returned in `fresh`, tensors of other heads in `unused`, for the caller to
-    report.
+    report. Raises UserError too if a tensor holds NaN or infinity.
     """
     family, tied = source.family, encoder.tied_output
     names = _canonical(family, tensor_names(source.directory), source.directory)
@@ -296,14 +321,15 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     found: dict[Tensor, str] = {}
     for tensor in tensors_of(family, encoder):
         name = biases[0] if tensor.name == family.output_bias and biases else tensor.name
-        if name in names:
+        in_head = all(path.startswith("head/") for path in tensor.paths)
+        if name in names and (not in_head or _heads_are_for_tokens(family, names)):
             found[tensor] = names[name]
-        elif all(path.startswith("head/") for path in tensor.paths):
+        elif in_head:
             fresh += tensor.paths
         elif not tensor.paths[0].startswith("discriminator/"):
             problems.append(f"{tensor.name} is missing")
     copies = {*biases, *([family.decoder] if tied else [])}
-    rest = {n: given for n, given in names.items() if given not in found.values() and not _BUFFERS.search(n)}
+    rest = {n: given for n, given in names.items() if given not in found.values() and not is_buffer(n)}
     if tied and family.decoder in rest and _differs(source.directory, rest[family.decoder], found):
         _log.warning(
             "%s: %s differs from the token embeddings, but config.json ties them: the embeddings are used",
@@ -319,10 +345,17 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
             if shape != tensor.shape:
                 problems.append(f"{given} has the shape {list(shape)}, not {list(tensor.shape)}")
             elif not problems:
-                flat |= _split(tensor, reader.read(given).astype(np.float32))
+                array = reader.read(given).astype(np.float32)
+                check_finite(given, array, str(source.directory))
+                flat |= _split(tensor, array)
     if problems:
         raise UserError(f"the weights in {source.directory} do not match config.json: {some_of(problems)}")
     return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
+
+
+def is_buffer(name: str) -> bool:
+    """Returns whether a tensor is no parameter: jaxlm and Transformers compute it."""
+    return bool(_BUFFERS.search(name))
 
 
 def _differs(directory: Path, decoder: str, found: dict[Tensor, str]) -> bool:
@@ -381,17 +414,13 @@ def write_weights(
     encoder: EncoderConfig,
     params: dict[str, Any],
     dtype: str = "float32",
-    shard_bytes: int = 5 * 10**9,
-    more: dict[str, np.ndarray] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
     """Writes safetensors and returns the files; params without a head are written as the family's base model.
 
-    `more` are additional tensors, written unchanged. Raises UserError if a file cannot be written, or if reading it
-    back gives other values.
+    Raises UserError if a tensor holds NaN, infinity or numbers too large for the dtype, if a file cannot be written, or
+    if reading it back gives other values.
     """
-    import ml_dtypes
-
-    to = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     flat = dict(_flatten(params))
     prefix = family.prefix if params.keys() & {"head", "discriminator"} else ""  # a base model has none
     tensors: dict[str, np.ndarray] = {}
@@ -400,16 +429,8 @@ def write_weights(
             continue  # a head that params lacks
         parts = [np.asarray(flat[path]) for path in tensor.paths]
         array = np.concatenate([part.T if tensor.transposed else part for part in parts])
-        # safetensors 0.8 writes a transposed view in the wrong order
-        tensors[(prefix if family.is_encoder(tensor.name) else "") + tensor.name] = np.ascontiguousarray(array, to)
+        name = (prefix if family.is_encoder(tensor.name) else "") + tensor.name
+        tensors[name] = as_dtype(name, array, dtype)
     if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
         tensors[family.decoder_bias] = tensors[family.output_bias]
-    tensors |= more or {}
-
     return write_tensors(directory, tensors, shard_bytes)
-
-
-def other_tensors(source: Source, names: list[str]) -> dict[str, np.ndarray]:
-    """Returns tensors of a checkpoint, unchanged, by their names in the file."""
-    with Reader(source.directory) as reader:
-        return {name: reader.read(name) for name in names}

@@ -50,7 +50,7 @@ def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderCo
             layer = encoder[f"layers_{index}"]
             encoder[f"layers_{index}"] = layer | {"feed_forward": _gated(layer["feed_forward"], before, after)}
     result = params | {"encoder": encoder}
-    if before.head_transform != after.head_transform:
+    if before.head_transform != after.head_transform and "head" in params:
         final = encoder["final_norm"]
         # The head normalises the normalised states again, which only divides them by sqrt(1 + epsilon).
         scale = final["scale"] * np.float32((1 + before.norm_epsilon) ** 0.5)
@@ -60,7 +60,7 @@ def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderCo
             encoder["final_norm"]["bias"] = np.zeros_like(final["bias"])
             norm["bias"] = final["bias"]
         identity = {"kernel": np.eye(before.width, dtype=np.float32)}
-        result["head"] = params.get("head", {}) | {"transform": identity, "norm": norm}
+        result["head"] = params["head"] | {"transform": identity, "norm": norm}
     return result
 
 

@@ -1,10 +1,12 @@
-"""Settings of sentence-transformers directories: pooling, normalisation, maximum length and prompt."""
+"""sentence-transformers directories: their settings (pooling, normalisation, maximum length, prompt), and copies."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import UserError
+from jaxlm.huggingface.copying import copy_files
 from jaxlm.storage import read_json
 
 POOLINGS = ("mean", "cls", "max")
@@ -30,7 +32,7 @@ def embed_settings(
     """Returns the settings of a sentence-transformers directory, or the defaults for any other directory, replaced by
     the arguments that are given. Raises UserError if a setting of the directory is not supported."""
     settings = EmbedSettings(longest=longest)
-    if root := _sentence_transformers_root(directory):
+    if root := sentence_transformers_root(directory):
         settings = _read_sentence_transformers(root, directory, settings, pooling)
     if pooling is not None:
         settings = settings._replace(pooling=pooling)
@@ -39,13 +41,27 @@ def embed_settings(
     return settings._replace(layers=tuple(layers))
 
 
-def _sentence_transformers_root(directory: Path) -> Path | None:
+def sentence_transformers_root(directory: Path) -> Path | None:
     """Returns the directory with modules.json: the model's own, or its parent if the file there names the model."""
     if (directory / "modules.json").is_file():
         return directory
     above = directory.parent / "modules.json"
     named = above.is_file() and any(module.get("path") == directory.name for module in read_json(above, list))
     return directory.parent if named else None
+
+
+def copy_modules(root: Path, directory: Path, to: Path) -> None:
+    """Copies a sentence-transformers directory except its Transformer module, which `directory` contains: modules.json,
+    the other modules, and the settings of the Transformer module. Raises UserError."""
+    transformer = to if directory == root else to / directory.name
+    copy_files(root, to, ["modules.json", "config_sentence_transformers.json", "README.md"])
+    copy_files(directory, transformer, [file.name for file in directory.glob("sentence_*_config.json")])
+    for module in read_json(root / "modules.json", list):
+        path = Path(str(module.get("path", "")))
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{root / 'modules.json'} has a module outside the directory: {path}")
+        if (root / path).is_dir() and path.parts and root / path != directory:
+            shutil.copytree(root / path, to / path)
 
 
 def _read_sentence_transformers(

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_json, reason, write_text
 
 WEIGHTS = "model.safetensors"
+SHARD_BYTES = 5 * 10**9  # largest file that is written, as in Transformers
 
 
 class Reader:
@@ -63,7 +65,10 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: 
         files = [directory / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     try:
         for file, shard in zip(files, shards, strict=True):
+            file.touch()
+            mode = file.stat().st_mode  # as the umask wants it; safetensors makes files that only their owner can read
             save_file(shard, file, {"format": "pt"})
+            file.chmod(mode)
         if len(shards) > 1:
             weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
             total = sum(array.nbytes for array in tensors.values())
@@ -77,6 +82,40 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: 
             if back.dtype != array.dtype or back.shape != array.shape or back.tobytes() != array.tobytes():
                 raise UserError(f"{name} has other values after it was written to {directory}: check the disk")
     return files
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Returns whether a dtype is one of floating-point numbers, bfloat16 included."""
+    return bool(jax.dtypes.issubdtype(dtype, np.floating))
+
+
+def as_dtype(name: str, array: np.ndarray, dtype: np.dtype | str | None) -> np.ndarray:
+    """Returns the tensor `name` in a dtype of floating-point numbers, or in its own if `dtype` is None or it holds
+    integers. Raises UserError that names the tensor if it holds NaN or infinity, or numbers too large for the dtype."""
+    if not is_float(array.dtype):
+        return array
+    check_finite(name, array)
+    if dtype is None:
+        return array
+    with np.errstate(over="ignore"):
+        result = array.astype(_dtype(dtype))
+    if not np.isfinite(result).all():
+        largest = float(np.abs(array).max())
+        raise UserError(f"{name} has values up to {largest:.4g}, too large for {result.dtype}: use --dtype=float32")
+    return result
+
+
+def check_finite(name: str, array: np.ndarray, where: str = "") -> None:
+    """Raises UserError if a tensor of floating-point numbers, which is in `where`, holds NaN or infinity."""
+    if not np.isfinite(array).all():
+        what = "NaN" if np.isnan(array).any() else "infinity"
+        raise UserError(f"{name}{where and ' in ' + where} contains {what}: the weights are damaged; use other ones")
+
+
+def _dtype(name: np.dtype | str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def _file_of(directory: Path) -> dict[str, Path]:
@@ -135,7 +174,18 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{file} is damaged or contains more than tensors ({type(error).__name__}): get the weights as safetensors"
         ) from error
-    return {name: value.float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {name: _to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """Returns a torch tensor as an array of the same dtype; of float32 if NumPy has no such type."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(_dtype("bfloat16"))
+    known = (torch.float16, torch.float32, torch.float64)
+    return tensor.float().numpy() if tensor.is_floating_point() and tensor.dtype not in known else tensor.numpy()
 
 
 def some_of(items: list[str], most: int = 6) -> str:

@@ -158,7 +158,8 @@ class Layer(nn.Module):
         def norm(name: str) -> Norm:
             return Norm(config, self.execution, name=name)
 
-        attention_norm = norm("attention_norm") if config.first_norm or self.index else lambda x: x
+        without = pre and self.index == 0 and not config.first_norm
+        attention_norm = (lambda x: x) if without else norm("attention_norm")
         feed_forward_norm = norm("feed_forward_norm")
 
         attended, value = Attention(config, self.execution, name="attention")(

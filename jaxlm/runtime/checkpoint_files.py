@@ -115,9 +115,12 @@ def read_step(
     stored = {name: about for name, about in record["arrays"].items() if not parts or name.split("/")[0] in parts}
     _check_arrays(f"checkpoint {step} in {directory}", stored, targets)
     arrays = _on_all_or_none(lambda: _read_arrays(directory / str(step), targets))
-    if wrong := [name for name, (value, _) in checksums(arrays).items() if value != stored[name][2]]:
+    sums = checksums(arrays)
+    if wrong := [name for name, (value, _) in sums.items() if value != stored[name][2]]:
         others = f"; {len(wrong) - 1} more do not either" if wrong[1:] else ""
         raise BrokenStepError(f"is damaged (array {wrong[0]} does not match its checksum{others})")
+    if wrong := [name for name, (_, finite) in sums.items() if not finite]:
+        raise BrokenStepError(f"contains NaN or infinity in {listed(wrong)}")
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), arrays.values()), record
 
 

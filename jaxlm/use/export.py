@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,70 +14,72 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
+from jaxlm.huggingface.copying import copy_checkpoint, copy_files, with_dtype
+from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.refit import refit, refit_params
+from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
+from jaxlm.huggingface.weights import some_of
 from jaxlm.storage import beside, check_named, read_json, reason, write_text
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
-from jaxlm.use.model_card import model_card
+from jaxlm.use.model_card import loading_call, model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )  # fmt: skip
+_log = logging.getLogger("jaxlm")
 
 
 def export(
-    name: str | Path, to: str | Path, family: str | None = None, dtype: str = "float32", step: int | str | None = None
+    name: str | Path, to: str | Path, family: str | None = None, dtype: str | None = None, step: int | str | None = None
 ) -> Path:
     """Writes the model of a work directory or Hugging Face directory to the directory `to`, and returns it.
 
-    The default family is that of the original checkpoint, or else the first that can express the model. Raises
-    UserError, with nothing written, if the family cannot express a setting, which is named, or `to` is not empty.
-    step is that of `jaxlm.load`.
+    A Hugging Face directory is copied whole, in the dtypes that it has, unless `family` or `dtype` is another. A work
+    directory is written as the family of its original checkpoint, or else as the first that can express the model, in
+    float32 by default; step is that of `jaxlm.load`. Raises UserError, with nothing written, if the family cannot
+    express a setting, which is named, if a tensor holds values that the dtype cannot hold, or if `to` is not empty.
     """
     to = _target(to, dtype)
     return _export(load_trained(name, step=step), to, family, dtype)
 
 
-def _target(to: str | Path, dtype: str) -> Path:
+def _target(to: str | Path, dtype: str | None) -> Path:
     """Returns the absolute path of the directory to write. Raises UserError if it or the dtype cannot be used."""
     check_named("--to", str(to))
     to = Path(os.path.abspath(Path(to).expanduser()))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={to} exists and is not empty; set a new directory")
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
     return to
 
 
-def _export(trained: Trained, to: Path, family: str | None, dtype: str) -> Path:
-    base = _base_config(trained)
-    kind = conversion.choose_family(trained.encoder, family or (base or {}).get("model_type"))
-    base = base if base and base["model_type"] == kind.name else None
-    encoder = refit(trained.encoder, kind, trained.tokenizer.pad_id)
-    params = refit_params(jax.tree.map(np.asarray, trained.params), trained.encoder, encoder)
-    roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
-    config = conversion.config_for(encoder, kind, trained.longest, roles, base)
-    config |= {"dtype": dtype, "architectures": [kind.masked_lm if trained.has_head else kind.base]}
+def _export(trained: Trained, to: Path, family: str | None, dtype: str | None) -> Path:
+    source, root = trained.source, sentence_transformers_root(trained.directory) if trained.source else None
+    whole = source is not None and family in (None, source.family.name)
+    kind = source.family if source and whole else _family_of(trained, family)
 
     partial = beside(to, "partial")
     shutil.rmtree(partial, ignore_errors=True)
+    inside = partial / trained.directory.name if root and root != trained.directory else partial
     try:
-        partial.mkdir(parents=True)
-        more: dict[str, np.ndarray] = {}
-        if trained.source:  # other heads are copied unchanged
-            more = conversion.other_tensors(trained.source, conversion.read_params(trained.source, encoder).unused)
-            if not trained.has_head:
-                config["architectures"] = trained.source.config.get("architectures") or config["architectures"]
-        conversion.write_weights(partial, kind, encoder, params, dtype, more=more)
-        write_text(partial / "config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        _write_tokenizer(trained, partial, token_types=encoder.token_types > 1)
-        write_text(partial / "README.md", model_card(trained, kind, encoder, to.name))
-        if (trained.directory / "curve.png").is_file():
-            shutil.copyfile(trained.directory / "curve.png", partial / "curve.png")
+        inside.mkdir(parents=True)
+        if root:
+            copy_modules(root, trained.directory, partial)
+        if source and whole:
+            copy_checkpoint(trained.directory, inside, dtype)
+            copy_files(trained.directory, inside, ["README.md"])
+            _write_tokenizer(trained, inside, token_types=trained.encoder.token_types > 1, copied=True)
+        else:
+            _convert(trained, kind, inside, dtype or "float32")
+        if not (partial / "README.md").is_file():
+            write_text(partial / "README.md", model_card(trained, kind, partial, inside, to.name))
+        copy_files(trained.directory, partial, ["curve.png"])
         if to.exists():  # it is kept, since it may be the current folder of a shell
-            for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-                file.rename(to / file.name)
+            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "config.json"):
+                entry.rename(to / entry.name)
         else:
             partial.rename(to)
     except OSError as error:
@@ -84,6 +87,31 @@ def _export(trained: Trained, to: Path, family: str | None, dtype: str) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return to
+
+
+def _family_of(trained: Trained, wanted: str | None) -> Family:
+    """Returns the family `wanted`, or else that of the original checkpoint, or else the first that fits."""
+    return conversion.choose_family(trained.encoder, wanted or (_base_config(trained) or {}).get("model_type"))
+
+
+def _convert(trained: Trained, kind: Family, to: Path, dtype: str) -> None:
+    """Writes the encoder and its masked-LM head, if any, in the form of a family, with config.json and tokenizer."""
+    base = _base_config(trained)
+    base = base if base and base["model_type"] == kind.name else None
+    encoder = refit(trained.encoder, kind, trained.tokenizer.pad_id)
+    params = refit_params(jax.tree.map(np.asarray, trained.params), trained.encoder, encoder)
+    left_out = list(trained.left_out)
+    if "discriminator/score" not in kind.modules and params.pop("discriminator", None):
+        left_out.append("discriminator_predictions")
+    conversion.write_weights(to, kind, encoder, params, dtype)
+    if left_out:
+        _log.warning("not exported, since only masked-LM heads are converted between families: %s", some_of(left_out))
+
+    roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
+    config = conversion.config_for(encoder, kind, trained.longest, roles, base)
+    config = with_dtype(config, dtype) | {"architectures": [kind.masked_lm if trained.has_head else kind.base]}
+    write_text(to / "config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    _write_tokenizer(trained, to, token_types=encoder.token_types > 1, copied=False)
 
 
 def _base_config(trained: Trained) -> dict[str, Any] | None:
@@ -94,11 +122,9 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
-def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:
-    if trained.source:
-        for name in _TOKENIZER_FILES:
-            if (trained.directory / name).is_file():
-                shutil.copyfile(trained.directory / name, to / name)
+def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool) -> None:
+    if copied:
+        copy_files(trained.directory, to, _TOKENIZER_FILES)
         return
     for name, content in trained.tokenizer.transformers_files(trained.longest, token_types).items():
         (to / name).write_bytes(content)
@@ -116,12 +142,12 @@ def main(argv: Sequence[str]) -> int:
         "--family", help="a family such as bert or modernbert (default: the first that can express the model)"
     )
     parser.add_argument(
-        "--dtype", default="float32", help=f"dtype of the weights: {', '.join(DTYPES)} (default float32)"
+        "--dtype",
+        help=f"dtype of the weights: {', '.join(DTYPES)} (default: float32; a Hugging Face directory keeps its own)",
     )
     args = parser.parse_args(argv)
-    to = _target(args.to, args.dtype)
-    _export(load_named(args), to, args.family, args.dtype)
-    for file in sorted(to.iterdir()):
-        print(f"{file.stat().st_size:>14,}  {file.name}")
-    print(f"load it with AutoModelForMaskedLM.from_pretrained({args.to!r})")
+    to = _export(load_named(args), _target(args.to, args.dtype), args.family, args.dtype)
+    for file in sorted(path for path in to.rglob("*") if path.is_file()):
+        print(f"{file.stat().st_size:>14,}  {file.relative_to(to)}")
+    print(f"load it with {loading_call(to, args.to)}")
     return 0

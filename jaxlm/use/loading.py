@@ -41,6 +41,7 @@ class Trained(NamedTuple):
     longest: int  # maximum number of tokens in a row, including begin and end
     has_head: bool  # whether the model has a masked-LM head
     source: conversion.Source | None = None  # set if the directory is a Hugging Face directory
+    left_out: tuple[str, ...] = ()  # names of its tensors that belong to other heads and were not loaded
 
     @property
     def model(self) -> MaskedLM:
@@ -154,5 +155,6 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
     config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
     counts = np.zeros(encoder.vocab_size, np.int64)
     return Trained(
-        directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source
-    )
+        directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source,
+        tuple(loaded.unused),
+    )  # fmt: skip

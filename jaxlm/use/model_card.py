@@ -1,34 +1,84 @@
 """The README.md of an exported model: how to use it and how it was trained, from the records of the run."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxlm.config import config_to_dict, default_config
+from jaxlm.config import config_to_dict, default_config, phases_of
+from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
-from jaxlm.model.config import EncoderConfig
-from jaxlm.model.heads import parameter_count
+from jaxlm.huggingface.weights import Reader, tensor_names
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
+from jaxlm.storage import read_json
 from jaxlm.use.loading import Trained
 from jaxlm.version import __version__
 
+# The end of a class in Transformers -> the Hub's name of the task, and what the model is called.
+_TASKS = {
+    "ForMaskedLM": ("fill-mask", "masked language model"),
+    "ForSequenceClassification": ("text-classification", "classifier of texts"),
+    "ForTokenClassification": ("token-classification", "classifier of tokens"),
+    "ForQuestionAnswering": ("question-answering", "model for extractive question answering"),
+}
 
-def model_card(trained: Trained, family: Family, encoder: EncoderConfig, name: str) -> str:
-    """Returns the model card as Markdown, with the front matter that the Hub reads."""
-    mask = trained.tokenizer.mask_token
+
+def loading_call(directory: Path, name: str) -> str:
+    """Returns the call, in Python, that loads an exported directory by its name."""
+    if (directory / "modules.json").is_file():
+        return f"SentenceTransformer({name!r})"
+    return f"AutoModel{_task_of(directory)}.from_pretrained({name!r})"
+
+
+def _task_of(directory: Path) -> str:
+    """Returns the end of the class in config.json, such as ForMaskedLM; "" for an encoder without a head."""
+    named = (read_json(directory / "config.json").get("architectures") or [""])[0]
+    found = re.search(r"For[A-Z]\w+$", str(named))
+    return found[0] if found else ""
+
+
+def model_card(trained: Trained, family: Family, directory: Path, transformer: Path, name: str) -> str:
+    """Returns the model card of an exported directory as Markdown, with the front matter that the Hub reads.
+
+    `transformer` is the directory of the weights: `directory` itself, or in it for some sentence-transformers models.
+    """
+    encoder, mask = trained.encoder, trained.tokenizer.mask_token
+    library = "transformers"
+    tag, kind = _TASKS.get(_task_of(transformer), ("feature-extraction", "text encoder"))
+    if (directory / "modules.json").is_file():
+        library, tag, kind = "sentence-transformers", "sentence-similarity", "sentence encoder"
+    call = loading_call(directory, name)
+    use = [f"from {library.replace('-', '_')} import {call.partition('(')[0].partition('.')[0]}", "", f"model = {call}"]
+    if tag == "fill-mask":
+        use = [
+            "from transformers import pipeline", "", f'fill = pipeline("fill-mask", model="{name}")',
+            f'print(fill("The capital of France is {mask}."))',
+        ]  # fmt: skip
     head = [
-        "---", "library_name: transformers", "pipeline_tag: fill-mask", "tags:", "- fill-mask", "- jaxlm", "---", "",
+        "---", f"library_name: {library}", f"pipeline_tag: {tag}", "tags:", f"- {tag}", "- jaxlm", "---", "",
         f"# {name}", "",
-        f"This is a masked language model with the `{family.name}` architecture: {encoder.layers} layers, width "
-        f"{encoder.width}, {parameter_count(encoder):,} parameters, a vocabulary of {encoder.vocab_size:,} tokens, and "
-        f"inputs of up to {trained.longest:,} tokens. It was exported by jaxlm {__version__}.", "",
-        "```python", "from transformers import pipeline", "",
-        f'fill = pipeline("fill-mask", model="{name}")', f'print(fill("The capital of France is {mask}."))', "```",
+        f"This is a {kind} with the `{family.name}` architecture: {encoder.layers} layers, width {encoder.width}, "
+        f"{_parameters(trained, family, transformer)}, a vocabulary of {encoder.vocab_size:,} tokens, and inputs of up "
+        f"to {trained.longest:,} tokens. It was exported by jaxlm {__version__}.", "",
+        "```python", *use, "```",
     ]  # fmt: skip
     return "\n".join([*head, *(_training(trained) if not trained.source else [])]) + "\n"
+
+
+def _parameters(trained: Trained, family: Family, directory: Path) -> str:
+    """Returns the number of parameters: as trained, and as written if the family's form has more."""
+    with Reader(directory) as reader:
+        shapes = {name: reader.shape(name) for name in tensor_names(directory)}
+    computed = {name for name in shapes if name == family.decoder_bias or is_buffer(name)}
+    written = sum(math.prod(shape) for name, shape in shapes.items() if name not in computed)
+    count = written if trained.source else sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+    more = f" ({written:,} in the form of this architecture, which computes the same)" if written != count else ""
+    return f"{count:,} parameters{more}"
 
 
 def _training(trained: Trained) -> list[str]:
@@ -36,27 +86,40 @@ def _training(trained: Trained) -> list[str]:
     start: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "start"), {})
     lines = ["", "## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(trained, start).items()]
-    scores = [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]
-    if scores:
-        lines += [
-            "", "## Evaluation on held-out text", "",
-            "15% of the tokens are masked, the same tokens for every model.", "",
-            "| set | step | loss (nats per masked token) | accuracy | top-5 accuracy | nats per byte | unigram loss |",
-            "|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
-        lines += [
-            f"| {e['name']} | {e['step']:,} | {_number(e['loss'])} | {_share(e['accuracy'])} | "
-            f"{_share(e['accuracy_top5'])} | {_number(e['nats_per_byte'])} | {_number(e['unigram_loss'])} |"
-            for e in scores
-        ]
+    if scores := [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]:
+        lines += ["", *(_held_out_table(scores) if trained.has_head else _task_table(scores))]
     if (trained.directory / "curve.png").is_file():
         lines += ["", "![training and held-out loss](curve.png)"]
     return [*lines, "", "## Settings that differ from the defaults", "", "```", *_differences(trained), "```"]
 
 
+def _held_out_table(scores: list[dict[str, Any]]) -> list[str]:
+    return [
+        "## Evaluation on held-out text", "", "15% of the tokens are masked, the same tokens for every model.", "",
+        "| set | step | loss (nats per masked token) | accuracy | top-5 accuracy | nats per byte | unigram loss |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {e['name']} | {e['step']:,} | {_number(e['loss'])} | {_share(e['accuracy'])} | "
+            f"{_share(e['accuracy_top5'])} | {_number(e['nats_per_byte'])} | {_number(e['unigram_loss'])} |"
+            for e in scores
+        ),
+    ]  # fmt: skip
+
+
+def _task_table(scores: list[dict[str, Any]]) -> list[str]:
+    return [
+        "## Evaluation", "", "With the head of the task, which is not part of this directory.", "",
+        "| set | step | accuracy | loss (nats per example) | examples |", "|---|---|---|---|---|",
+        *(
+            f"| {e['name']} | {e['step']:,} | {_share(e['accuracy'])} | {_number(e['loss'])} | {e['n']:,} |"
+            for e in scores
+        ),
+    ]  # fmt: skip
+
+
 def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     config = trained.config
-    facts = {"text": ", ".join(_public(path) for path in config.data.path)}
+    facts = {"objective": config.train.objective, "text": ", ".join(_public(path) for path in config.data.path)}
     if counted := _documents(trained.directory):
         facts["size of the text"] = counted
     if config.model.init_from:
@@ -65,7 +128,8 @@ def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     facts["batch"] = f"{config.train.batch_size} rows of {config.data.sequence_length} tokens"
     if config.train.phases:
         facts["phases"] = "; ".join(", ".join(f"{k} {v}" for k, v in phase.items()) for phase in config.train.phases)
-    facts["masking"] = f"{100 * config.masking.rate:g}% of the tokens, scheme {config.masking.scheme}"
+    if "masked" in [phase.objective for phase in phases_of(config)]:
+        facts["masking"] = _masking(config.masking)
     facts["optimizer"] = f"{config.optimizer.name}, peak learning rate {config.optimizer.learning_rate:g}"
     facts["schedule"] = f"{config.schedule.name}, warm-up {config.schedule.warmup:g}"
     facts["compute dtype"] = config.train.compute_dtype
@@ -76,6 +140,13 @@ def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     facts["jaxlm commit"] = str(start.get("commit") or "unknown")
     facts["parameters (sha256)"] = params_sha256(trained.params)
     return {name: value for name, value in facts.items() if value}
+
+
+def _masking(masking: Any) -> str:
+    rate = f"{100 * masking.rate:g}% of the tokens"
+    if masking.final_rate is not None:
+        rate += f" at the beginning, changing linearly to {100 * masking.final_rate:g}% at the end"
+    return f"{rate}, scheme {masking.scheme}"
 
 
 def _documents(workdir: Path) -> str:

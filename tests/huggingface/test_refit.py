@@ -68,6 +68,15 @@ def test_a_refitted_encoder_computes_the_same(family, changes):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_an_encoder_without_a_head_keeps_its_final_norm():
+    before = architecture(**PRE, head_transform=False)
+    after = refit(before, FAMILIES["modernbert"], 0)
+    params = random_params(before)
+    alone = refit_params({"encoder": params["encoder"]}, before, after)
+    assert alone.keys() == {"encoder"}
+    np.testing.assert_array_equal(alone["encoder"]["final_norm"]["scale"], params["encoder"]["final_norm"]["scale"])
+
+
 def test_an_encoder_in_the_right_form_is_unchanged():
     encoder = architecture(**PRE, activation="geglu")
     assert refit(encoder, FAMILIES["modernbert"], 0) == encoder

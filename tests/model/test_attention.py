@@ -115,6 +115,20 @@ def test_products_of_rotated_vectors_depend_only_on_distance(first, second, shif
     assert product(first, second) == pytest.approx(product(first + shift, second + shift), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("base", "components", "angles"),
+    [
+        (10_000.0, [5, 9, 10, 12], [1897.098876953125, 599.9153442382812, 449.8730163574219, 252.9822235107422]),
+        (160_000.0, [6, 14, 23, 25], [845.89697265625, 42.29485321044922, 1.4542155265808105, 0.6876559853553772]),
+    ],
+)
+def test_rotary_angles_at_position_8000_are_those_of_transformers(base, components, angles):
+    """The angles are 8000 * (1 / base ** (torch.arange(0, 64, 2).float() / 64)) in torch."""
+    cosines, sines = jax.jit(lambda positions: rotary_table(positions, 64, base))(jnp.array([[8000]]))
+    np.testing.assert_allclose(cosines[0, 0, 0, np.array(components)], np.cos(np.array(angles)), atol=1e-6)
+    np.testing.assert_allclose(sines[0, 0, 0, np.array(components)], np.sin(np.array(angles)), atol=1e-6)
+
+
 def test_rotation_keeps_lengths_and_dtype():
     x = normal(0, 1, 5, 2, 6).astype(jnp.bfloat16)
     turned = rotate(x, rotary_table(jnp.arange(5)[None], 6, 10_000.0))

@@ -10,9 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
 from safetensors.numpy import load_file  # noqa: E402
+from safetensors.torch import load_file as load_torch_file  # noqa: E402
 
 from jaxlm.config import default_config  # noqa: E402
 from jaxlm.huggingface import conversion  # noqa: E402
+from jaxlm.huggingface.copying import copy_checkpoint  # noqa: E402
 from jaxlm.huggingface.refit import refit, refit_params  # noqa: E402
 from jaxlm.model.config import encoder_config  # noqa: E402
 from jaxlm.model.heads import abstract_params  # noqa: E402
@@ -78,10 +80,10 @@ def test_export_writes_the_imported_file(case, tmp_path):
     ids = {"pad": pad_id(model), "begin": model.config.bos_token_id, "end": model.config.eos_token_id}
     config = conversion.config_for(encoder, source.family, longest, ids, original)
     assert config == original
-    more = conversion.other_tensors(source, loaded.unused)
-    conversion.write_weights(tmp_path, source.family, encoder, loaded.params, more=more)
+    conversion.write_weights(tmp_path, source.family, encoder, loaded.params)
     (tmp_path / "config.json").write_text(json.dumps(config))
     before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    before = {key: value for key, value in before.items() if key not in loaded.unused}
     if name == "bert_without_head":  # exported with the names of a base model
         before = {key.removeprefix(source.family.prefix): value for key, value in before.items()}
     assert before.keys() == after.keys()
@@ -114,12 +116,12 @@ def test_transformers_loads_exported_checkpoints(case, tmp_path):
     assert np.abs(found - values)[real].max() < 1e-4
 
 
+@pytest.mark.parametrize("head", [{}, {"head_transform": False, "tied_output": False}], ids=["default", "quickstart"])
 @pytest.mark.parametrize("activation", ["relu_squared", "gelu", "silu"])
-def test_a_quickstart_encoder_gives_the_same_logits_as_modernbert(activation, tmp_path):
+def test_an_encoder_with_the_default_settings_gives_the_same_logits_as_modernbert(activation, head, tmp_path):
     config = default_config()
     config.model.update(
-        layers=2, width=24, heads=2, feed_forward_width=20, vocab_size=41, activation=activation, embedding_norm=True,
-        first_norm=False, head_transform=False, tied_output=False,
+        layers=2, width=24, heads=2, feed_forward_width=20, vocab_size=41, activation=activation, **head
     )  # fmt: skip
     before = encoder_config(config.model)
     random = np.random.RandomState(0)
@@ -153,6 +155,11 @@ def test_half_precision_and_torch_files(tmp_path, dtype, suffix):
     np.testing.assert_array_equal(table, expected["bert.embeddings.word_embeddings.weight"])
     kernel = loaded.params["encoder"]["layers_1"]["feed_forward"]["up"]["kernel"]
     np.testing.assert_array_equal(kernel, expected["bert.encoder.layer.1.intermediate.dense.weight"].T)
+    (tmp_path / "out").mkdir()
+    copy_checkpoint(tmp_path, tmp_path / "out")
+    tensors = load_torch_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensors[name], parameter) for name, parameter in model.named_parameters())
+    assert all(tensors[name].dtype == parameter.dtype for name, parameter in model.named_parameters())
 
 
 def test_a_pickle_with_code_in_it_is_not_run(tmp_path):

@@ -21,7 +21,7 @@ import pytest
 from jaxlm.errors import UserError
 from jaxlm.runtime import checkpoint_files
 from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, restore_params
-from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.checksums import checksums, params_sha256
 
 ROOT = Path(__file__).parents[2]
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -275,6 +275,19 @@ def test_a_state_that_is_not_finite_is_rejected_and_the_previous_step_kept(tmp_p
 
 
 # Damaged files
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_with_an_array_that_is_not_finite_is_not_loaded(tmp_path, monkeypatch, value):
+    """Another program may write one, with a checksum that matches."""
+    bad = make_state(1)
+    bad["params"]["layers_0"]["kernel"] = bad["params"]["layers_0"]["kernel"].at[7, 15].set(value)
+    unchecked = lambda arrays: {name: (found, True) for name, (found, _) in checksums(arrays).items()}  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxlm.runtime.checkpoint.checksums", unchecked)
+        Checkpoints(tmp_path).save(1, bad, {}, wait=True)
+    with pytest.raises(UserError, match="1 contains NaN or infinity in params/layers_0/kernel"):
+        restore_params(tmp_path, abstract(bad["params"]))
 
 
 def test_an_empty_directory_is_not_the_latest_step(copied, caplog):
@@ -566,7 +579,7 @@ import sys, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxlm.runtime.checkpoint import Checkpoints
-from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.checksums import checksums, params_sha256
 def shardings(shape, devices):
     mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:devices])
     specs = {"kernel": P("data", "fsdp"), "column": P(None, "fsdp"), "bias": P("fsdp"), "count": P()}
@@ -612,7 +625,7 @@ from pathlib import Path
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[3]))
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxlm.runtime.checkpoint import Checkpoints
-from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.checksums import checksums, params_sha256
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 split = {"kernel": NamedSharding(mesh, P("data")), "bias": NamedSharding(mesh, P())}
 make = jax.jit(lambda x: {"kernel": jnp.arange(24.0).reshape(6, 4) + x, "bias": jnp.ones(3) * x}, out_shardings=split)

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import stat
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as Library
 
 import jaxlm
@@ -18,6 +20,8 @@ from jaxlm.trainer import train
 from jaxlm.use.export import export
 from jaxlm.use.loading import load_trained
 from tests.conftest import sentences, write_checkpoint
+from tests.huggingface.test_conversion import write as write_case
+from tests.untrained import make_workdir
 
 MODERN = (
     "model.activation=geglu", "model.norm_bias=false", "model.attention_bias=false", "model.feed_forward_bias=false",
@@ -109,6 +113,204 @@ def test_an_imported_checkpoint_is_exported_unchanged(text_file, tmp_path):
     assert (out / "vocab.txt").read_bytes() == (given / "vocab.txt").read_bytes()
 
 
+def add_vocabulary(directory: Path) -> Path:
+    """Adds a vocabulary of 41 entries to a checkpoint of the parity cases."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(36))]
+    (directory / "vocab.txt").write_text("\n".join(entries) + "\n")
+    (directory / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
+    return directory
+
+
+def with_classifier(tensors: dict) -> dict:
+    classifier = {"classifier.weight": np.ones((3, 24), np.float32), "classifier.bias": np.ones(3, np.float32)}
+    return {name: array for name, array in tensors.items() if "cls." not in name and "decoder" not in name} | classifier
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "config", "call"),
+    [
+        ("modernbert", with_classifier, {"architectures": ["ModernBertForSequenceClassification"]},
+         "AutoModelForSequenceClassification.from_pretrained"),
+        ("modernbert", with_classifier, {"architectures": ["ModernBertForTokenClassification"], "decoder_bias": False},
+         "AutoModelForTokenClassification.from_pretrained"),
+        ("bert", with_classifier, {"architectures": ["BertForQuestionAnswering"], "id2label": {"0": "no", "1": "yes"}},
+         "AutoModelForQuestionAnswering.from_pretrained"),
+        ("bert_without_head", lambda t: t, {}, "AutoModel.from_pretrained"),
+        ("bert_pretraining", lambda t: t, {}, "AutoModelForPreTraining.from_pretrained"),
+        ("electra_discriminator", lambda t: t | {"electra.embeddings.position_ids": np.arange(32)[None]}, {},
+         "AutoModelForPreTraining.from_pretrained"),
+        ("modernbert_untied", lambda t: t, {"architectures": None}, "AutoModel.from_pretrained"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_any_head_is_exported_whole(case, change, config, call, tmp_path, capsys):
+    given = add_vocabulary(write_case(tmp_path / "in", case, change, **config))
+    assert cli.main(["export", f"--workdir={given}", f"--to={tmp_path / 'out'}"]) == 0
+    assert f"load it with {call}('{tmp_path / 'out'}')" in capsys.readouterr().out
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    assert before.keys() == after.keys()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert (tmp_path / "out" / "config.json").read_bytes() == (given / "config.json").read_bytes()
+    assert load_trained(given).has_head == (case in ("bert_pretraining", "modernbert_untied"))
+
+
+def test_a_checkpoint_keeps_its_dtypes_and_its_model_card(text_file, tmp_path):
+    given = write_checkpoint(tmp_path / "in", text_file, torch_dtype="float16")
+    tensors = load_file(given / "model.safetensors")
+    tensors = {name: array.astype(np.float16) for name, array in tensors.items()} | {
+        "bert.pooler.dense.bias": np.ones(24)
+    }
+    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    (given / "README.md").write_text("---\nlicense: mit\n---\n")
+    out = export(given, tmp_path / "out")
+    assert {array.dtype.name for array in load_file(out / "model.safetensors").values()} == {"float16", "float64"}
+    assert (out / "README.md").read_text() == "---\nlicense: mit\n---\n"
+    out = export(given, tmp_path / "single", dtype="float32")
+    assert {array.dtype.name for array in load_file(out / "model.safetensors").values()} == {"float32"}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")
+
+
+@pytest.mark.parametrize(
+    ("case", "families"),
+    [
+        ("bert", ("roberta", "electra")),
+        ("roberta", ("bert", "camembert")),
+        ("distilbert", ("bert", "xlm-roberta")),
+        ("bert_pretraining", ("roberta",)),
+    ],
+)
+def test_a_checkpoint_is_exported_as_another_family(case, families, tmp_path, caplog):
+    given = load_trained(add_vocabulary(write_case(tmp_path / "in", case, pad_token_id=0)))
+    tokens = np.arange(5, 25, dtype=np.int32)[None]
+    expected = jax.jit(given.model.apply)({"params": given.params}, tokens)
+    for family in families:
+        out = load_trained(export(tmp_path / "in", tmp_path / family, family))
+        assert json.loads((out.directory / "config.json").read_text())["model_type"] == family
+        np.testing.assert_allclose(jax.jit(out.model.apply)({"params": out.params}, tokens), expected, atol=1e-5)
+        text = "word3 word5[MASK] absent"
+        ids = [trained.tokenizer.encode(text, find_mask=True).ids.tolist() for trained in (given, out)]
+        assert ids[0] == ids[1]
+    if case == "bert_pretraining":
+        assert "only masked-LM heads are converted between families: bert.pooler.dense.bias" in caplog.text
+
+
+def test_a_discriminator_becomes_an_encoder_of_another_family(tmp_path, caplog):
+    given = add_vocabulary(write_case(tmp_path / "in", "electra_discriminator", square_embeddings, embedding_size=24))
+    out = export(given, tmp_path / "out", "bert")
+    assert "discriminator_predictions" in caplog.text
+    before, after = load_trained(given), load_trained(out)
+    jax.tree.map(np.testing.assert_array_equal, before.params["encoder"], after.params["encoder"])
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+def square_embeddings(tensors: dict) -> dict:
+    """Replaces embeddings of width 16, and their projection, by embeddings of the model's width 24."""
+    wide = {
+        name: np.resize(array, (*array.shape[:-1], 24)) for name, array in tensors.items() if ".embeddings." in name
+    }
+    return {name: array for name, array in tensors.items() if "embeddings_project" not in name} | wide
+
+
+@pytest.mark.parametrize("transformer", ["", "0_Transformer"])
+def test_a_sentence_transformers_directory_is_exported_whole(transformer, text_file, tmp_path, capsys):
+    given, out = tmp_path / "in", tmp_path / "out"
+    write_checkpoint(given / transformer, text_file, head=False)
+    files = {
+        "modules.json": [
+            {"idx": 0, "path": transformer, "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+            {"idx": 3, "path": "3_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ],
+        "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+        f"{transformer or '.'}/sentence_bert_config.json": {"max_seq_length": 24},
+        "1_Pooling/config.json": {"pooling_mode_cls_token": True},
+        "2_Dense/config.json": {"in_features": 24},
+    }
+    for name, content in files.items():
+        (given / name).parent.mkdir(exist_ok=True)
+        (given / name).write_text(json.dumps(content))
+    save_file({"linear.weight": np.ones((24, 24), np.float32)}, given / "2_Dense" / "model.safetensors")
+    assert cli.main(["export", f"--workdir={given}", f"--to={out}"]) == 0
+    assert f"load it with SentenceTransformer('{out}')" in capsys.readouterr().out
+    for name in [*files, "2_Dense/model.safetensors", f"{transformer or '.'}/vocab.txt"]:
+        assert (given / name).read_bytes() == (out / name).read_bytes(), name
+    before, after = (load_file(path / transformer / "model.safetensors") for path in (given, out))
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity" in (out / "README.md").read_text()
+
+    (given / "modules.json").write_text(json.dumps([*files["modules.json"][:1], {"path": "../other", "type": "Dense"}]))
+    with pytest.raises(UserError, match=r"has a module outside the directory: \.\./other"):
+        export(given, tmp_path / "again")
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 70_000.0), ("bfloat16", 3.4e38)])
+def test_a_weight_that_the_dtype_cannot_hold_is_named(dtype, value, text_file, tmp_path, capsys):
+    given = write_checkpoint(tmp_path / "in", text_file)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    set_weight(given, name, value)
+    for more in ([], ["--family=roberta"]):
+        assert cli.main(["export", f"--workdir={given}", f"--to={tmp_path / 'out'}", f"--dtype={dtype}", *more]) == 1
+        message = f"encoder.layer.1.output.dense.weight has values up to {value:.4g}, too large for {dtype}"
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    export(given, tmp_path / "out")
+
+
+def set_weight(directory: Path, name: str, value: float) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name][0, 0] = value
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+def test_weights_that_are_not_finite_are_refused_by_every_verb(value, what, text_file, tmp_path, capsys):
+    given = write_checkpoint(tmp_path / "in", text_file)
+    set_weight(given, "bert.encoder.layer.0.attention.self.query.weight", value)
+    verbs = [
+        ["export", f"--workdir={given}", f"--to={tmp_path / 'out'}"], ["fill-mask", f"--model={given}", "the [MASK]"],
+        ["score", f"--model={given}", "the cat"], ["evaluate", f"--model={given}", f"--data.path={text_file}"],
+    ]  # fmt: skip
+    for arguments in verbs:
+        assert cli.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert f"bert.encoder.layer.0.attention.self.query.weight in {given} contains {what}" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_is_not_finite_is_not_exported(text_file, tmp_path):
+    given = write_checkpoint(tmp_path / "in", text_file)
+    tensors = load_file(given / "model.safetensors") | {"classifier.weight": np.full((2, 24), np.nan, np.float32)}
+    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"classifier\.weight contains NaN"):
+        export(given, tmp_path / "out")
+
+
+def test_the_files_have_the_mode_that_the_umask_gives(text_file, tmp_path):
+    before = os.umask(0o027)
+    try:
+        out = export(write_checkpoint(tmp_path / "in", text_file), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in out.iterdir()} == {"0o640"}
+
+
+def test_the_model_card_states_the_masking_and_the_parameters_of_the_run(tmp_path):
+    """As in the quickstart, whose encoder has more parameters in the form of a ModernBERT."""
+    architecture = {"positions": "rotary", "head_transform": False}
+    run = make_workdir(tmp_path / "run", **architecture)
+    config = json.loads((run / "config.json").read_text())
+    config["masking"] |= {"rate": 0.4, "final_rate": 0.15}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").write_text("")
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    count = sum(leaf.size for leaf in jax.tree.leaves(load_trained(run).params))
+    written = sum(array.size for array in load_file(tmp_path / "out" / "model.safetensors").values())
+    assert written > count
+    assert f" {count:,} parameters ({written:,} in the form of this architecture, which computes the same)" in card
+    assert "| masking | 40% of the tokens at the beginning, changing linearly to 15% at the end, scheme token |" in card
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
 def test_weights_are_exported_in_the_requested_dtype(dtype, size, text_file, tmp_path):
     given = write_checkpoint(tmp_path / "in", text_file)
@@ -121,7 +323,8 @@ def test_weights_are_exported_in_the_requested_dtype(dtype, size, text_file, tmp
 def test_invalid_arguments_raise_one_sentence_and_write_nothing(run, mini, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    train(mini("train.steps=1", "evaluation.every=0"), tmp_path / "own")
+    own = ("model.first_norm=true", "model.value_residual=0.5")
+    train(mini("train.steps=1", "evaluation.every=0", *own), tmp_path / "own")
     cases = [
         ((run, tmp_path / "full"), "exists and is not empty; set a new directory"),
         ((run, tmp_path / "out", "t5"), "the family t5 is not supported; supported are bert,"),
@@ -138,7 +341,7 @@ def test_invalid_arguments_raise_one_sentence_and_write_nothing(run, mini, tmp_p
         with pytest.raises(UserError, match=message) as caught:
             export(*arguments)
         assert "\n" not in str(caught.value)
-    assert "model.first_norm=True, model.embedding_norm=False" in str(caught.value)
+    assert "model.first_norm=True, model.value_residual=0.5" in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"full", "own"}
     (tmp_path / "file").write_text("")
     assert cli.main(["export", f"--workdir={run}", f"--to={tmp_path / 'file' / 'out'}"]) == 1
