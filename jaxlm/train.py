@@ -28,6 +28,7 @@ from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.run_log import RunLog, read_metrics
 
 ENDS = ("steps", "epochs", "tokens", "minutes")  # the settings of `train` that end a run
+CAUSAL_EVALUATION = "evaluations mask tokens, which the model does not learn to predict in a causal phase"
 SMALL_JUMP = 0.01  # of the peak learning rate, or of the tokens that are masked: not worth a line
 
 
@@ -74,6 +75,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         metrics: dict[str, Array] | None = None
         agreed: Array | None = None
         results: dict[str, Metrics] = {}
+        evaluated: set[int] = set()  # the phases whose evaluation has been compiled
         over, stopping = clock.is_over(step), False
         while not over and not stopping:
             number, (done, progress) = phase_number(run.assembly.phases, step), clock.read(step)
@@ -109,7 +111,9 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             if due or saving:
                 _stop_on_nan(metrics, step, checkpoints)
                 with meter.excluding():
-                    results = run.evaluate(due, state["params"], log, step)
+                    with clock.compiling(bool(due) and number not in evaluated):
+                        results = run.evaluate(due, state["params"], log, step)
+                    evaluated |= {number} if due else set()
                     saving = saving or _improves(config.checkpoint.keep_best, checkpoints, selects, results)
                     if saving:
                         _save(run, checkpoints, step, state, clock, results)
@@ -136,9 +140,8 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
         for evaluator in evaluators:
             log.note(evaluator.describe(evaluator.name, results[evaluator.name]))
-        for evaluator in evaluators:
-            if remark := evaluator.remark(results[evaluator.name]):
-                log.note(remark)
+        for remark in _remarks(run, results, step):
+            log.note(remark)
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
             log.note(_describe_best(selects, *best, last=step))
         if run.start and jax.process_index() == 0:
@@ -192,6 +195,14 @@ def _improves(
     """Returns whether an evaluation is the best so far, so that its step has to be saved."""
     score = _score(selects, results)
     return keep_best and score is not None and distributed.from_first(lambda: checkpoints.is_better(score))
+
+
+def _remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
+    """Returns what the last metrics do not say themselves."""
+    if run.assembly.phases[phase_number(run.assembly.phases, max(step - 1, 0))].objective == "causal":
+        return [f"the last step is of a causal phase: {CAUSAL_EVALUATION}"] if results else []
+    remarks = [evaluator.remark(results[evaluator.name]) for evaluator in run.evaluators]
+    return [remark for remark in remarks if remark]
 
 
 def _describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
@@ -298,13 +309,14 @@ def _announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
 
 def _announce_phase(run: Run, log: RunLog, number: int) -> None:
     """Says where a phase of several begins: its losses cannot be compared with those of the one before."""
-    phases = run.assembly.phases
+    phases, phase = run.assembly.phases, run.assembly.phases[number]
     if len(phases) > 1:
-        phase = phases[number]
         log.note(
             f"phase {number + 1} of {len(phases)}: {run.describe_phase(number)}; {phase.batch_size} rows of "
             f"{phase.sequence_length} tokens"
         )
+    if phase.objective == "causal" and run.evaluators:
+        log.note(CAUSAL_EVALUATION)
 
 
 def _jump(run: Run, saved: Saved, clock: Clock) -> str:

@@ -15,7 +15,7 @@ class Clock:
     """The seconds that a run has trained, those before a resume included, and the fraction of the run that is done.
 
     With `count_compilation` it runs from the beginning; otherwise it starts when the first step has finished, and
-    stands still inside `compiling`. `minutes` is the time budget, or None for a run of `total_steps` updates.
+    stands still in `compiling`. `minutes` is the time budget, or None for a run of `total_steps` updates.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Clock:
         return self.elapsed if self._agreed is None else self._agreed
 
     @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Surrounds the compilation of a step and its first execution; starts the clock if it has not started."""
-        if self._count_compilation:
+    def compiling(self, does_compile: bool = True) -> Iterator[None]:
+        """Surrounds the compilation of a program and its first execution; starts the clock if it has not started."""
+        if self._count_compilation or not does_compile:
             yield
             return
         self.stop()
