@@ -28,6 +28,7 @@ FIGURES: dict[str, str] = {
 EVALUATION_FIGURES: dict[str, str] = FIGURES | {
     "perplexity": "perplexity {:,.1f}",
     "nats_per_byte": "{:.3f} nats per byte",
+    "majority_accuracy": "majority accuracy {:.1%}",
     "unigram_loss": "unigram loss {:.3f}",
     "unigram_top5": "unigram top-5 {:.1%}",
     "n": "n = {:,}",
