@@ -17,6 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.run import Run
 from jaxlm.runtime.checkpoint import Checkpoints
+from jaxlm.runtime.checkpoint_files import read_record
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.train import train
@@ -278,6 +279,12 @@ def test_the_best_evaluation_is_saved_whenever_it_comes(mini, tmp_path, capsys, 
     ) in shown
     saved = [entry["step"] for entry in read_metrics(tmp_path) if entry["kind"] == "checkpoint"]
     assert saved == [2, 3, 4, 6, 10]  # at 9, the loss was no better; the last step of a run is always saved
+
+    # It is the whole state of that step, encoder, head and optimizer: a run of three steps ends with the same arrays.
+    train(mini("train.steps=3", *settings), tmp_path / "alone")
+    kept, alone = (read_record(folder / "checkpoints", 3) for folder in (tmp_path, tmp_path / "alone"))
+    assert {"params/encoder", "params/head"} <= {"/".join(name.split("/")[:2]) for name in kept["arrays"]}
+    assert kept["arrays"] == alone["arrays"]
 
     # The loss on other rows cannot be compared with the one that was saved.
     held_out_losses({15: 9.0, 16: 9.5})
