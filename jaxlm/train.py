@@ -207,9 +207,12 @@ def _remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
 
 def _describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
     """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen."""
-    extreme = "highest" if selects.higher_is_better else "lowest"
-    text = f"best checkpoint: step {step:,}, with the {extreme} {selects.criterion}, {score:.4g}"
-    return text + (", the last step" if step == last else f"; the figures above are those of the last step, {last:,}")
+    extreme, protocol = "highest" if selects.higher_is_better else "lowest", f" ({selects.protocol})"
+    return (
+        f"best checkpoint: {'the last one, ' if step == last else ''}step {step:,}, with the {extreme} "
+        f"{selects.selects} on {selects.name}, {score:.4g}{protocol if selects.protocol else ''}"
+        + ("" if step == last else f"; the figures above are those of the last step, {last:,}")
+    )
 
 
 def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:
@@ -289,7 +292,6 @@ def _announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
     train, assembly, mesh = run.config.train, run.assembly, run.assembly.mesh
     parameters = sum(leaf.size for leaf in jax.tree.leaves(assembly.abstract_state["params"]))
     sizes = "x".join(str(size) for size in mesh.shape.values())
-    ends = f"{train.minutes:g} minutes" if run.total_steps is None else f"{run.total_steps:,} steps"
     log.event("start", step=step, elapsed_seconds=clock.elapsed, total_steps=run.total_steps, parameters=parameters,
               data=run.data.fingerprint, tokenizer=run.data.tokenizer.fingerprint, mesh=dict(mesh.shape),
               compute_dtype=train.compute_dtype, attention=assembly.attention,
@@ -297,7 +299,7 @@ def _announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
               **hardware.describe_machine())  # fmt: skip
     log.note(
         f"{parameters:,} parameters, vocabulary {assembly.encoder.vocab_size:,}; products in {train.compute_dtype} "
-        f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {ends}"
+        f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {_length(run)}"
     )
     log.note(assembly.attention)
     if clock.is_over(step):
@@ -305,6 +307,17 @@ def _announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
         log.note(f"this run is complete at step {step}; to extend it, raise train.{end}")
     elif step:
         log.note(f"resuming after step {step}")
+
+
+def _length(run: Run) -> str:
+    """Returns the length of a run in words, such as "400 steps (3.2 epochs)"."""
+    train, steps = run.config.train, run.total_steps
+    if steps is None:
+        return f"{train.minutes:g} minutes, " + ("with" if train.count_compilation else "without") + " compilation"
+    if len(run.assembly.phases) > 1 or run.config.data.weights:  # then an epoch is not a number of steps
+        return f"{steps:,} steps"
+    epoch = run.rows.steps_for(1000.0, None) / 1000  # which may end within a step
+    return f"{steps:,} steps ({steps / epoch:,.2f} epochs)"
 
 
 def _announce_phase(run: Run, log: RunLog, number: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxlm import train as training
+from jaxlm.config import default_config
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator
@@ -259,6 +260,25 @@ def held_out_losses(monkeypatch):
     return set_losses
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"minutes": 2.0}, "2 minutes, without compilation"),
+        ({"minutes": 0.5, "count_compilation": True}, "0.5 minutes, with compilation"),
+        ({"steps": 5000}, "5,000 steps (2,000.00 epochs)"),
+    ],
+)
+def test_the_length_of_a_run_is_said_in_words(settings, text):
+    config = default_config()
+    config.train.update(settings)
+    rows = types.SimpleNamespace(steps_for=lambda epochs, tokens: 2.5 * epochs)
+    assembly = types.SimpleNamespace(phases=[None])
+    run = types.SimpleNamespace(config=config, total_steps=config.train.steps, rows=rows, assembly=assembly)
+    assert training._length(run) == text
+    config.data.weights = (1.0, 2.0)
+    assert "epochs" not in training._length(run)
+
+
 def steps_in(workdir) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -274,7 +294,7 @@ def test_the_best_evaluation_is_saved_whenever_it_comes(mini, tmp_path, capsys, 
     shown = capsys.readouterr().out
     assert "jumps" not in shown  # the learning rate is constant
     assert (
-        "best checkpoint: step 3, with the lowest loss on held_out (15% of tokens masked, the first 32 rows), 3; "
+        "best checkpoint: step 3, with the lowest loss on held_out, 3 (15% of tokens masked, the first 32 of 107 rows); "
         "the figures above are those of the last step, 12\n"
     ) in shown
     saved = [entry["step"] for entry in read_metrics(tmp_path) if entry["kind"] == "checkpoint"]
@@ -327,7 +347,7 @@ def test_no_line_of_the_log_averages_over_two_phases(mini, tmp_path, capsys):
     assert shares == pytest.approx({3: 0.95, 4: 0.3, 6: 0.3}, abs=0.05)
     (start,) = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "start"]
     assert start["training"] == [[1, "causal"], [4, "30% of tokens masked"]]
-    assert start["evaluation"] == {"held_out": "15% of tokens masked, the first 32 rows"}
+    assert start["evaluation"] == {"held_out": "15% of tokens masked, the first 32 of 107 rows"}
     shown = capsys.readouterr().out
     assert "phase 1 of 2: causal; 8 rows of 32 tokens\nevaluations mask tokens, which" in shown
     assert "phase 2 of 2: 30% of tokens masked; 8 rows of 32 tokens\n" in shown

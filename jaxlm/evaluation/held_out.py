@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.data.rows import held_out_batches
+from jaxlm.data.rows import held_out_batches, held_out_count
 from jaxlm.data.table import CorpusData
 from jaxlm.data.token_store import TokenStore
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
@@ -151,8 +151,11 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
     size = config.evaluation.batch_size or config.train.batch_size
     masking = make_masking(config.masking, assembly.encoder.vocab_size, facts.mask_id, facts.special_ids)
     counts = np.zeros(0, np.int64) if facts.counts is None else facts.counts
-    rows = f"the first {config.evaluation.rows:,} rows" if config.evaluation.rows else "all rows"
-    protocol = f"{EVALUATION_RATE:.0%} of tokens masked, {rows}"
+
+    def protocol(store: TokenStore) -> str:
+        rows, count = config.evaluation.rows, held_out_count(store, length, config.data.prepend_begin)
+        which = f"the first {rows:,} of {count:,}" if 0 < rows < count else f"all {count:,}"
+        return f"{EVALUATION_RATE:.0%} of tokens masked, {which} rows"
 
     @functools.cache
     def step_of(rotary_base: float) -> Callable:
@@ -175,7 +178,7 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
             functools.partial(run, store),
             describe,
             selects="" if number else "loss",
-            protocol=protocol,
+            protocol=protocol(store),
             remark=functools.partial(remark, name),
         )
         for number, (name, store) in enumerate(data.held_out.items())

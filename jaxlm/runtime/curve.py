@@ -33,8 +33,8 @@ def read_curves(events: Iterable[Mapping[str, Any]]) -> Curves:
     protocols: dict[str, str] = {}
     for event in events:
         if event["kind"] == "start":
-            phases = [(first, text) for first, text in event.get("training") or []]
-            protocols = dict(event.get("evaluation") or {})
+            phases = [(int(first), str(text)) for first, text in event.get("training", [])]
+            protocols = dict(event.get("evaluation", {}))
         if event["kind"] == "train" and event.get("loss") is not None:
             train.append((event["step"], event["loss"]))
         if event["kind"] == "evaluation":
