@@ -22,6 +22,7 @@ def get_config():
         output_bias_from_frequencies=True, initialization="zero_output", value_residual=0.5,
     )  # fmt: skip
     config.train.minutes = 5.0
+    config.train.count_compilation = True
     config.train.batch_size = 32
     short = {"sequence_length": 64, "batch_size": 64}
     config.train.phases = ({"steps": 100, "objective": "causal", **short}, {"steps": 400, **short}, {})

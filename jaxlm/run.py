@@ -34,9 +34,10 @@ from jaxlm.huggingface.conversion import SOURCE_CONFIG
 from jaxlm.init_from import Start
 from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
+from jaxlm.runtime.clock import TIME_UNITS
 from jaxlm.runtime.run_log import RunLog
 from jaxlm.settings import REQUIRED
-from jaxlm.step import TIME_UNITS, Assembly, assemble, run_seeds
+from jaxlm.step import Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
 
 MARKER = ".jaxlm-run"  # an empty file in every work directory: what else is in it may be replaced
@@ -58,8 +59,23 @@ class Run:
 
     @property
     def schedule_length(self) -> float:
-        """The run's length in the schedule's unit: updates, or thousandths of the time budget."""
-        return TIME_UNITS if self.total_steps is None else self.total_steps
+        return schedule_length(self.total_steps)
+
+    def describe_phase(self, number: int) -> str:
+        """Returns what is predicted in a phase, in words: two losses can be compared only if it is the same."""
+        phase, objective = self.assembly.phases[number], self.assembly.objectives[number]
+        what = phase.objective
+        if what == "masked":
+            first, last = (f"{100 * objective.knobs(progress)['mask_rate']:.3g}%" for progress in (0.0, 1.0))
+            rate = first if first == last else f"{first} to {last}"
+            units = {"token": "", "whole_word": ", whole words", "span": ", spans"}
+            what = f"{rate} of tokens masked{units[self.config.masking.scheme]}"
+        return what + (", with dropout" if objective.dropout else "")
+
+    def describe_phases(self) -> list[tuple[int, str]]:
+        """Returns the first update of each phase, counted from 1, and what is predicted in it."""
+        steps = [phase.steps or 0 for phase in self.assembly.phases]
+        return [(sum(steps[:number]) + 1, self.describe_phase(number)) for number in range(len(steps))]
 
     def fresh_state(self) -> dict:
         """Returns the state before the first update: fresh parameters, or those of model.init_from."""
@@ -223,7 +239,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
         if start and start.source_config and not before:
             storage.write_text(workdir / SOURCE_CONFIG, json.dumps(start.source_config, indent=2) + "\n")
     evaluators = EVALUATORS[config.train.objective](assembly, data)
-    total = _total_steps(config.train, rows)
+    total = total_steps(config.train, rows)
     return Run(config, workdir, data, assembly, rows, evaluators, total, start, distributed.Votes(mesh))
 
 
@@ -320,7 +336,12 @@ def _known_data(record: Path) -> dict[str, str] | None:
     return None
 
 
-def _total_steps(train: Any, rows: RowSource) -> int | None:
+def schedule_length(total_steps: int | None) -> float:
+    """Returns a run's length in the schedule's unit: updates, or thousandths of the time budget."""
+    return TIME_UNITS if total_steps is None else total_steps
+
+
+def total_steps(train: Any, rows: RowSource) -> int | None:
     """Returns the number of updates of a run; None if a time budget ends it."""
     if train.minutes is not None:
         return None

@@ -225,9 +225,14 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "tokens": S(None, "stop after this many tokens", kind=float, within=">0"),
         "minutes": S(
             None,
-            "stop after this many minutes of training; the schedule then follows elapsed time",
+            "stop after this many minutes of training, evaluations and saves included; the schedule then follows"
+            " elapsed time",
             kind=float,
             within=">0",
+        ),
+        "count_compilation": S(
+            False,
+            "train.minutes also counts the time before the first step has finished and the compilation of each phase",
         ),
         "batch_size": S(32, "rows, or labelled examples, in the global batch", within=">=1"),
         "accumulate": S(
@@ -351,7 +356,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             within=">=1",
         ),
         "keep": S(2, "number of newest checkpoints to keep", within=">=1"),
-        "keep_best": S(True, "also keep the checkpoint with the lowest held-out loss"),
+        "keep_best": S(
+            True,
+            "also save at each evaluation that improves the selecting metric (the loss on the first held-out set, or"
+            " task.metric), and keep the best of these checkpoints",
+        ),
     },
     "evaluation": {
         "every": S(1000, "steps between evaluations on the held-out sets; 0: only at the end", within=">=0"),
@@ -366,8 +375,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 }
 
 # Settings that may change when a run is resumed: they extend it, distribute it or monitor it.
-RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.attention",
-             "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
+RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.count_compilation",
+             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # settings that need no section on the command line

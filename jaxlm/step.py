@@ -30,7 +30,6 @@ from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import compiler_options, initial_options
 
 MASKS, DROPOUT = 0, 1  # the purposes of random bits, folded into the root key first
-TIME_UNITS = 1000.0  # the length of a schedule that follows the clock: thousandths of the time budget
 
 TrainStep = Callable[[dict, Mapping[str, Array], Array, Array, Mapping[str, Array]], tuple[dict, dict[str, Array]]]
 
@@ -140,7 +139,7 @@ class Assembly:
         return jax.jit(initial, out_shardings=self.state_shardings, compiler_options=options)()
 
     def train_step(self, number: int, total: float) -> TrainStep:
-        """Returns the step of phase `number` under a schedule of length `total`, in updates or TIME_UNITS."""
+        """Returns the step of phase `number` under a schedule of length `total`, in updates or clock.TIME_UNITS."""
         phase = self.phases[number]
         return make_train_step(
             self.objectives[number],

@@ -6,7 +6,7 @@ It trains whatever the run's objective is: `run.py` assembles the run, `step.py`
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,26 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from jaxlm.config import config_to_dict, phase_number, split_overrides
+from jaxlm.config import config_from_dict, config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import UserError
-from jaxlm.evaluation.evaluator import Metrics, before_and_after, selector
+from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
 from jaxlm.huggingface.conversion import nearest_family
 from jaxlm.init_from import Start
 from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.optimizer.parameter_rules import frozen_mask
-from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
+from jaxlm.optimizer.schedules import make_schedule
+from jaxlm.run import Run, check_workdir, load_run_config, locked, schedule_length, set_up, total_steps
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, Saved
 from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.run_log import RunLog, read_metrics
-from jaxlm.step import TIME_UNITS
 from jaxlm.storage import check_named
+
+ENDS = ("steps", "epochs", "tokens", "minutes")  # the settings of `train` that end a run
+CAUSAL_EVALUATION = "evaluations mask tokens, which the model does not learn to predict in a causal phase"
+SMALL_JUMP = 0.01  # of the peak learning rate, or of the tokens that are masked: not worth a line
 
 
 def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, Any]:
@@ -44,22 +49,25 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         config, evaluators, selects = run.config, run.evaluators, selector(run.evaluators)
 
         # 1. Resume from the newest whole checkpoint of this work directory, or begin with fresh weights.
-        higher_is_better = bool(selects and selects.higher_is_better)
         checkpoints = Checkpoints(
-            workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best, higher_is_better
-        )
+            workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best,
+            higher_is_better=bool(selects and selects.higher_is_better), metric=selects.criterion if selects else "",
+        )  # fmt: skip
         cleanup.enter_context(contextlib.closing(checkpoints))
         saved = checkpoints.restore(run.assembly.abstract_state)
         if saved and saved.metadata["data"] != run.data.fingerprint:
             raise UserError(f"{workdir} was trained on other data; restore them, or use a new --workdir")
         step = first_step = saved.step if saved else 0
-        clock = _Clock(config.train.minutes, run.total_steps, saved.metadata["elapsed_seconds"] if saved else 0.0)
+        elapsed = saved.metadata["elapsed_seconds"] if saved else 0.0
+        clock = Clock(config.train.minutes, run.total_steps, elapsed, config.train.count_compilation)
         state = saved.state if saved else run.fresh_state()
         log = cleanup.enter_context(RunLog(
             workdir, run.total_steps, tensorboard=config.logging.tensorboard, curve=config.logging.curve,
             first_step=step, primary=jax.process_index() == 0,
         ))  # fmt: skip
         _announce(run, log, step, clock)
+        if saved and (jump := _jump(run, saved, clock)):
+            log.note(jump)
         if run.start and not saved:
             run.evaluate(evaluators, state["params"], log, 0)  # before training, to compare with the end
 
@@ -71,42 +79,54 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         meter, compiled = _Meter(run), dict[tuple, Callable]()
         metrics: dict[str, Array] | None = None
         agreed: Array | None = None
+        results: dict[str, Metrics] = {}
+        evaluated: set[int] = set()  # the phases whose evaluation has been compiled
         over, stopping = clock.is_over(step), False
         while not over and not stopping:
             number, (done, progress) = phase_number(run.assembly.phases, step), clock.read(step)
+            if number != meter.phase:  # no line of the log averages over two phases
+                if meter.metrics:
+                    log.train(step, meter.read() | {"progress": clock.read(step)[1]})
+                _announce_phase(run, log, number)
+                meter.phase = number
             knobs = run.assembly.objectives[number].knobs(progress)
-            begin = time.monotonic()
             votes = run.votes.cast(clock.elapsed, bool(stopped))
             batch = run.shard_batch(next(batches))
             scalars = np.int32(step), np.float32(done), {name: np.float32(knob) for name, knob in knobs.items()}
+            inputs = (batch, *scalars, *votes)
             program = (number, *(array.shape for array in batch.values()))
-            if program not in compiled:
+            previous_metrics, previous_agreed = metrics, agreed
+            if timed := program in compiled:
+                state, (metrics, agreed) = compiled[program](state, *inputs)
+            else:  # compilation, and the first execution with it, is not part of the speed
                 if not any(phase == number for phase, *_ in compiled):
                     log.note("compiling the training step")  # which takes seconds to minutes
-                compiled[program] = compile_step(run, number, state, batch, *scalars, *votes)
-                meter.skip(time.monotonic() - begin)
-            previous_metrics, previous_agreed = metrics, agreed
-            state, (metrics, agreed) = compiled[program](state, batch, *scalars, *votes)
+                jax.block_until_ready(state)
+                with meter.excluding(), clock.compiling():
+                    compiled[program] = compile_step(run, number, state, *inputs)
+                    state, (metrics, agreed) = jax.block_until_ready(compiled[program](state, *inputs))
             step += 1
-            meter.add(number, batch["tokens"].shape, knobs, metrics)
+            meter.add(batch["tokens"].shape, knobs, metrics, timed)
             _stop_on_nan(previous_metrics, step - 1, checkpoints)  # one update is always under way: check the last one
 
             stopping = clock.agree(previous_agreed) if votes else bool(stopped)
             over = clock.is_over(step)  # asked once per step: a save that outlasts a time budget must not be the last
             due = [evaluator for evaluator in evaluators if _due(evaluator.every, step) and not over]
-            saving = _saves(config.checkpoint.every, step) and not over
+            saving, results = _saves(config.checkpoint.every, step) and not over, {}
             if step % config.logging.every == 0:
-                log.train(step, meter.read() | {"progress": progress})
+                log.train(step, meter.read() | {"progress": clock.read(step)[1]})
             if due or saving:
                 _stop_on_nan(metrics, step, checkpoints)
-                paused = time.monotonic()
-                results = run.evaluate(due, state["params"], log, step)
-                if saving:
-                    _save(run, checkpoints, step, state, clock, results)
-                    if config.checkpoint.every == 1:  # no save may be under way when the next one begins
-                        checkpoints.wait()
-                    log.event("checkpoint", step=step)
-                meter.skip(time.monotonic() - paused)
+                with meter.excluding():
+                    with clock.compiling(bool(due) and number not in evaluated):
+                        results = run.evaluate(due, state["params"], log, step)
+                    evaluated |= {number} if due else set()
+                    saving = saving or _improves(config.checkpoint.keep_best, checkpoints, selects, results)
+                    if saving:
+                        _save(run, checkpoints, step, state, clock, results)
+                        if config.checkpoint.every == 1:  # no save may be under way when the next one begins
+                            checkpoints.wait()
+                        log.event("checkpoint", step=step)
             if due or saving or (step - first_step).bit_count() == 1:
                 memory.give_back()  # also after 1, 2, 4, ... updates: most unused memory appears early
         _stop_on_nan(metrics, step, checkpoints)
@@ -115,7 +135,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
 
         # 3. Stopped by a signal: save, and say how to resume. Complete: the last evaluation, checkpoint and checksum.
         if stopping and not over:
-            _save(run, checkpoints, step, state, clock, {})
+            _save(run, checkpoints, step, state, clock, results)
             checkpoints.wait()
             by = stopped[0] if jax.process_count() == 1 else "a signal to one of the processes"
             raise UserError(f"stopped by {by}; step {step} is saved, and the same command resumes from it")
@@ -127,6 +147,10 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
         for evaluator in evaluators:
             log.note(evaluator.describe(evaluator.name, results[evaluator.name]))
+        for remark in _remarks(run, results, step):
+            log.note(remark)
+        if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
+            log.note(_describe_best(selects, *best, last=step))
         if run.start and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
@@ -153,53 +177,11 @@ def _saves(every: int, step: int) -> bool:
     return step % every in (0, every // 2)
 
 
-class _Clock:
-    """How far the run is: by updates, or under a time budget by its seconds, those before a resume included."""
-
-    def __init__(self, minutes: float | None, total_steps: int | None, elapsed: float) -> None:
-        self.budget, self.total_steps = (minutes or 0) * 60, total_steps
-        self.begin = time.monotonic() - elapsed
-        self.end: float | None = None
-        self._agreed = elapsed if jax.process_count() > 1 else None
-        self.last_step = 2**40 if total_steps is None else total_steps
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training so far."""
-        return (self.end or time.monotonic()) - self.begin
-
-    @property
-    def agreed_elapsed(self) -> float:
-        """Seconds of training by the clock that all processes use: that of the first one, if there are several."""
-        return self.elapsed if self._agreed is None else self._agreed
-
-    def agree(self, agreed: Array | None) -> bool:
-        """Takes over the first process's time from the votes of a step; returns whether a process has to stop."""
-        if agreed is None:
-            return False
-        self._agreed, stop = (float(value) for value in np.asarray(agreed))
-        return bool(stop)
-
-    def is_over(self, step: int) -> bool:
-        return self.agreed_elapsed >= self.budget if self.budget else step >= self.last_step
-
-    def read(self, step: int) -> tuple[float, float]:
-        """Returns the schedule's count and the completed fraction of the run."""
-        if self.budget:
-            fraction = min(self.agreed_elapsed / self.budget, 1.0)
-            return fraction * TIME_UNITS, fraction
-        return float(step), step / self.last_step
-
-    def stop(self) -> None:
-        self.end = time.monotonic()
-
-
 def _save(
-    run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: _Clock, results: dict[str, Metrics]
+    run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: Clock, results: dict[str, Metrics]
 ) -> None:
     """Saves a checkpoint, with the metric that chooses the best one if it has been evaluated at this step."""
-    selects = selector(run.evaluators)
-    score = results[selects.name][selects.selects] if selects and selects.name in results else None
+    score = _score(selector(run.evaluators), results)
     metadata = {
         "elapsed_seconds": clock.elapsed, "data": run.data.fingerprint, "config": config_to_dict(run.config)
     }  # fmt: skip
@@ -207,6 +189,37 @@ def _save(
         checkpoints.save(step, state, metadata, score=score)
     except NonFinite as error:
         raise _nan_error(step, checkpoints, str(error)) from error
+
+
+def _score(selects: Evaluator | None, results: dict[str, Metrics]) -> float | None:
+    """Returns the metric that chooses the best checkpoint, if it has been evaluated."""
+    return results[selects.name][selects.selects] if selects and selects.name in results else None
+
+
+def _improves(
+    keep_best: bool, checkpoints: Checkpoints, selects: Evaluator | None, results: dict[str, Metrics]
+) -> bool:
+    """Returns whether an evaluation is the best so far, so that its step has to be saved."""
+    score = _score(selects, results)
+    return keep_best and score is not None and distributed.from_first(lambda: checkpoints.is_better(score))
+
+
+def _remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
+    """Returns what the last metrics do not say themselves."""
+    if run.assembly.phases[phase_number(run.assembly.phases, max(step - 1, 0))].objective == "causal":
+        return [f"the last step is of a causal phase: {CAUSAL_EVALUATION}"] if results else []
+    remarks = [evaluator.remark(results[evaluator.name]) for evaluator in run.evaluators]
+    return [remark for remark in remarks if remark]
+
+
+def _describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
+    """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen."""
+    extreme, protocol = "highest" if selects.higher_is_better else "lowest", f" ({selects.protocol})"
+    return (
+        f"best checkpoint: {'the last one, ' if step == last else ''}step {step:,}, with the {extreme} "
+        f"{selects.selects} on {selects.name}, {score:.4g}{protocol if selects.protocol else ''}"
+        + ("" if step == last else f"; the figures above are those of the last step, {last:,}")
+    )
 
 
 def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:
@@ -222,65 +235,78 @@ def _nan_error(step: int, checkpoints: Checkpoints, what: str) -> UserError:
 
 
 class _Meter:
-    """The metrics and the speed since they were last read."""
+    """The metrics and the speed since they were last read, all in one phase."""
 
     def __init__(self, run: Run) -> None:
         self.objectives = run.assembly.objectives
         peak = hardware.peak_flops(dtype=run.config.train.compute_dtype)
         self.peak = peak.flops * run.assembly.mesh.size
         self.counted = frozenset[str]().union(*(objective.counted for objective in self.objectives))
+        self.phase = -1
         self._clear()
 
     def _clear(self) -> None:
         self.metrics: list[dict[str, Array]] = []
-        self.tokens, self.flops, self.last = 0, 0.0, time.monotonic()
+        self.steps: list[tuple[tuple[int, ...], dict[str, float], bool]] = []
+        self.last = time.monotonic()
 
-    def add(self, number: int, shape: tuple[int, ...], knobs: dict[str, float], metrics: dict[str, Array]) -> None:
-        """Adds a step of phase `number` on a batch of this shape, [B, L]."""
-        batch_size, length = shape
+    def add(self, shape: tuple[int, ...], knobs: dict[str, float], metrics: dict[str, Array], timed: bool) -> None:
+        """Adds a step of the phase on a batch of this shape, [B, L]; its speed counts if it was `timed`."""
+        self.steps.append((shape, knobs, timed))
         self.metrics.append(metrics)
-        self.tokens += batch_size * length
-        self.flops += self.objectives[number].flops(batch_size, length, batch_size * length, knobs)
 
-    def skip(self, seconds: float) -> None:
-        """Excludes time that was not spent on training."""
-        self.last += seconds
+    @contextlib.contextmanager
+    def excluding(self) -> Iterator[None]:
+        """Excludes the time of the body from the speed, and what came before it if no step has been timed yet."""
+        begin = time.monotonic()
+        yield
+        end = time.monotonic()
+        self.last = self.last + end - begin if any(timed for *_, timed in self.steps) else end
 
     def read(self) -> dict[str, float]:
-        """Returns means of the metrics (sums of the counted ones), tokens per second and MFU, and starts again."""
+        """Returns means of the metrics over the steps (sums of the counted ones), and starts again.
+
+        Beside them: the fraction of the tokens that are padding, tokens per second with and without it, and MFU; the
+        speed is missing if no step was timed.
+        """
         fetched = jax.device_get(self.metrics)
         seconds = max(time.monotonic() - self.last, 1e-9)
-        # Phases may report different metrics: each is averaged over the steps that have it.
-        columns: dict[str, list[float]] = {}
-        for entry in fetched:
-            for name, value in entry.items():
-                columns.setdefault(name, []).append(float(value))
-        padding = sum(columns.pop("padding"))
-        result = {name: float(np.mean(np.array(values))) for name, values in columns.items()}
+        columns = {name: [float(entry[name]) for entry in fetched] for name in fetched[0]}
+        padding = columns.pop("padding")
+        result = {name: float(np.mean(values)) for name, values in columns.items()}
         result |= {name: float(np.sum(columns[name])) for name in self.counted & columns.keys()}
         result |= {
             "learning_rate": columns["learning_rate"][-1],
-            "tokens_per_second": self.tokens / seconds,
-            "tokens_per_second_without_padding": (self.tokens - padding) / seconds,
-            "padding": padding / len(fetched),
-            "mfu": self.flops / seconds / self.peak,
+            "padding": sum(padding) / sum(batch_size * length for (batch_size, length), *_ in self.steps),
         }
+        tokens, real, flops = 0, 0.0, 0.0
+        for ((batch_size, length), knobs, timed), unused in zip(self.steps, padding, strict=True):
+            if timed:
+                size = batch_size * length
+                tokens, real = tokens + size, real + size - unused
+                flops += self.objectives[self.phase].flops(batch_size, length, int(size - unused), knobs)
+        if tokens:
+            result |= {
+                "tokens_per_second": tokens / seconds,
+                "tokens_per_second_without_padding": real / seconds,
+                "mfu": flops / seconds / self.peak,
+            }
         self._clear()
         return result
 
 
-def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
+def _announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
     train, assembly, mesh = run.config.train, run.assembly, run.assembly.mesh
     parameters = sum(leaf.size for leaf in jax.tree.leaves(assembly.abstract_state["params"]))
     sizes = "x".join(str(size) for size in mesh.shape.values())
-    ends = f"{train.minutes:g} minutes" if run.total_steps is None else f"{run.total_steps:,} steps"
     log.event("start", step=step, elapsed_seconds=clock.elapsed, total_steps=run.total_steps, parameters=parameters,
               data=run.data.fingerprint, tokenizer=run.data.tokenizer.fingerprint, mesh=dict(mesh.shape),
               compute_dtype=train.compute_dtype, attention=assembly.attention,
+              training=run.describe_phases(), evaluation={e.name: e.protocol for e in run.evaluators},
               **hardware.describe_machine())  # fmt: skip
     log.note(
         f"{parameters:,} parameters, vocabulary {assembly.encoder.vocab_size:,}; products in {train.compute_dtype} "
-        f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {ends}"
+        f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {_length(run)}"
     )
     log.note(assembly.attention)
     if run.start or run.config.optimizer.freeze:
@@ -288,7 +314,8 @@ def _announce(run: Run, log: RunLog, step: int, clock: _Clock) -> None:
     for line in [] if step else _export_limits(run):
         log.note(line)
     if clock.is_over(step):
-        log.note(f"this run is complete at step {step}; to extend it, raise train.steps")
+        end = next(name for name in ENDS if train[name] is not None)
+        log.note(f"this run is complete at step {step}; to extend it, raise train.{end}")
     elif step:
         log.note(f"resuming after step {step}")
 
@@ -318,6 +345,65 @@ def _export_limits(run: Run) -> list[str]:
     except UserError as error:
         lines.append(str(error))
     return lines
+
+
+def _length(run: Run) -> str:
+    """Returns the length of a run in words, such as "400 steps (3.2 epochs)"."""
+    train, steps = run.config.train, run.total_steps
+    if steps is None:
+        return f"{train.minutes:g} minutes, " + ("with" if train.count_compilation else "without") + " compilation"
+    if len(run.assembly.phases) > 1 or run.config.data.weights:  # then an epoch is not a number of steps
+        return f"{steps:,} steps"
+    epoch = run.rows.steps_for(1000.0, None) / 1000  # which may end within a step
+    return f"{steps:,} steps ({steps / epoch:,.2f} epochs)"
+
+
+def _announce_phase(run: Run, log: RunLog, number: int) -> None:
+    """Says where a phase of several begins: its losses cannot be compared with those of the one before."""
+    phases, phase = run.assembly.phases, run.assembly.phases[number]
+    if len(phases) > 1:
+        log.note(
+            f"phase {number + 1} of {len(phases)}: {run.describe_phase(number)}; {phase.batch_size} rows of "
+            f"{phase.sequence_length} tokens"
+        )
+    if phase.objective == "causal" and run.evaluators:
+        log.note(CAUSAL_EVALUATION)
+
+
+def _jump(run: Run, saved: Saved, clock: Clock) -> str:
+    """Returns a line about the jump of the rates at this step if the run has another length than before; else ""."""
+    if "config" not in saved.metadata or clock.is_over(saved.step):
+        return ""
+    config, train, step = run.config, run.config.train, saved.step
+    before = config_from_dict(saved.metadata["config"], "the config of the checkpoint").train
+    changes = [f"train.{name} from {before[name]} to {train[name]}" for name in ENDS if before[name] != train[name]]
+    if not changes:
+        return ""
+    number = phase_number(run.assembly.phases, step)
+    peak, objective = run.assembly.phases[number].learning_rate, run.assembly.objectives[number]
+
+    def rates(clock: Clock, step: int) -> tuple[float, float | None]:
+        """Returns the learning rate and the mask rate of an update."""
+        done, progress = clock.read(step)
+        rate = peak * float(make_schedule(config.schedule, schedule_length(clock.total_steps))(np.float32(done)))
+        return rate, objective.knobs(progress).get("mask_rate")
+
+    earlier = Clock(before.minutes, total_steps(before, run.rows), saved.metadata["elapsed_seconds"])
+    (rate, masked), (next_rate, next_masked) = rates(earlier, max(step - 1, 0)), rates(clock, step)
+    jumps, remedies = [], []
+    if abs(next_rate - rates(earlier, step)[0]) > SMALL_JUMP * peak:
+        jumps.append(f"the learning rate jumps from {rate:.3g} to {next_rate:.3g}")
+        remedies.append("schedule.name=constant, or wsd extended before its decay begins")
+    if masked and next_masked and abs(next_masked - masked) > SMALL_JUMP:
+        jumps.append(f"the mask rate jumps from {masked:.1%} to {next_masked:.1%}")
+        remedies.append("masking.final_rate=none")
+    if not jumps:
+        return ""
+    return (
+        f"the length of the run has changed ({', '.join(changes)}), and its schedules span the whole run: "
+        f"{' and '.join(jumps)} at step {step + 1:,}; a run can be extended without a jump if it was trained with "
+        f"{', and with '.join(remedies)}"
+    )
 
 
 def main(argv: Sequence[str]) -> int:

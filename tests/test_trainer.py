@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,12 @@ from jaxlm import trainer
 from jaxlm.config import default_config
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
+from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.model.config import encoder_config
+from jaxlm.run import Run
 from jaxlm.runtime.checkpoint import Checkpoints
+from jaxlm.runtime.checkpoint_files import read_record
+from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
 from jaxlm.use.evaluate import evaluate
@@ -201,10 +206,11 @@ def test_the_mask_rate_follows_its_line(mini, tmp_path):
     rates = np.linspace(0.4, 0.1, 21)[:20]
     np.testing.assert_allclose([entry["masked_share"] for entry in entries], rates, atol=0.04)
     # And what a step is said to compute falls with it: MFU by tokens a second.
-    flops = np.array([entry["mfu"] / entry["tokens_per_second"] for entry in entries])
-    fixed, logits = np.linalg.lstsq(np.stack([np.ones(20), rates], 1), flops / flops[0], rcond=None)[0]
+    assert "tokens_per_second" not in entries[0]  # the step that was compiled is not timed
+    flops = np.array([entry["mfu"] / entry["tokens_per_second"] for entry in entries[1:]])
+    fixed, logits = np.linalg.lstsq(np.stack([np.ones(19), rates[1:]], 1), flops / flops[0], rcond=None)[0]
     assert logits > 0.1
-    np.testing.assert_allclose(flops / flops[0], fixed + logits * rates, atol=0.02)
+    np.testing.assert_allclose(flops / flops[0], fixed + logits * rates[1:], atol=0.02)
 
 
 @pytest.mark.slow
@@ -221,10 +227,8 @@ def test_epochs_and_tokens_end_a_run(mini, tmp_path, end, steps):
 
 @pytest.mark.slow
 def test_a_time_budget_ends_a_run_and_its_schedule_reaches_zero(mini, tmp_path, monkeypatch):
-    reads = iter(
-        range(10**6)
-    )  # a clock that moves a tenth of a second whenever it is read, however busy the machine is
-    monkeypatch.setattr(trainer._Clock, "elapsed", property(lambda self: next(reads) / 10))
+    reads = iter(range(10**6))  # the clock moves a tenth of a second whenever it is read, however busy the machine is
+    monkeypatch.setattr(Clock, "elapsed", property(lambda self: next(reads) / 10))
     schedule = ("schedule.name=linear", "schedule.warmup=0.1", *LIGHT)
     train(mini("train.steps=none", "train.minutes=0.25", *schedule, "logging.every=1"), tmp_path)
     entries = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "train"]
@@ -251,12 +255,183 @@ def test_a_save_that_outlasts_the_time_budget_is_not_the_last(mini, tmp_path, mo
         save(*args, **more)
         now[0] += 20
 
-    monkeypatch.setattr(trainer._Clock, "elapsed", property(lambda self: now[0]))
+    monkeypatch.setattr(Clock, "elapsed", property(lambda self: now[0]))
     monkeypatch.setattr(Checkpoints, "save", slow_save)
     settings = ("train.steps=none", "train.minutes=0.25", "checkpoint.every=1")
     assert train(mini(*settings), tmp_path)["step"] == 2
     assert Checkpoints(tmp_path / "checkpoints").read_metadata(2)["elapsed_seconds"] == 20
     assert train(mini(*settings), tmp_path)["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count_compilation", [False, True])
+def test_a_time_budget_begins_when_the_first_step_has_finished(mini, tmp_path, monkeypatch, count_compilation):
+    compile_step = trainer.compile_step
+
+    def slow_compilation(*arguments):
+        time.sleep(0.7)
+        return compile_step(*arguments)
+
+    monkeypatch.setattr(training, "compile_step", slow_compilation)
+    budget = ("train.steps=none", "train.minutes=0.01", f"train.count_compilation={count_compilation}")
+    result = train(mini(*budget, *LIGHT, "evaluation.every=0", "checkpoint.every=100"), tmp_path)
+    assert (result["step"] > 1) is not count_compilation
+
+
+@pytest.fixture
+def held_out_losses(monkeypatch):
+    """Sets the held-out loss that is found after each number of updates, {step: loss}."""
+    evaluate_really = Run.evaluate
+
+    def set_losses(losses: dict[int, float]) -> None:
+        def evaluate(self, evaluators, params, log, step):
+            results = evaluate_really(self, evaluators, params, log, step)
+            return {name: metrics | {"loss": losses[step]} for name, metrics in results.items()}
+
+        monkeypatch.setattr(Run, "evaluate", evaluate)
+
+    return set_losses
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"minutes": 2.0}, "2 minutes, without compilation"),
+        ({"minutes": 0.5, "count_compilation": True}, "0.5 minutes, with compilation"),
+        ({"steps": 5000}, "5,000 steps (2,000.00 epochs)"),
+    ],
+)
+def test_the_length_of_a_run_is_said_in_words(settings, text):
+    config = default_config()
+    config.train.update(settings)
+    rows = SimpleNamespace(steps_for=lambda epochs, tokens: 2.5 * epochs)
+    assembly = SimpleNamespace(phases=[None])
+    run = SimpleNamespace(config=config, total_steps=config.train.steps, rows=rows, assembly=assembly)
+    assert trainer._length(run) == text
+    config.data.weights = (1.0, 2.0)
+    assert "epochs" not in trainer._length(run)
+
+
+def steps_in(workdir) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_the_best_evaluation_is_saved_whenever_it_comes(mini, tmp_path, capsys, held_out_losses):
+    held_out_losses({3: 3.0, 6: 5.0, 8: 4.0, 9: 3.0, 12: 3.5})
+    settings = ("evaluation.every=3", "checkpoint.every=4", "checkpoint.keep=1", *LIGHT)
+    train(mini("train.steps=8", *settings), tmp_path)
+    assert steps_in(tmp_path) == [3, 8]
+    train(mini("train.steps=12", *settings), tmp_path)
+    assert steps_in(tmp_path) == [3, 12]
+    shown = capsys.readouterr().out
+    assert "jumps" not in shown  # the learning rate is constant
+    assert (
+        "best checkpoint: step 3, with the lowest loss on held_out, 3 (15% of tokens masked, the first 32 of 107 rows); "
+        "the figures above are those of the last step, 12\n"
+    ) in shown
+    saved = [entry["step"] for entry in read_metrics(tmp_path) if entry["kind"] == "checkpoint"]
+    assert saved == [2, 3, 4, 6, 10]  # at 9, the loss was no better; the last step of a run is always saved
+
+    # It is the whole state of that step, encoder, head and optimizer: a run of three steps ends with the same arrays.
+    train(mini("train.steps=3", *settings), tmp_path / "alone")
+    kept, alone = (read_record(folder / "checkpoints", 3) for folder in (tmp_path, tmp_path / "alone"))
+    assert {"params/encoder", "params/head"} <= {"/".join(name.split("/")[:2]) for name in kept["arrays"]}
+    assert kept["arrays"] == alone["arrays"]
+
+    # The loss on other rows cannot be compared with the one that was saved.
+    held_out_losses({15: 9.0, 16: 9.5})
+    train(mini("train.steps=16", *settings, "evaluation.rows=8"), tmp_path)
+    assert steps_in(tmp_path) == [15, 16]
+
+
+def test_only_a_better_evaluation_of_the_selecting_set_is_worth_a_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"params": {"w": np.ones(2)}}, {}, score=3.0, wait=True)
+    selects = Evaluator("dev", 1, None, None, selects="loss")
+    found = lambda loss, keep_best=True, name="dev": trainer._improves(  # noqa: E731
+        keep_best, checkpoints, selects, {name: {"loss": loss, "accuracy": 0.5}}
+    )
+    assert found(2.9)
+    assert not found(3.0)
+    assert not found(float("nan"))
+    assert not found(2.9, keep_best=False)
+    assert not found(2.9, name="other")
+    assert not trainer._improves(True, checkpoints, None, {"dev": {"loss": 2.9}})
+
+
+@pytest.mark.slow
+def test_a_run_that_is_prolonged_says_how_its_rates_jump(mini, tmp_path, capsys):
+    falling = ("schedule.name=linear", "masking.rate=0.4", "masking.final_rate=0.2", "evaluation.every=0", *LIGHT)
+    train(mini("train.steps=6", *falling), tmp_path)
+    assert "jumps" not in capsys.readouterr().out
+    train(mini("train.steps=12", *falling), tmp_path)
+    assert (
+        "the length of the run has changed (train.steps from 6 to 12), and its schedules span the whole run: the "
+        "learning rate jumps from 0.000167 to 0.0005 and the mask rate jumps from 23.3% to 30.0% at step 7; "
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_no_line_of_the_log_averages_over_two_phases(mini, tmp_path, capsys):
+    phases = 'train.phases=[{"steps": 3, "objective": "causal"}, {"mask_rate": 0.3}]'
+    train(mini("train.steps=6", phases, "logging.every=4", "evaluation.every=0", *LIGHT), tmp_path)
+    shares = {entry["step"]: entry["masked_share"] for entry in read_metrics(tmp_path) if entry["kind"] == "train"}
+    assert shares == pytest.approx({3: 0.95, 4: 0.3, 6: 0.3}, abs=0.05)
+    (start,) = [entry for entry in read_metrics(tmp_path) if entry["kind"] == "start"]
+    assert start["training"] == [[1, "causal"], [4, "30% of tokens masked"]]
+    assert start["evaluation"] == {"held_out": "15% of tokens masked, the first 32 of 107 rows"}
+    shown = capsys.readouterr().out
+    assert "phase 1 of 2: causal; 8 rows of 32 tokens\nevaluations mask tokens, which" in shown
+    assert "phase 2 of 2: 30% of tokens masked; 8 rows of 32 tokens\n" in shown
+
+
+@pytest.fixture
+def meter(monkeypatch):
+    """A meter of two phases on a machine of 100 FLOP/s, where a token costs 1 FLOP, and the time in seconds."""
+    now = [10.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(trainer.hardware, "peak_flops", lambda dtype: SimpleNamespace(flops=100.0))
+    objective = SimpleNamespace(counted=frozenset({"dropped"}), flops=lambda rows, length, tokens, knobs: tokens)
+    assembly = SimpleNamespace(objectives=[objective] * 2, mesh=SimpleNamespace(size=1))
+    config = SimpleNamespace(train=SimpleNamespace(compute_dtype="float32"))
+    meter = trainer._Meter(SimpleNamespace(assembly=assembly, config=config))
+    meter.phase = 0
+    return meter, now
+
+
+def add(meter, loss, padding, timed=True):
+    values = {"loss": loss, "learning_rate": loss / 10, "dropped": 1.0, "padding": padding}
+    meter.add((4, 10), {}, {name: np.float32(value) for name, value in values.items()}, timed)
+
+
+def test_the_first_step_counts_for_the_loss_and_not_for_the_speed(meter):
+    meter, now = meter
+    now[0] += 3  # the first batch
+    with meter.excluding():
+        now[0] += 30  # compilation and the first step
+        add(meter, 6.0, 0, timed=False)
+    assert "tokens_per_second" not in meter.read()
+    for _ in range(3):
+        now[0] += 2
+        add(meter, 6.0, 0)
+    assert meter.read()["tokens_per_second"] == pytest.approx(20)
+
+
+def test_speed_without_padding_and_mfu_leave_out_padding(meter):
+    meter, now = meter
+    for loss, padding, timed in ((6.0, 0, False), (4.0, 20, True), (2.0, 0, True)):
+        if timed:
+            now[0] += 2
+        add(meter, loss, padding, timed)
+    with meter.excluding():
+        now[0] += 50  # an evaluation
+    figures = meter.read()
+    assert figures == {
+        "loss": pytest.approx(4.0), "learning_rate": pytest.approx(0.2), "dropped": 3.0,
+        "padding": pytest.approx(20 / 120), "tokens_per_second": pytest.approx(20),
+        "tokens_per_second_without_padding": pytest.approx(15), "mfu": pytest.approx(0.15),
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -237,6 +237,12 @@ def joined(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def held_out_count(store: TokenStore, length: int, prepend_begin: bool = False) -> int:
+    """Returns the number of rows that hold a store's tokens, with the last, padded one."""
+    whole = store.row_count(length, prepend_begin)
+    return whole + (whole * (length - prepend_begin) < store.tokens)
+
+
 def held_out_batches(
     store: TokenStore,
     length: int,
@@ -255,8 +261,7 @@ def held_out_batches(
     `parts` equal runs of each batch.
     """
     places = joined([np.arange(*run) for run in runs_of_parts(held, parts, batch_size)])
-    whole = store.row_count(length, prepend_begin)
-    count = whole + (whole * (length - prepend_begin) < store.tokens)
+    count = held_out_count(store, length, prepend_begin)
     count = min(count, rows) if rows else count
     for first in range(0, count, batch_size):
         index = first + places[first + places < count]

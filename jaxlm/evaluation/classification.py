@@ -13,6 +13,8 @@ from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.step import Assembly
 
+FEW_EXAMPLES = 1000  # with fewer, the 95% interval of an accuracy of 80% is wider than ±2.5 points
+
 
 def predict_examples(
     logits_of: Callable, params: dict, examples: Examples, assembly: Assembly, length: int, pad_id: int
@@ -30,9 +32,10 @@ def predict_examples(
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
-    """Returns loss (nats per example), accuracy and n over the labelled examples.
+    """Returns loss (nats per example), accuracy, majority_accuracy and n over the labelled examples.
 
-    logits are [n, C], labels int [n], -1 for an example without a label. Loss and accuracy are NaN if all are.
+    majority_accuracy is that of always answering the most frequent label. logits are [n, C], labels int [n], -1 for an
+    example without a label. All but n are NaN if all are.
     """
     known = labels >= 0
     logits, labels = logits[known].astype(np.float64), labels[known]
@@ -42,13 +45,31 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     return {
         "loss": float(-log_probabilities[np.arange(count), labels].mean()) if count else math.nan,
         "accuracy": float((logits.argmax(-1) == labels).mean()) if count else math.nan,
+        "majority_accuracy": float(np.bincount(labels).max() / count) if count else math.nan,
         "n": count,
     }
 
 
 def describe(name: str, metrics: Mapping[str, float]) -> str:
     """Returns the metrics of an evaluation set as a line."""
-    return f"{name}: accuracy {metrics['accuracy']:.2%}, {metrics['loss']:.3f} nats per example; n = {metrics['n']:,}"
+    return (
+        f"{name}: accuracy {metrics['accuracy']:.2%}, {metrics['loss']:.3f} nats per example; the most frequent label "
+        f"alone {metrics['majority_accuracy']:.2%}; n = {metrics['n']:,}"
+    )
+
+
+def remark(name: str, metrics: Mapping[str, float]) -> str:
+    """Returns a warning about a classifier that has learned nothing, or about very few examples; or ""."""
+    n = metrics["n"]
+    if n and metrics["accuracy"] <= metrics["majority_accuracy"]:
+        return (
+            f"{name}: the accuracy is not above that of always answering the most frequent label; train longer, or try "
+            "another optimizer.learning_rate"
+        )
+    if 0 < n < FEW_EXAMPLES:
+        error = 1.96 * math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / n)
+        return f"{name}: with only {n:,} examples, the 95% interval of the accuracy is ±{100 * error:.1f} points"
+    return ""
 
 
 def classification_evaluators(assembly: Assembly, data: ExampleData) -> list[Evaluator]:
@@ -74,6 +95,7 @@ def classification_evaluators(assembly: Assembly, data: ExampleData) -> list[Eva
             describe,
             selects="" if number else config.task.metric,
             higher_is_better=config.task.metric != "loss",
+            remark=functools.partial(remark, name),
         )
         for number, (name, examples) in enumerate(data.evaluation.items())
     ]

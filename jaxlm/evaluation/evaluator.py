@@ -16,6 +16,13 @@ class Evaluator(NamedTuple):
     describe: Callable[[str, Metrics], str]  # the set's name and its metrics as a line of text
     selects: str = ""  # the metric that chooses the best checkpoint; empty: this set chooses none
     higher_is_better: bool = False
+    protocol: str = ""  # what the metrics depend on beside the set: the masks, the rows
+    remark: Callable[[Metrics], str] = lambda metrics: ""  # a warning about the metrics at the end of a run, or ""
+
+    @property
+    def criterion(self) -> str:
+        """The metric that chooses the best checkpoint, with its set and protocol, in words."""
+        return f"{self.selects} on {self.name}" + (f" ({self.protocol})" if self.protocol else "")
 
 
 def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.data.rows import held_out_batches
+from jaxlm.data.rows import held_out_batches, held_out_count
 from jaxlm.data.table import CorpusData
 from jaxlm.data.token_store import TokenStore
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
@@ -35,6 +35,7 @@ from jaxlm.runtime.hardware import logits_bytes
 from jaxlm.step import Assembly
 
 EVALUATION_SEED = 0  # never the run's: every run is evaluated with the same masks
+FEW_TOKENS = 1000  # masked tokens: with fewer, the 95% interval of an accuracy of 40% is wider than ±3 points
 Sums = dict[str, Any]
 
 
@@ -123,6 +124,23 @@ def describe(name: str, metrics: Mapping[str, float]) -> str:
     )
 
 
+def remark(name: str, metrics: Mapping[str, float]) -> str:
+    """Returns a warning about a loss that is no better than the unigram baseline, or about very few tokens; or ""."""
+    n = metrics["n"]
+    if n and metrics["loss"] >= metrics["unigram_loss"]:
+        return (
+            f"{name}: the loss is not below the unigram baseline, so the model predicts no better than the frequencies "
+            "of tokens do, whatever the context; train longer, or try another optimizer.learning_rate"
+        )
+    if 0 < n < FEW_TOKENS:
+        error = 1.96 * math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / n)
+        return (
+            f"{name}: only {n:,} masked tokens are evaluated, so the 95% interval of the accuracy is "
+            f"±{100 * error:.1f} points or wider; evaluate more rows (evaluation.rows) or hold out more text"
+        )
+    return ""
+
+
 def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]:
     """Returns an evaluator for each held-out token store; the first chooses the best checkpoint by its loss.
 
@@ -133,6 +151,11 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
     size = config.evaluation.batch_size or config.train.batch_size
     masking = make_masking(config.masking, assembly.encoder.vocab_size, facts.mask_id, facts.special_ids)
     counts = np.zeros(0, np.int64) if facts.counts is None else facts.counts
+
+    def protocol(store: TokenStore) -> str:
+        rows, count = config.evaluation.rows, held_out_count(store, length, config.data.prepend_begin)
+        which = f"the first {rows:,} of {count:,}" if 0 < rows < count else f"all {count:,}"
+        return f"{EVALUATION_RATE:.0%} of tokens masked, {which} rows"
 
     @functools.cache
     def step_of(rotary_base: float) -> Callable:
@@ -150,7 +173,13 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
 
     return [
         Evaluator(
-            name, config.evaluation.every, functools.partial(run, store), describe, selects="" if number else "loss"
+            name,
+            config.evaluation.every,
+            functools.partial(run, store),
+            describe,
+            selects="" if number else "loss",
+            protocol=protocol(store),
+            remark=functools.partial(remark, name),
         )
         for number, (name, store) in enumerate(data.held_out.items())
     ]

@@ -30,9 +30,10 @@ from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.performance.collectives import Collective, read_collectives, sent
 from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
+from jaxlm.runtime.clock import TIME_UNITS
 from jaxlm.runtime.hardware import CHIPS
 from jaxlm.settings import MAX_CHOSEN_VOCABULARY
-from jaxlm.step import TIME_UNITS, Assembly, assemble
+from jaxlm.step import Assembly, assemble
 
 AXES = ("data", "fsdp", "tensor")
 GIB = 2**30

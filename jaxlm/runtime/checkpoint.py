@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,47 +61,66 @@ class Checkpoints:
     """The checkpoints of one run, one directory per step in `directory`.
 
     Kept are the newest `keep` steps and, with `keep_best`, the step with the best score: the highest one if
-    `higher_is_better`, otherwise the lowest. Scores that were saved for the other direction are ignored.
+    `higher_is_better`, otherwise the lowest. Scores that were saved for the other direction or another `metric` (such
+    as the same loss on more rows) cannot be compared with these and are ignored.
+
+    The steps of a directory belong to one history. After an older step has been restored, the first save renames the
+    later steps to `superseded-N`: they are the steps of another history, and neither the newest nor the best of this
+    one. A step that exists is never written again with other values.
 
     All processes of a run call its methods together; only the first process renames and deletes. `save` and `wait` are
     for the one run that owns the directory; the other methods change nothing in it.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, keep_best: bool = True, higher_is_better: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        keep_best: bool = True,
+        higher_is_better: bool = False,
+        metric: str = "",
+    ) -> None:
         self.directory, self.keep, self.keep_best = Path(directory).resolve(), keep, keep_best
-        self.higher_is_better = higher_is_better
+        self.higher_is_better, self.metric = higher_is_better, metric
         self._write: Write | None = None
+        self._written: tuple[int, float | None] = (0, None)  # the step, and its score, of the latest write
         self._broken: dict[int, str] = {}
         self._scores: dict[int, float | None] = {}  # of the steps that were intact when last read
         self._cleaned = False
+        self._restored: int | None = None  # the step from which the next save continues, until it has been made
 
     def save(
         self, step: int, state: PyTree, metadata: dict[str, Any], score: float | None = None, wait: bool = False
     ) -> None:
-        """Saves a dict of trees of arrays in the background, with metadata (JSON); an existing step is left unchanged.
+        """Saves a dict of trees of arrays in the background, with metadata (JSON).
 
-        score is the value of the metric that selects the best step; NaN and infinity count as none. Raises NonFinite
-        before anything is changed, and UserError if this save or the one before it could not be written.
+        score is the value of the metric that selects the best step; NaN and infinity count as none. A step that was
+        saved with the same arrays is left as it is. Raises NonFinite before anything is changed, and UserError if this
+        save or the one before it could not be written, or if the step is not later than all others of its history.
         """
         arrays = named_leaves(state)
         sums = checksums(arrays)
         if names := [name for name, (_, finite) in sums.items() if not finite]:
             raise NonFinite(step, names)
         self.wait()
-        if from_first(lambda: self._prepare(step)):
+        records = array_records(arrays, sums)
+        if from_first(lambda: self._prepare(step, records)):
             return
+        score = score if score is not None and math.isfinite(score) else None
         record = {
             "step": step,
             "metadata": json.loads(json.dumps(metadata)),
-            "score": score if score is not None and math.isfinite(score) else None,
+            "score": score,
             "higher_is_better": self.higher_is_better,
+            "metric": self.metric,
             "versions": {"jaxlm": __version__, "jax": jax.__version__},
-            "arrays": array_records(arrays, sums),
+            "arrays": records,
         }
         try:
             self._write = Write(self.directory, step, arrays, record)
         except OrbaxError as error:
             raise self._not_written(step, str(error)) from error
+        self._written = step, score
         if wait:
             self.wait()
 
@@ -131,7 +151,7 @@ class Checkpoints:
         """
         self.wait()
         saved, self._broken = _load_newest(self.directory, abstract_state, step)
-        self._cleaned = False
+        self._cleaned, self._restored = False, saved.step if saved else None
         return saved
 
     def newest(self) -> int | None:
@@ -143,6 +163,25 @@ class Checkpoints:
                     return step
         return None
 
+    def best(self) -> tuple[int, float] | None:
+        """Returns the step with the best score, and the score; None if no step has a score that can be compared."""
+        scores: dict[int, float] = {}
+        if self._write and self._written[1] is not None:
+            scores[self._written[0]] = self._written[1]
+        for step in self._own_steps() - self._broken.keys():
+            with contextlib.suppress(BrokenStepError):
+                if (score := self._score(read_record(self.directory, step))) is not None:
+                    scores[step] = score
+        best = self._best_of(scores)
+        return None if best is None else (best, scores[best])
+
+    def is_better(self, score: float) -> bool:
+        """Returns whether a score is better than that of every step; False for NaN and infinity."""
+        best = self.best()
+        if not math.isfinite(score) or best is None:
+            return math.isfinite(score)
+        return score > best[1] if self.higher_is_better else score < best[1]
+
     def read_metadata(self, step: int) -> dict[str, Any]:
         """Returns the metadata saved with a step. Raises UserError."""
         try:
@@ -150,8 +189,8 @@ class Checkpoints:
         except BrokenStepError as error:
             raise UserError(f"checkpoint {step} in {self.directory} {error}") from error
 
-    def _prepare(self, step: int) -> bool:
-        """Returns whether the step exists; the first save of a run removes what an earlier run left behind."""
+    def _prepare(self, step: int, arrays: dict[str, list]) -> bool:
+        """Returns whether the step exists with these arrays; the first save removes what an earlier run left behind."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not self._cleaned:
@@ -161,9 +200,45 @@ class Checkpoints:
                 for old in _steps(self.directory):
                     self._rename_if_broken(old)
                 self._cleaned = True
+            if step in self._own_steps():
+                self._rename_if_broken(step)
+            existing = self._own_steps()
+            if step in existing and read_record(self.directory, step)["arrays"] == arrays:
+                return True
+            if existing and step <= (newest := max(existing)):
+                why = "exists with other values" if step in existing else f"is older than checkpoint {newest}"
+                raise UserError(
+                    f"checkpoint {step} cannot be saved in {self.directory}: it {why}, and no checkpoint is "
+                    "overwritten; restore an earlier one to train on from it, or use another directory"
+                )
+            self._set_aside_later_steps()
         except OSError as error:
             raise self._not_written(step, reason(error)) from error
-        return step in _steps(self.directory)
+        return False
+
+    def _own_steps(self) -> set[int]:
+        """Returns the steps of this history: those up to the restored one, until a later one is saved."""
+        return {step for step in _steps(self.directory) if self._restored is None or step <= self._restored}
+
+    def _set_aside_later_steps(self) -> None:
+        """Renames the steps after the restored one, which belong to another history; they are never deleted."""
+        if later := sorted(_steps(self.directory) - self._own_steps()):
+            for step in later:
+                self._rename(step, "superseded")
+            log.warning(
+                "training continues from checkpoint %d: the later ones in %s (%s) are renamed to superseded-N",
+                self._restored, self.directory, listed([str(step) for step in later]),
+            )  # fmt: skip
+        self._restored = None
+
+    def _rename(self, step: int, word: str) -> str:
+        """Renames the directory of a step to `word`-N and returns that name."""
+        name = f"{word}-{step}"
+        while (self.directory / name).exists():
+            name += "-again"
+        (self.directory / str(step)).rename(self.directory / name)
+        self._scores.pop(step, None)
+        return name
 
     def _rename_if_broken(self, step: int) -> None:
         # A broken step must neither count as the newest nor block its name, but its owner may still be able to repair
@@ -174,11 +249,7 @@ class Checkpoints:
         except BrokenStepError as error:
             why = why or str(error)
         if why:
-            name = f"broken-{step}"
-            while (self.directory / name).exists():
-                name += "-again"
-            (self.directory / str(step)).rename(self.directory / name)
-            log.warning("checkpoint %d %s; renamed to %s", step, why, name)
+            log.warning("checkpoint %d %s; renamed to %s", step, why, self._rename(step, "broken"))
 
     def _delete_old(self, saved: int) -> None:
         """Deletes the steps that are not kept, once `saved` is completely written."""
@@ -196,9 +267,9 @@ class Checkpoints:
                 "program changes this directory"
             )
         kept = {saved, *list(scores)[-self.keep :]}
-        scored = {step: score for step, score in scores.items() if score is not None}
-        if self.keep_best and scored:
-            kept.add((max if self.higher_is_better else min)(scored, key=scored.__getitem__))
+        best = self._best_of(scores)
+        if self.keep_best and best is not None:
+            kept.add(best)
         unwanted = [step for step in scores if step not in kept]
         try:
             if unwanted:
@@ -211,10 +282,16 @@ class Checkpoints:
         except OSError as error:
             log.warning("an old checkpoint in %s could not be deleted: %s", self.directory, reason(error))
 
+    def _best_of(self, scores: Mapping[int, float | None]) -> int | None:
+        """Returns the step with the best score, the earliest if several have it; None if no step has one."""
+        scored = {step: score for step, score in sorted(scores.items()) if score is not None}
+        return (max if self.higher_is_better else min)(scored, key=scored.__getitem__) if scored else None
+
     def _score(self, record: dict[str, Any]) -> float | None:
-        """Returns the score in a record, None if it was saved for the other direction."""
-        # Older records have no direction: their scores are losses.
-        return record["score"] if record.get("higher_is_better", False) == self.higher_is_better else None
+        """Returns the score in a record, None if it was saved for the other direction or another metric."""
+        # Older records lack both: their scores are losses, on rows that are not known.
+        direction, metric = record.get("higher_is_better", False), record.get("metric", self.metric)
+        return record["score"] if (direction, metric) == (self.higher_is_better, self.metric) else None
 
     def _not_written(self, step: int, why: str) -> UserError:
         if jax.process_index() == 0:

@@ -16,12 +16,22 @@ from jaxlm.runtime.progress import StepProgress
 from jaxlm.storage import reason
 
 # How metrics are shown. Training shows these alone, in this order; an evaluation shows every scalar that it logs.
+# Tokens per second do not count padding; metrics.jsonl has both numbers.
 FIGURES: dict[str, str] = {
     "loss": "loss {:.3f}",
     "accuracy": "accuracy {:.1%}",
     "accuracy_top5": "top-5 accuracy {:.1%}",
-    "tokens_per_second": "{:,.0f} tokens/s",
+    "tokens_per_second_without_padding": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",
+}
+# Further metrics of an evaluation, which is shown in the order that its evaluator gives.
+EVALUATION_FIGURES: dict[str, str] = FIGURES | {
+    "perplexity": "perplexity {:,.1f}",
+    "nats_per_byte": "{:.3f} nats per byte",
+    "majority_accuracy": "majority accuracy {:.1%}",
+    "unigram_loss": "unigram loss {:.3f}",
+    "unigram_top5": "unigram top-5 {:.1%}",
+    "n": "n = {:,}",
 }
 FLUSH_SECONDS = 30.0  # between writes of TensorBoard's events to the disk
 
@@ -181,8 +191,8 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _figure(key: str, value: float) -> str:
     """Returns a metric as it is shown, such as "loss 3.210"."""
-    if key in FIGURES:
-        return FIGURES[key].format(value)
+    if key in EVALUATION_FIGURES:
+        return EVALUATION_FIGURES[key].format(value)
     return f"{key.replace('_', ' ')} " + (f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
 
 

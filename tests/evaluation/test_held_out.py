@@ -1,12 +1,13 @@
 import functools
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from jaxlm.config import default_config
-from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step
+from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step, remark
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import MaskedLM, init_params
 from jaxlm.objectives.masking import Masking
@@ -133,6 +134,20 @@ def test_without_masked_tokens_every_metric_is_nan(step, params):
     result = evaluate_held_out(step, params, [])
     assert result.pop("n") == 0
     assert all(math.isnan(value) for value in result.values())
+
+
+@pytest.mark.parametrize(
+    ("loss", "n", "text"),
+    [
+        (4.0, 5000, "the loss is not below the unigram baseline"),
+        (4.1, 20, "the loss is not below the unigram baseline"),
+        (3.9, 152, r"only 152 masked tokens are evaluated, so the 95% interval of the accuracy is ±5\.0 points"),
+        (3.9, 5000, "^$"),
+        (math.nan, 0, "^$"),
+    ],
+)
+def test_a_loss_that_means_little_is_remarked(loss, n, text):
+    assert re.search(text, remark("held_out", {"loss": loss, "unigram_loss": 4.0, "accuracy": 0.112, "n": n}))
 
 
 def test_the_unigram_baseline_and_bytes_are_computed_from_counts_and_labels(step, params, rows):

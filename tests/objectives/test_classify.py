@@ -1,6 +1,8 @@
 """Classification as an objective: packed examples are what they are alone, and unlabelled slots count for nothing."""
 
 import functools
+import math
+import re
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from jaxlm.config import Phase, default_config
 from jaxlm.data.examples import Examples, pack_examples
 from jaxlm.data.facts import SYNTHETIC_FACTS
-from jaxlm.evaluation.classification import classification_metrics
+from jaxlm.evaluation.classification import classification_metrics, remark
 from jaxlm.model.config import encoder_config
 from jaxlm.model.execution import Execution
 from jaxlm.objectives.classify import Classify
@@ -114,8 +116,21 @@ def test_metrics_of_an_empty_set_are_nan_and_ties_go_to_the_first_class():
     assert nothing["n"] == 0
     assert np.isnan(nothing["accuracy"])
     assert classification_metrics(np.zeros((2, 3)), np.array([0, 1])) == {
-        "loss": pytest.approx(np.log(3)), "accuracy": 0.5, "n": 2
+        "loss": pytest.approx(np.log(3)), "accuracy": 0.5, "majority_accuracy": 0.5, "n": 2
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "n", "text"),
+    [
+        (0.6, 5000, "not above that of always answering the most frequent label"),
+        (0.8, 60, r"with only 60 examples, the 95% interval of the accuracy is ±10\.1 points"),
+        (0.8, 5000, "^$"),
+        (math.nan, 0, "^$"),
+    ],
+)
+def test_an_accuracy_that_means_little_is_remarked(accuracy, n, text):
+    assert re.search(text, remark("dev", {"accuracy": accuracy, "majority_accuracy": 0.6, "n": n}))
 
 
 def test_the_table_and_the_setting_name_the_same_objectives():

@@ -160,14 +160,51 @@ def test_a_checkpoint_names_no_classes(written):
     assert "ScaleByAdam" not in text
 
 
-def test_saving_a_step_twice_changes_nothing(tmp_path):
+def test_saving_a_state_twice_changes_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, make_state(1), {"first": True})
-    checkpoints.save(5, make_state(2), {"first": False}, wait=True)
-    Checkpoints(tmp_path).save(5, make_state(3), {"first": False}, wait=True)
+    checkpoints.save(5, make_state(1), {"first": False}, wait=True)
+    Checkpoints(tmp_path).save(5, make_state(1), {"first": False}, wait=True)
     saved = checkpoints.restore(abstract(make_state()))
     assert saved.metadata == {"first": True}
     assert_same(saved.state, make_state(1))
+
+
+def test_a_step_is_never_overwritten_and_no_older_one_slipped_in(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    write(tmp_path, [5, 8])
+    with pytest.raises(UserError, match=r"checkpoint 8 cannot be saved in .*: it exists with other values"):
+        checkpoints.save(8, make_state(2), {})
+    with pytest.raises(UserError, match=r"checkpoint 6 cannot be saved in .*: it is older than checkpoint 8"):
+        checkpoints.save(6, make_state(2), {})
+    checkpoints.restore(abstract(make_state()), step=5)
+    with pytest.raises(UserError, match=r"checkpoint 5 cannot be saved in .*: it exists with other values"):
+        checkpoints.save(5, make_state(2), {})
+    assert saved_steps(tmp_path) == [5, 8]
+    assert_same(checkpoints.restore(abstract(make_state())).state, make_state(8))
+
+
+def test_training_on_from_an_older_step_sets_the_later_ones_aside(copied, caplog):
+    checkpoints = Checkpoints(copied, keep=2)
+    checkpoints.restore(abstract(make_state()), step=10)
+    checkpoints.save(10, make_state(10), {})  # the same values: nothing to write
+    assert saved_steps(copied) == [10, 20, 30]
+    checkpoints.save(20, make_state(99), {"branch": 2}, wait=True)
+    assert saved_steps(copied) == [10, 20]
+    assert sorted(path.name for path in copied.iterdir()) == ["10", "20", "superseded-20", "superseded-30"]
+    assert "training continues from checkpoint 10" in caplog.text
+    saved = Checkpoints(copied).restore(abstract(make_state()))
+    assert (saved.step, saved.metadata) == (20, {"branch": 2})
+    assert_same(saved.state, make_state(99))
+
+
+def test_a_second_branch_does_not_overwrite_what_the_first_set_aside(copied):
+    for seed in (1, 2):
+        checkpoints = Checkpoints(copied)
+        checkpoints.restore(abstract(make_state()), step=10)
+        checkpoints.save(20, make_state(seed), {}, wait=True)
+    names = sorted(path.name for path in copied.iterdir())
+    assert names == ["10", "20", "superseded-20", "superseded-20-again", "superseded-30"]
 
 
 # What is kept
@@ -221,6 +258,7 @@ def test_scores_without_a_direction_are_losses(tmp_path, higher_is_better, kept)
         content = json.loads(path.read_text())
         record = content["custom_metadata"]
         assert record.pop("higher_is_better") is False
+        assert record.pop("metric") == ""
         del record["crc32"]
         record["crc32"] = checkpoint_files._crc32(record)
         path.write_text(json.dumps(content))
@@ -250,12 +288,30 @@ def test_nothing_is_deleted_before_the_next_step_is_written(tmp_path):
     assert saved_steps(tmp_path) == [2]
 
 
-def test_the_step_just_saved_is_kept_although_later_ones_exist(written, tmp_path):
-    shutil.copytree(written, tmp_path / "checkpoints")
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-    checkpoints.restore(abstract(make_state()), step=10)
-    checkpoints.save(15, make_state(15), {}, wait=True)
-    assert saved_steps(tmp_path / "checkpoints") == [15, 30]
+def test_the_best_step_is_found_on_disk_and_while_it_is_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    assert checkpoints.best() is None
+    for score, better in ((5.0, True), (float("nan"), False), (float("inf"), False)):
+        assert checkpoints.is_better(score) is better
+    for step, score in ((1, 5.0), (2, 3.0), (3, 3.0), (4, None)):
+        checkpoints.save(step, make_state(), {}, score=score)
+        assert checkpoints.best() == ((1, 5.0) if step == 1 else (2, 3.0))
+    assert [checkpoints.is_better(score) for score in (2.9, 3.0, 3.1)] == [True, False, False]
+    checkpoints.wait()
+    assert Checkpoints(tmp_path).best() == (2, 3.0)
+    assert Checkpoints(tmp_path, higher_is_better=True).best() is None
+    restored = Checkpoints(tmp_path)
+    restored.restore(abstract(make_state()), step=1)
+    assert restored.best() == (1, 5.0)  # the later steps are another branch
+    assert restored.is_better(4.0)
+
+
+def test_scores_of_another_metric_are_ignored(tmp_path):
+    few, all_rows = "loss on held_out (32 rows)", "loss on held_out (all rows)"
+    assert scored(tmp_path, {1: 2.0, 2: 3.0}, keep=1, metric=few) == [1, 2]
+    assert Checkpoints(tmp_path, metric=all_rows).best() is None
+    assert scored(tmp_path, {3: 4.0, 4: 5.0}, keep=1, metric=all_rows) == [3, 4]
+    assert Checkpoints(tmp_path, metric=all_rows).best() == (3, 4.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

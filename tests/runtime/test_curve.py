@@ -2,7 +2,7 @@ import pytest
 
 from jaxlm.errors import UserError
 from jaxlm.runtime import curve
-from jaxlm.runtime.curve import draw_curve, read_curves
+from jaxlm.runtime.curve import draw_curve, read_curves, split_by_phase
 
 TRAIN = [{"kind": "train", "step": step, "loss": 9 / step, "time": 1.5} for step in range(1, 100)]
 
@@ -27,6 +27,51 @@ def test_an_evaluation_set_is_drawn_by_its_loss_or_else_its_first_metric():
         "dev": ("loss", [(10, 0.7)]), "similarity": ("spearman", [(20, 0.8)]), "text": ("loss", [(20, 3.0)]),
     }  # fmt: skip
     assert curves.baselines == {("text", "unigram_loss"): 7.0}
+
+
+def start(phases, **protocols):
+    return {"kind": "start", "step": 0, "training": phases, "evaluation": protocols}
+
+
+def test_the_start_of_the_latest_run_says_what_is_predicted():
+    curves = read_curves([
+        start([[1, "causal"]], dev="all rows"), TRAIN[0], start([[1, "causal"], [51, "15% of tokens masked"]], dev="b"),
+    ])  # fmt: skip
+    assert curves.phases == [(1, "causal"), (51, "15% of tokens masked")]
+    assert curves.protocols == {"dev": "b"}
+    assert read_curves([{"kind": "start", "step": 0}]).phases == []
+
+
+def test_a_line_never_connects_losses_of_different_predictions():
+    points = [(step, float(step)) for step in (10, 20, 30, 40)]
+    phases = [(1, "causal"), (21, "15% masked"), (35, "15% masked")]
+    assert split_by_phase(points, phases) == [("causal", points[:2]), ("15% masked", points[2:])]
+    assert split_by_phase(points, []) == [("", points)]
+    assert split_by_phase([], phases) == []
+
+
+def test_the_legend_says_how_training_and_evaluation_are_masked(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    legends, save = [], Figure.savefig
+
+    def record(figure, *arguments, **options):
+        legends.append(figure.axes[0].get_legend_handles_labels()[1])
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    phases = [[1, "causal, with dropout"], [41, "40% to 15% of tokens masked, with dropout"]]
+    events = [
+        start(phases, held_out="15% of tokens masked, all rows"), *TRAIN[9::10],
+        evaluation(99, "held_out", loss=5.0, unigram_loss=4.9),
+    ]  # fmt: skip
+    draw_curve(events, tmp_path / "curve.png", lambda name: name.replace("_", "-"))
+    assert legends == [[
+        "training (causal, with dropout): 0.225",
+        "training (40% to 15% of tokens masked, with dropout): 0.100",
+        "held-out (15% of tokens masked, all rows): 5.000",
+        "unigram baseline, held-out: 4.900",
+    ]]  # fmt: skip
 
 
 def test_every_part_of_the_curve_is_visible(tmp_path):

@@ -132,7 +132,8 @@ def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
 
 def test_training_shows_known_metrics_in_a_fixed_order(tmp_path, capsys):
     with RunLog(tmp_path, 100, **QUIET) as log:
-        log.train(1, {"mfu": 0.416, "gradient_norm": 1.5, "tokens_per_second": np.float32(12345.6), "loss": 2.0})
+        speed = {"tokens_per_second": 20000.0, "tokens_per_second_without_padding": np.float32(12345.6)}
+        log.train(1, {"mfu": 0.416, "gradient_norm": 1.5, **speed, "loss": 2.0})
     assert capsys.readouterr().out == "step 1/100  loss 2.000  12,346 tokens/s  MFU 41.6%\n"
 
 
@@ -151,9 +152,9 @@ def test_an_evaluation_shows_its_set_and_every_scalar(tmp_path, capsys):
         log.evaluation(1_000, "dev", {"accuracy": 0.415, "loss": None, "n": 408})
         log.evaluation(1_000, "empty", {})
     assert capsys.readouterr().out.splitlines() == [
-        "step 1,000  held-out medicine loss 3.210  nats per byte 0.9123  predictions 65,536",
+        "step 1,000  held-out medicine loss 3.210  0.912 nats per byte  predictions 65,536",
         "step 1,000  held-out loss nan  top-5 accuracy 60.0%",
-        "step 1,000  held-out dev accuracy 41.5%  n 408",
+        "step 1,000  held-out dev accuracy 41.5%  n = 408",
         "step 1,000  held-out empty",
     ]
 
