@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from jaxlm.objectives.objective import Column
 from jaxlm.performance.profile import Profile, profile_steps
 from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.runtime import hardware, sharding
+from jaxlm.runtime.json_output import print_json
 from jaxlm.step import assemble
 
 SCHEDULE_STEPS = 1000.0  # the length of the schedule; the rate does not matter here
@@ -252,7 +252,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
     parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
-    parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: size of the vocabulary")
+    parser.add_argument("--vocab", type=int, help="with --shape: size of the vocabulary (default 30522)")
     parser.add_argument(
         "--batch", type=int, help="rows in a batch (default: the config's, or 32), without accumulation"
     )
@@ -276,6 +276,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if bool(args.config) == bool(args.shape):
         raise UserError("give either --config=FILE or --shape=LAYERSxWIDTH")
+    if args.config and args.vocab is not None:
+        raise UserError(f"--vocab={args.vocab} applies to --shape; with --config, set --config.model.vocab_size")
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name}={value}: must be at least {least}")
@@ -287,7 +289,7 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
     else:
-        config = shape_config(args.shape, args.vocab, args.batch or 32, args.length or 128)
+        config = shape_config(args.shape, args.vocab or 30_522, args.batch or 32, args.length or 128)
         for override in overrides:
             apply_override(config, override)
         check_config(config)
@@ -303,7 +305,7 @@ def main(argv: Sequence[str]) -> int:
         draw(profile, Path(args.profile), f"{what}, batch {result['batch_size']} x {result['sequence_length']}, "
              f"{result['compute_dtype']} on {result['device']}")  # fmt: skip
     if args.json:
-        print(json.dumps(result | ({"profile": profile_json(profile)} if profile else {})))
+        print_json(result | ({"profile": profile_json(profile)} if profile else {}))
         return 0
     print(describe(result))
     if profile:

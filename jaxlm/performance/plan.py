@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import difflib
 import importlib.util
-import json
 import math
 import os
 import re
@@ -31,6 +30,7 @@ from jaxlm.performance.collectives import Collective, read_collectives, sent
 from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.hardware import CHIPS
+from jaxlm.runtime.json_output import print_json
 from jaxlm.step import TIME_UNITS, Assembly, assemble
 
 AXES = ("data", "fsdp", "tensor")
@@ -431,5 +431,8 @@ def main(argv: Sequence[str]) -> int:
     mesh = read_mesh(args.mesh)
     config, _ = load_run_config(args.config, overrides)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
-    print(json.dumps(result) if args.json else describe(result, args.config))
+    if args.json:
+        print_json(result)
+    else:
+        print(describe(result, args.config))
     return 0

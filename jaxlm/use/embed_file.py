@@ -16,6 +16,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import atomic_path, lock, read_json, sync_directory, write_text
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
@@ -206,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
     identity |= {"layers": list(layers), "too_long": args.too_long, "batch_tokens": embedder.batch_tokens}
     result = embed_file(embedder, args.input, records, output, identity)
     if args.json:
-        print(json.dumps(result._asdict()))
+        print_json(result._asdict())
         return 0
     print(f"wrote {result.vectors:,} vectors of width {result.width} to {output}: {settings.pooling} pooling"
           f"{', normalised' * settings.normalise}, {trained.execution.compute_dtype}")  # fmt: skip

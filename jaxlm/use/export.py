@@ -13,6 +13,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.refit import refit, refit_params
+from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import read_json, reason, write_text
 from jaxlm.use.loading import Trained, load_trained
 from jaxlm.use.model_card import model_card
@@ -104,8 +105,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", default="float32", help=f"dtype of the weights: {', '.join(DTYPES)} (default float32)"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(argv)
     to = export(args.workdir, args.to, args.family, args.dtype)
+    if args.json:
+        files = {file.name: file.stat().st_size for file in sorted(to.iterdir())}
+        print_json({"directory": to, "family": read_json(to / "config.json")["model_type"], "files": files})
+        return 0
     for file in sorted(to.iterdir()):
         print(f"{file.stat().st_size:>14,}  {file.name}")
     print(f"load it with AutoModelForMaskedLM.from_pretrained({str(to)!r})")

@@ -1,7 +1,6 @@
 """`jaxlm config`: prints every setting with its value and its meaning."""
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from jaxlm.config import (
@@ -13,9 +12,8 @@ from jaxlm.config import (
     load_config,
     split_overrides,
 )
-from jaxlm.settings import (
-    SETTINGS,
-)
+from jaxlm.runtime.json_output import print_json
+from jaxlm.settings import SETTINGS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +39,7 @@ def main(argv: Sequence[str]) -> int:
     text = format_config(config, args.section)
     if args.json:
         content = config_to_dict(config)
-        text = json.dumps(
-            {args.section: content[args.section]} if args.section else content, indent=2, ensure_ascii=False
-        )
-    print(text)
+        print_json({args.section: content[args.section]} if args.section else content, indent=2)
+    else:
+        print(text)
     return 0
