@@ -151,7 +151,7 @@ def test_an_evaluation_shows_its_set_and_every_scalar(tmp_path, capsys):
         log.evaluation(1_000, "dev", {"accuracy": 0.415, "loss": None, "n": 408})
         log.evaluation(1_000, "empty", {})
     assert capsys.readouterr().out.splitlines() == [
-        "step 1,000  held-out medicine loss 3.210  nats per byte 0.9123  predictions 65,536",
+        "step 1,000  held-out medicine loss 3.210  0.912 nats per byte  predictions 65,536",
         "step 1,000  held-out loss nan  top-5 accuracy 60.0%",
         "step 1,000  held-out dev accuracy 41.5%  n 408",
         "step 1,000  held-out empty",
