@@ -91,7 +91,7 @@ def verbs(text_file, cache):
         "score": ["--model=run", "The cat.", "The 語 cat."],
         "evaluate": ["--model=run", *text],
         "export": ["--workdir=run", "--to=exported"],
-        "bench": [*config, "--batch=2", "--length=16", "--steps=1", "--warmup=0", "--profile"],
+        "bench": [*config, "--batch=64", "--length=128", "--steps=1", "--warmup=0", "--profile"],
         "plan": [*config, "--mesh=data=4", "--formula"],
     }
 
