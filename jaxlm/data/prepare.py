@@ -23,6 +23,7 @@ from jaxlm.data.origin import is_prepared, origin_of
 from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, read_record
 from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
 from jaxlm.errors import UserError
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import lock, reason
 from jaxlm.text.files import Folder, is_remote
@@ -164,10 +165,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxlm prepare",
         description="Train the tokenizer and write the token stores of a config's data, without training a model.",
-        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...]"
-        " [-- BEAM OPTION ...]",
-        epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes."
-        " Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
+        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--json]\n"
+        "                     [--config.section.key=VALUE ...] [-- BEAM OPTION ...]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm prepare --config=configs/mini.py --output=runs/pydocs\n\n"
+        "Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
     parser.add_argument(

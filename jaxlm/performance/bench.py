@@ -29,6 +29,7 @@ from jaxlm.objectives.objective import Column
 from jaxlm.performance.profile import Profile, profile_steps
 from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.runtime import hardware, sharding
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.step import assemble
 
@@ -246,9 +247,11 @@ def main(argv: Sequence[str]) -> int:
     """`jaxlm bench --config=FILE | --shape=4x256 [--device-only] [--profile[=FIGURE.png]] [--json]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
-        prog="jaxlm bench", description="Time the training step.", formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
-        "          jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 --documents=4 --device-only",
+        prog="jaxlm bench", description="Time the training step.", formatter_class=HelpFormatter,
+        usage="%(prog)s --config=FILE[:ARG] | --shape=LAYERSxWIDTH [OPTION ...]\n"
+        "                   [--config.section.key=VALUE ...]",
+        epilog="examples:\n  jaxlm bench --shape=4x256 --batch=32 --length=128 --profile=step.png\n"
+        "  jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 \\\n    --documents=4 --device-only",
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
     parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
@@ -261,8 +264,8 @@ def main(argv: Sequence[str]) -> int:
         "--documents", type=int, default=1, help="documents packed into a row; attention stays within each"
     )
     parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row that is padding")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps, after --warmup untimed ones")
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps (default 2)")
     parser.add_argument(
         "--profile",
         nargs="?",

@@ -30,6 +30,7 @@ from jaxlm.performance.collectives import Collective, read_collectives, sent
 from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.hardware import CHIPS
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.step import TIME_UNITS, Assembly, assemble
 
@@ -416,7 +417,11 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm plan", description="Estimate memory, communication and time of a run on absent devices.",
-        epilog="example: jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e --mfu=0.4",
+        usage="%(prog)s --config=FILE[:ARG] --mesh=AXIS=N,... [--chip=CHIP]\n"
+        "                  [--mfu=MFU] [--phase=PHASE] [--formula] [--json]\n"
+        "                  [--config.section.key=VALUE ...]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a recipe, or a run's config.json")
     parser.add_argument("--mesh", required=True, metavar="AXIS=N,...", help="devices along data, fsdp and tensor")

@@ -16,6 +16,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import atomic_path, lock, read_json, sync_directory, write_text
 from jaxlm.text.filters import Tally
@@ -235,8 +236,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Write the vector of each text of a file, in order. A sentence-transformers directory sets pooling,"
         " normalisation, maximum length and prompt; any other model uses the mean over all tokens, including begin and"
         " end, without normalisation. The vector of an empty text is that of begin and end alone.",
-        epilog="example: jaxlm embed --model=runs/quickstart --input=notes.jsonl --output=notes.npy --normalise."
-        " Run the same command again to continue an interrupted run; the output is the same.",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm embed --model=runs/mini --input=README.md --format=text \\\n"
+        "    --output=runs/lines.npy\n\n"
+        "Run the same command again to continue an interrupted run; the output is the\nsame.",
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
     parser.add_argument("--input", required=True, metavar="FILE", help="texts: .txt (one per line, empty lines "

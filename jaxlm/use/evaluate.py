@@ -27,6 +27,7 @@ from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.held_out import describe, held_out_evaluators
 from jaxlm.evaluation.whole_documents import whole_document_evaluators
 from jaxlm.runtime import sharding
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.step import Assembly, assemble
 from jaxlm.storage import read_json
@@ -96,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
         f"other settings of section data ({', '.join(TEXT_SETTINGS[1:])}) choose what is read. Their defaults are "
         "those of `jaxlm config data`, whatever the model was trained on. 15% of the tokens are masked, the same for "
         "every model with the same tokenizer.",
-        epilog="example: jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text",
+        usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
+        "                      [--[no-]whole-documents] [--rows=N] [--json]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text",
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="a work directory or a Hugging Face directory")
     parser.add_argument(
@@ -106,7 +110,11 @@ def main(argv: Sequence[str]) -> int:
         "documents, as in training (default: whole documents with --data.path, rows without)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", type=int, default=0, help="evaluate only the first N rows, or documents, of each set (default: all)"
+        "--rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="evaluate only the first N rows, or documents, of each set (default: all)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)

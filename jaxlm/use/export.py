@@ -13,6 +13,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.refit import refit, refit_params
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import read_json, reason, write_text
 from jaxlm.use.loading import Trained, load_trained
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm export --workdir=DIR --to=DIR`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm export", description="Write a model as a directory that Hugging Face Transformers loads.",
-        epilog="example: jaxlm export --workdir=runs/notes --to=notes-bert",
+        formatter_class=HelpFormatter, epilog="example:\n  jaxlm export --workdir=runs/mini --to=runs/mini-exported",
     )  # fmt: skip
     parser.add_argument(
         "--workdir", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory"

@@ -15,6 +15,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
 from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.tokenizer.words import word_boundaries
@@ -222,7 +223,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm fill-mask --model=DIR TEXT ...`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm fill-mask", description="Print the most probable words for each mask in a text.",
-        epilog="example: jaxlm fill-mask --model=runs/quickstart 'Return the [MASK] of the list.'",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm fill-mask --model=runs/mini 'Return the [MASK] of the list.'",
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
     parser.add_argument("--top", type=int, help="number of words for each mask (default 5)")

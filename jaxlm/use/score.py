@@ -17,6 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
@@ -145,7 +146,8 @@ def main(argv: Sequence[str]) -> int:
         " sum of the log-probabilities of the tokens, each masked in turn while the rest is visible; higher is more"
         " probable. Compare sums for sentences that differ in one word, and means for sentences of different lengths;"
         " compare scores of the same model only.",
-        epilog="example: jaxlm score --model=runs/quickstart 'The values is sorted.' 'The values are sorted.'",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm score --model=runs/mini 'The values is sorted.' 'The values are sorted.'",
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="a work directory of `jaxlm train` or a Hugging Face directory")
     parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original masks one token at a time "

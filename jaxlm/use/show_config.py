@@ -12,6 +12,7 @@ from jaxlm.config import (
     load_config,
     split_overrides,
 )
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.settings import SETTINGS
 
@@ -21,7 +22,9 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm config", description="Print every setting with its value and its meaning.",
-        epilog="example: jaxlm config optimizer --config=configs/bert_base.py",
+        usage="%(prog)s [SECTION] [--config=FILE[:ARG]] [--json]\n"
+        "                    [--config.section.key=VALUE ...]",
+        formatter_class=HelpFormatter, epilog="example:\n  jaxlm config optimizer --config=configs/bert_base.py",
     )  # fmt: skip
     parser.add_argument("section", nargs="?", default="", help=f"print only this section: {', '.join(SETTINGS)}")
     parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file; default: the default settings")
