@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from jaxlm.errors import UserError
+from jaxlm.runtime.json_output import only_json, wants_json
 from jaxlm.runtime.memory import restart_with_malloc_settings
 from jaxlm.runtime.program_cache import set_up_program_cache
 from jaxlm.version import __version__
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         if program:
             restart_with_malloc_settings()
         _set_environment()
-        with _termination():
+        with _termination(), only_json() if wants_json(argv[1:]) else contextlib.nullcontext():
             return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
     except UserError as error:
         print(f"jaxlm: {error}", file=sys.stderr)

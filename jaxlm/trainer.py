@@ -29,6 +29,7 @@ from jaxlm.runtime import distributed, hardware, memory, sharding
 from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, Saved
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
+from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.run_log import RunLog, read_metrics
 from jaxlm.storage import check_named
 
@@ -411,7 +412,9 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm train", description="Train a model, or resume the run of a work directory.",
-        epilog="example: jaxlm train --config=configs/mini.py --workdir=runs/mini --config.train.steps=50",
+        usage="%(prog)s --config=CONFIG[:ARG] --workdir=DIR\n                   [--config.section.key=VALUE ...]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm train --config=mini --workdir=runs/mini",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="CONFIG[:ARG]", help="a recipe, a config file, or a "
                         "run's config.json")  # fmt: skip

@@ -30,22 +30,26 @@ def batch_tokens_for(platform: str) -> int:
     return CPU_TOKENS if platform == "cpu" else ACCELERATOR_TOKENS
 
 
-def pack(sequences: Sequence[np.ndarray], batch_tokens: int, longest: int, pad_id: int) -> Iterator[Batch]:
+def pack(
+    sequences: Sequence[np.ndarray], batch_tokens: int, longest: int, pad_id: int, shortest: int = SHORTEST_ROW,
+    segments: int = SEGMENTS,
+) -> Iterator[Batch]:  # fmt: skip
     """Yields batches that contain each sequence of token ids once, with sequences of similar length together.
 
-    The length of a row is the smallest power of two, at least 64, that fits its longest sequence, but at most the
-    model's limit `longest`, which no sequence exceeds (padding has positions too). A batch has max(1, `batch_tokens` //
-    length) rows; only the last batch of each length may have fewer: a quarter of them, a sixteenth, and so on.
+    The length of a row is the smallest power of two, at least `shortest`, that fits its longest sequence, but at most
+    the model's limit `longest`, which no sequence exceeds (padding has positions too). It holds at most `segments`
+    sequences. A batch has max(1, `batch_tokens` // length) rows; only the last batch of each length may have fewer: a
+    quarter of them, a sixteenth, and so on.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    for length, rows in _rows(lengths, longest):
+    for length, rows in _rows(lengths, longest, shortest, segments):
         most = max(1, batch_tokens // length)
         for first in range(0, len(rows), most):
             part = rows[first : first + most]
             yield _batch(sequences, part, length, _row_count(len(part), most), pad_id)
 
 
-def _rows(lengths: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]]:
+def _rows(lengths: np.ndarray, longest: int, shortest: int, segments: int) -> list[tuple[int, list[list[int]]]]:
     """Returns (row length, rows) for each row length, a row being a list of sequences: best fit, longest first."""
     rows: list[list[int]] = []
     row_lengths: list[int] = []
@@ -55,13 +59,13 @@ def _rows(lengths: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]
         size = int(lengths[number])
         room = next((room for room in range(size, widest + 1) if open_rows.get(room)), None)
         if room is None:
-            row, room = len(rows), min(longest, padded_size(size, SHORTEST_ROW))
+            row, room = len(rows), min(longest, padded_size(size, shortest))
             rows.append([])
             row_lengths.append(room)
         else:
             row = open_rows[room].pop()
         rows[row].append(number)
-        if len(rows[row]) < SEGMENTS:
+        if len(rows[row]) < segments:
             open_rows.setdefault(room - size, []).append(row)
             widest = max(widest, room - size)
     by_length: dict[int, list[list[int]]] = {}

@@ -21,9 +21,11 @@ from ml_collections import ConfigDict
 from jaxlm.config import load_config, split_overrides
 from jaxlm.data import corpus
 from jaxlm.data.origin import is_prepared, origin_of
-from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared
+from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, read_record
 from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
 from jaxlm.errors import UserError
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import beside, check_named, lock, reason
 from jaxlm.text.files import Folder, is_remote
 from jaxlm.tokenizer.added_tokens import read_added
@@ -55,8 +57,11 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
     return open_prepared(local_copy(target, local.parent, local, open_prepared))
 
 
-def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike | None = None) -> None:
-    """Writes what `prepare` returns with another `build` function, which writes to a URL directly."""
+def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike | None = None) -> Folder:
+    """Writes what `prepare` returns with another `build` function, which writes to a URL directly.
+
+    Returns the prepared directory.
+    """
     tokenizer, origin, target, _ = _resolve(config, directory)
     if isinstance(target, Path):
         _write(build, config, tokenizer, origin, target, directory is not None)
@@ -68,6 +73,7 @@ def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike 
         table = build(config, tokenizer, origin, target)
         end_upload(target)
         print(f"{table}\ntoken store: {target}")
+    return target
 
 
 def _resolve(
@@ -170,10 +176,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxlm prepare",
         description="Train the tokenizer and write the token stores of a config's data, without training a model.",
-        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...]"
-        " [-- BEAM OPTION ...]",
-        epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes."
-        " Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
+        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--json]\n"
+        "                     [--config.section.key=VALUE ...] [-- BEAM OPTION ...]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm prepare --config=configs/mini.py --output=runs/pydocs\n\n"
+        "Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
     parser.add_argument(
@@ -185,6 +192,7 @@ def main(argv: Sequence[str]) -> int:
         help="local: the cores of this machine (the default); beam: Apache Beam, with its own options after --, as in"
         " -- --runner=DataflowRunner --project=NAME; both write the same stores",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(rest)
     if args.output is not None:
         check_named("--output", args.output)
@@ -194,11 +202,15 @@ def main(argv: Sequence[str]) -> int:
             "model.init_from has no effect here: set --config.tokenizer.path=DIR, the directory whose tokenizer is used"
         )
     if args.runner == "beam":
-        prepare_with(_beam_build(options), config, args.output)
+        written = prepare_with(_beam_build(options), config, args.output)
     elif options:
         raise UserError(f"{options[0]} is an option for Beam: add --runner=beam")
     else:
-        prepare(config, args.output)
+        written = prepare(config, args.output).directory
+    if args.json:
+        record = read_record(written)
+        content = {name: record[name] for name in ("fingerprint", "tokenizer", "stores", "sources", "seconds")}
+        print_json({"directory": str(written)} | content)
     return 0
 
 

@@ -273,3 +273,25 @@ def held_out_batches(
                 name: np.pad(array, ((0, fill), (0, 0)), constant_values=values[name]) for name, array in batch.items()
             }
         yield batch | {"row_index": np.pad(index, (0, fill), constant_values=-1).astype(np.int32)}
+
+
+class Piece(NamedTuple):
+    """A document, or a piece of one that is longer than a row."""
+
+    document: int  # its number in the store, from 0
+    number: int  # of the piece in its document, from 0
+    tokens: np.ndarray  # int32 [T], from a begin token on
+
+
+def document_pieces(store: TokenStore, length: int, begin_id: int, documents: int = 0) -> Iterator[Piece]:
+    """Yields the documents of a store in order; only the first `documents` of them if that is above 0.
+
+    A document of at most `length` tokens is whole. A longer one is cut into pieces of that length, and those after the
+    first begin with `begin_id` in addition, as a text does at inference.
+    """
+    for document in range(min(documents or store.documents, store.documents)):
+        tokens = store.document(document)
+        yield Piece(document, 0, tokens[:length])
+        for number, first in enumerate(range(length, len(tokens), length - 1), 1):
+            rest = tokens[first : first + length - 1]
+            yield Piece(document, number, np.concatenate([[begin_id], rest]).astype(np.int32))

@@ -59,7 +59,8 @@ class CorpusData:
     tokenizer: Tokenizer
     train: list[TokenStore]
     held_out: dict[str, TokenStore]
-    counts: np.ndarray  # int64 [V]: how often each token occurs in the training text
+    counts: np.ndarray  # int64 [V]: how often each token occurs in the text that counts_of names
+    counts_of: str = "training text"
 
     @property
     def facts(self) -> DataFacts:

@@ -290,6 +290,18 @@ class TokenStore:
         """Returns the number of whole rows of `length` tokens; the rest of the stream is one more, shorter row."""
         return self.tokens // _stride(length, prepend_begin)
 
+    def document_lengths(self) -> np.ndarray:
+        """Returns the number of tokens of each document, with its begin and end tokens, int64 [documents]."""
+        return np.diff(np.concatenate(self._documents.parts), append=self.tokens)
+
+    def document(self, number: int) -> np.ndarray:
+        """Returns the tokens of a document, numbered from 0, with its begin and end tokens, int32 [T]."""
+        first, last = (
+            int(self._documents.take(np.array([n]))[0]) if n < self.documents else self.tokens
+            for n in (number, number + 1)
+        )
+        return self._tokens.slices(np.array([first]), last - first)[0].astype(np.int32)
+
     def rows(
         self,
         indices: np.ndarray,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # numbers, and texts that say how they were computed
 
 
 class Evaluator(NamedTuple):

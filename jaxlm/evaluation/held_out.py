@@ -7,7 +7,7 @@ gives nats per byte of the masked text, which compares tokenizers, and the unigr
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,27 +39,20 @@ FEW_TOKENS = 1000  # masked tokens: with fewer, the 95% interval of an accuracy 
 Sums = dict[str, Any]
 
 
-def make_evaluation_step(
-    model: MaskedLM,
-    masking: Masking,
-    counts: np.ndarray,
-    piece_bytes: np.ndarray,
-    length: int,
-    most_bytes: int = 2**28,
-) -> Callable[[dict, dict], Sums]:
-    """Returns a jitted function of (params, batch) that gives float32 sums over a batch's masked tokens.
+def make_prediction_sums(
+    model: MaskedLM, special_ids: Sequence[int], counts: np.ndarray, piece_bytes: np.ndarray, most_bytes: int = 2**28
+) -> Callable[..., Sums]:
+    """Returns a function that gives float32 sums over the masked tokens of a batch.
 
-    The batch holds int32 tokens and segment_ids and bool word_starts [B, L], and row_index int32 [B]. counts int64 [V]
-    are those of the training text (one is added to each); piece_bytes float32 [V] are the bytes of each token's text.
-    Logits above `most_bytes` are computed in pieces.
+    Its arguments are params, int32 inputs and segment_ids [B, L], and the predictions: int32 masked_positions and
+    labels, float32 weights [B, P]. counts int64 [V] are those of the unigram baseline's text (one is added to each);
+    piece_bytes float32 [V] are the bytes of each token's text. Logits above `most_bytes` are computed in pieces.
     """
-    masking = evaluation_masking(masking)
-    slots = prediction_slots(masking.scheme, EVALUATION_RATE, length)
     size = model.config.vocab_size
     frequency = np.ones(size)
     frequency[: len(counts)] += counts
     unigram = jnp.asarray(np.log(frequency / frequency.sum()), jnp.float32)
-    frequency[list(masking.special_ids)] = 0
+    frequency[list(special_ids)] = 0
     top5 = jnp.zeros(size, bool).at[np.argsort(-frequency, kind="stable")[:5]].set(True)
     bytes_of = jnp.zeros(size, jnp.float32).at[: len(piece_bytes)].set(piece_bytes)
 
@@ -72,6 +65,33 @@ def make_evaluation_step(
             "unigram_top5": (top5[labels] * weights).sum(),
         }
 
+    def prediction_sums(
+        params: dict, inputs: Array, segment_ids: Array, masked_positions: Array, labels: Array, weights: Array
+    ) -> Sums:
+        return sum_predictions(
+            model, params, inputs, segment_ids, masked_positions, (labels, weights), sums_of, most_bytes
+        )
+
+    return prediction_sums
+
+
+def make_evaluation_step(
+    model: MaskedLM,
+    masking: Masking,
+    counts: np.ndarray,
+    piece_bytes: np.ndarray,
+    length: int,
+    most_bytes: int = 2**28,
+) -> Callable[[dict, dict], Sums]:
+    """Returns a jitted function of (params, batch) that gives float32 sums over a batch's masked tokens.
+
+    The batch holds int32 tokens and segment_ids and bool word_starts [B, L], and row_index int32 [B]. The other
+    arguments are those of `make_prediction_sums`.
+    """
+    masking = evaluation_masking(masking)
+    slots = prediction_slots(masking.scheme, EVALUATION_RATE, length)
+    prediction_sums = make_prediction_sums(model, masking.special_ids, counts, piece_bytes, most_bytes)
+
     @jit
     def evaluation_step(params: dict, batch: dict) -> Sums:
         root = jax.random.key(EVALUATION_SEED)
@@ -79,10 +99,9 @@ def make_evaluation_step(
         masked = mask_tokens(
             keys, batch["tokens"], batch["segment_ids"], batch["word_starts"], EVALUATION_RATE, slots, masking
         )
-        return sum_predictions(
-            model, params, masked.inputs, batch["segment_ids"], masked.masked_positions,
-            (masked.labels, masked.weights), sums_of, most_bytes,
-        )  # fmt: skip
+        return prediction_sums(
+            params, masked.inputs, batch["segment_ids"], masked.masked_positions, masked.labels, masked.weights
+        )
 
     return evaluation_step
 
@@ -104,7 +123,7 @@ def evaluate_held_out(
     loss = mean.get("loss", math.nan)
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": _perplexity(loss),
         "accuracy": mean.get("correct", math.nan),
         "accuracy_top5": mean.get("correct_top5", math.nan),
         "nats_per_byte": total.get("loss", math.nan) / (total.get("bytes") or math.nan),
@@ -114,14 +133,27 @@ def evaluate_held_out(
     }
 
 
-def describe(name: str, metrics: Mapping[str, float]) -> str:
-    """Returns the metrics of a held-out set as a line."""
-    return (
-        f"{name}: {metrics['loss']:.3f} nats per masked token, perplexity {metrics['perplexity']:,.1f}, "
-        f"accuracy {metrics['accuracy']:.1%}, top-5 accuracy {metrics['accuracy_top5']:.1%}, "
-        f"{metrics['nats_per_byte']:.3f} nats per byte; unigram baseline {metrics['unigram_loss']:.3f} nats, "
-        f"top-5 {metrics['unigram_top5']:.1%}; {metrics['n']:,} masked tokens"
+def describe(name: str, metrics: Mapping[str, Any]) -> str:
+    """Returns the metrics of a held-out set, and those of the unigram baseline, as a table."""
+    heading = f"{'':<9}{'loss (nats)':>13}{'perplexity':>12}{'accuracy':>10}{'top-5':>8}"
+    model = (
+        f"{'  model':<9}{metrics['loss']:>13.3f}{metrics['perplexity']:>12,.1f}{metrics['accuracy']:>10.1%}"
+        f"{metrics['accuracy_top5']:>8.1%}"
     )
+    unigram = metrics["unigram_loss"]
+    baseline = f"{'  unigram':<9}{unigram:>13.3f}{_perplexity(unigram):>12,.1f}{'':>10}{metrics['unigram_top5']:>8.1%}"
+    if math.isfinite(metrics["nats_per_byte"]):
+        heading, model = f"{heading}{'nats/byte':>11}", f"{model}{metrics['nats_per_byte']:>11.3f}"
+    lines = [
+        f"{name}: {metrics['n']:,} masked tokens", heading, model, baseline,
+        f"  masked: {EVALUATION_RATE:.0%} of the tokens of {metrics['rows']}",
+        f"  unigram: token frequencies of the {metrics['unigram_of']}",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
 
 
 def remark(name: str, metrics: Mapping[str, float]) -> str:
@@ -169,7 +201,8 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
             tokenizer.pad_id, *sharding.local_parts(assembly.mesh),
         )  # fmt: skip
         shard = functools.partial(sharding.shard_batch, assembly.mesh)
-        return evaluate_held_out(step_of(assembly.phases[number].rotary_base), params, batches, shard)
+        metrics = evaluate_held_out(step_of(assembly.phases[number].rotary_base), params, batches, shard)
+        return metrics | {"rows": f"rows of {length} tokens", "unigram_of": data.counts_of}
 
     return [
         Evaluator(

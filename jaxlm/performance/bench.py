@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,8 @@ from jaxlm.objectives.objective import Column
 from jaxlm.performance.profile import Profile, profile_steps
 from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
 from jaxlm.runtime import hardware, sharding
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
 from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.step import assemble
 
@@ -248,13 +249,15 @@ def main(argv: Sequence[str]) -> int:
     """`jaxlm bench --config=FILE | --shape=4x256 [--device-only] [--profile[=FIGURE.png]] [--json]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
-        prog="jaxlm bench", description="Time the training step.", formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
-        "          jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 --documents=4 --device-only",
+        prog="jaxlm bench", description="Time the training step.", formatter_class=HelpFormatter,
+        usage="%(prog)s --config=FILE[:ARG] | --shape=LAYERSxWIDTH [OPTION ...]\n"
+        "                   [--config.section.key=VALUE ...]",
+        epilog="examples:\n  jaxlm bench --shape=4x256 --batch=32 --length=128 --profile=step.png\n"
+        "  jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 \\\n    --documents=4 --device-only",
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
     parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
-    parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: size of the vocabulary")
+    parser.add_argument("--vocab", type=int, help="with --shape: size of the vocabulary (default 30522)")
     parser.add_argument(
         "--batch", type=int, help="rows in a batch (default: the config's, or 32), without accumulation"
     )
@@ -263,8 +266,8 @@ def main(argv: Sequence[str]) -> int:
         "--documents", type=int, default=1, help="documents packed into a row; attention stays within each"
     )
     parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row that is padding")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps, after --warmup untimed ones")
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps (default 2)")
     parser.add_argument(
         "--profile",
         nargs="?",
@@ -278,6 +281,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if bool(args.config) == bool(args.shape):
         raise UserError("give either --config=FILE or --shape=LAYERSxWIDTH")
+    if args.config and args.vocab is not None:
+        raise UserError(f"--vocab={args.vocab} applies to --shape; with --config, set --config.model.vocab_size")
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name}={value}: must be at least {least}")
@@ -291,7 +296,7 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
     else:
-        config = shape_config(args.shape, args.vocab, args.batch or 32, args.length or 128)
+        config = shape_config(args.shape, args.vocab or 30_522, args.batch or 32, args.length or 128)
         for override in overrides:
             apply_override(config, override)
         check_config(config)
@@ -307,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
         draw(profile, Path(args.profile), f"{what}, batch {result['batch_size']} x {result['sequence_length']}, "
              f"{result['compute_dtype']} on {result['device']}")  # fmt: skip
     if args.json:
-        print(json.dumps(result | ({"profile": profile_json(profile)} if profile else {})))
+        print_json(result | ({"profile": profile_json(profile)} if profile else {}))
         return 0
     print(describe(result))
     if profile:

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import difflib
 import importlib.util
-import json
 import math
 import os
 import re
@@ -32,6 +31,8 @@ from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.clock import TIME_UNITS
 from jaxlm.runtime.hardware import CHIPS
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
 from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.step import Assembly, assemble
 
@@ -419,7 +420,11 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm plan", description="Estimate memory, communication and time of a run on absent devices.",
-        epilog="example: jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e --mfu=0.4",
+        usage="%(prog)s --config=FILE[:ARG] --mesh=AXIS=N,... [--chip=CHIP]\n"
+        "                  [--mfu=MFU] [--phase=PHASE] [--formula] [--json]\n"
+        "                  [--config.section.key=VALUE ...]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a recipe, or a run's config.json")
     parser.add_argument("--mesh", required=True, metavar="AXIS=N,...", help="devices along data, fsdp and tensor")
@@ -434,5 +439,8 @@ def main(argv: Sequence[str]) -> int:
     mesh = read_mesh(args.mesh)
     config, _ = load_run_config(args.config, overrides)
     result = plan(config, mesh, args.chip, args.mfu, args.phase, args.formula)
-    print(json.dumps(result) if args.json else describe(result, args.config))
+    if args.json:
+        print_json(result)
+    else:
+        print(describe(result, args.config))
     return 0

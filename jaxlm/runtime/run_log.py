@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.runtime.curve import draw_curve
+from jaxlm.runtime.json_output import as_json
 from jaxlm.runtime.progress import StepProgress
 from jaxlm.storage import reason
 
@@ -94,7 +95,7 @@ class RunLog:
         """
         if not self._open:
             return
-        content = _as_json({"kind": kind, **fields, "time": round(time.time(), 3)})
+        content = as_json({"kind": kind, **fields, "time": round(time.time(), 3)})
         _append(self._metrics, json.dumps(content, allow_nan=False).encode() + b"\n")
 
     def train(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -208,21 +209,6 @@ def _append(file: FileIO, line: bytes) -> None:
         raise UserError(
             f"cannot write {file.name!s}: {reason(error)}; fix that and run the same command again"
         ) from error
-
-
-def _as_json(value: Any) -> Any:
-    """Returns a value that JSON can express: Python's numbers and lists for NumPy's and JAX's, None for NaN and inf."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return _as_json(value.tolist())
 
 
 def _repair_last_line(path: Path) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import atomic_path, beside, check_named, lock, read_json, sync_directory, write_text
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
@@ -209,7 +211,7 @@ def main(argv: Sequence[str]) -> int:
     identity |= {"layers": list(layers), "too_long": args.too_long, "batch_tokens": embedder.batch_tokens}
     result = embed_file(embedder, args.input, records, output, identity)
     if args.json:
-        print(json.dumps(result._asdict()))
+        print_json(result._asdict())
         return 0
     print(f"wrote {result.vectors:,} vectors of width {result.width} to {output}: {settings.pooling} pooling"
           f"{', normalised' * settings.normalise}, {trained.execution.compute_dtype}")  # fmt: skip
@@ -245,8 +247,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Write the vector of each text of a file, in order. A sentence-transformers directory sets pooling,"
         " normalisation, maximum length and prompt; any other model uses the mean over all tokens, including begin and"
         " end, without normalisation. The vector of an empty text is that of begin and end alone.",
-        epilog="example: jaxlm embed --model=runs/quickstart --input=notes.jsonl --output=notes.npy --normalise."
-        " Run the same command again to continue an interrupted run; the output is the same.",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm embed --model=runs/mini --input=README.md --format=text \\\n"
+        "    --output=runs/lines.npy\n\n"
+        "Run the same command again to continue an interrupted run; the output is the\nsame.",
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument("--input", required=True, metavar="FILE", help="texts: .txt (one per line, empty lines "

@@ -1,14 +1,23 @@
 """`jaxlm evaluate`: the held-out loss of a model, on its own held-out sets or on any text."""
 
 import argparse
-import json
+import contextlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlm.config import apply_override, config_from_dict, config_to_dict, find_setting, split_overrides
+from jaxlm.config import (
+    apply_override,
+    check_config,
+    config_from_dict,
+    config_to_dict,
+    default_config,
+    find_setting,
+    split_overrides,
+)
 from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import open_prepared
 from jaxlm.data.table import CorpusData
@@ -16,33 +25,47 @@ from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.held_out import describe, held_out_evaluators
+from jaxlm.evaluation.whole_documents import whole_document_evaluators
 from jaxlm.runtime import sharding
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
 from jaxlm.step import Assembly, assemble
 from jaxlm.storage import read_json
 from jaxlm.use.loading import Trained, add_model_options, load_named
 
+LONGEST_ROW = 512  # tokens of a text's rows, unless data.sequence_length is set or the model reads fewer
+# The settings of section `data` that can change how a text is read or evaluated.
+TEXT_SETTINGS = (
+    "path", "format", "document", "field", "encoding", "deduplicate", "max_document_characters", "max_megabytes",
+    "sequence_length", "prepend_begin", "cache", "workers",
+)  # fmt: skip
 
-def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> dict[str, Metrics]:
+
+def evaluate(
+    trained: Trained, stores: dict[str, TokenStore], rows: int = 0, whole_documents: bool = False
+) -> dict[str, Metrics]:
     """Returns the metrics of `evaluate_held_out` for each store by its name, on the first `rows` of each, 0 for all.
 
-    The rows are split over all devices of this machine. The unigram baseline is that of the training text, or for a
-    checkpoint from elsewhere that of the evaluated text. Raises UserError for a model without a masked-LM head, or with
-    fewer positions than the rows are long.
+    With `whole_documents`, a document of at most data.sequence_length tokens is never cut, and `rows` counts documents;
+    otherwise the rows are those of training. They are split over all devices of this machine. The unigram baseline is
+    that of the training text, or for a checkpoint from elsewhere that of the evaluated text; "unigram_of" says which.
+    Raises UserError for a model without a masked-LM head, or with fewer positions than the rows are long.
     """
     config = config_from_dict(config_to_dict(trained.config), "config")
     length = config.data.sequence_length
     _require_masked_lm(trained)
     if trained.encoder.positions == "learned" and length > trained.longest:
         raise UserError(f"data.sequence_length={length} exceeds the {trained.longest} tokens that the model can read")
-    counts = trained.counts
+    counts, counts_of = trained.counts, "training text"
     if not counts.any():
-        counts = np.sum([store.counts for store in stores.values()], axis=0)
-    data = CorpusData(trained.directory, "", trained.tokenizer, [], stores, counts)
+        counts, counts_of = np.sum([store.counts for store in stores.values()], axis=0), "evaluated text"
+    data = CorpusData(trained.directory, "", trained.tokenizer, [], stores, counts, counts_of)
     config.evaluation.rows = rows
     assembly = _assembly(config, trained, data)
     params = jax.device_put(trained.params, assembly.state_shardings["params"])
     last = len(assembly.phases) - 1
-    return {e.name: e.run(params, last) for e in held_out_evaluators(assembly, data)}
+    evaluators = (whole_document_evaluators if whole_documents else held_out_evaluators)(assembly, data)
+    return {e.name: e.run(params, last) for e in evaluators}
 
 
 def _require_masked_lm(trained: Trained) -> None:
@@ -66,51 +89,100 @@ def _assembly(config: Any, trained: Trained, data: CorpusData) -> Assembly:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm evaluate --model=DIR [--data.path=PATH ...] [--rows=N] [--json]`."""
-    overrides, rest = split_overrides([a.replace("--data.", "--config.data.", 1) for a in argv])
+    """`jaxlm evaluate --model=DIR [--data.path=PATH ...] [--[no-]whole-documents] [--rows=N] [--json]`."""
+    overrides, rest = split_overrides([f"--config.{a[2:]}" if a.startswith("--data.") else a for a in argv])
     parser = argparse.ArgumentParser(
         prog="jaxlm evaluate",
-        description="Evaluate a model on its held-out sets, or on any text: --data.path=PATH and the other settings of "
-        "section data choose what is read. The masks are the same for every model.",
-        epilog="example: jaxlm evaluate --model=runs/mini --data.path='notes/*.txt' --data.document=paragraph",
+        description="Evaluate a model on its held-out sets as in training, or on any text: --data.path=PATH and the "
+        f"other settings of section data ({', '.join(TEXT_SETTINGS[1:])}) choose what is read. Their defaults are "
+        "those of `jaxlm config data`, whatever the model was trained on. 15% of the tokens are masked, the same for "
+        "every model with the same tokenizer.",
+        usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
+        "                      [--[no-]whole-documents] [--rows=N] [--json]",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text",
     )  # fmt: skip
     add_model_options(parser)
-    parser.add_argument("--rows", type=int, default=0, help="number of rows of each set, from its start (default: all)")
+    parser.add_argument(
+        "--whole-documents", action=argparse.BooleanOptionalAction,
+        help="mask and encode each document by itself, and cut only documents longer than data.sequence_length "
+        f"(default: the model's maximum, at most {LONGEST_ROW}); otherwise rows of that length are cut from the joined "
+        "documents, as in training (default: whole documents with --data.path, rows without)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", type=int, default=0, metavar="N",
+        help="evaluate only the first N rows, or documents, of each set (default: all)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
     if args.rows < 0:
         raise UserError(f"--rows={args.rows}: it cannot be negative")
-    for override in overrides:
-        find_setting(override.partition("=")[0])
-    if other := [override for override in overrides if not override.startswith("data.")]:
-        raise UserError(f"--config.{other[0]}: only settings of section data can be given here")
+    of_text = any(override.startswith("data.path=") for override in overrides)
+    whole_documents = of_text if args.whole_documents is None else args.whole_documents
+    _check_overrides(overrides, of_text, whole_documents)
     trained = load_named(args)
     _require_masked_lm(trained)
-    if any(override.startswith("data.path=") for override in overrides):
-        stores = _stores_of_text(trained, overrides)
-    elif overrides:
-        raise UserError(f"--data.path is needed beside --{overrides[0]}")
+    if of_text:
+        with contextlib.redirect_stdout(sys.stderr):  # what was read, beside the result
+            stores = _stores_of_text(trained, overrides)
     else:
         record = trained.directory / "data.json"
         stores = open_prepared(read_json(record)["directory"]).held_out if record.is_file() else {}
         if not stores:
             raise UserError(f"{args.model} has no held-out sets; give a text with --data.path")
-    results = evaluate(trained, stores, args.rows)
+        if whole_documents:
+            trained.config.data.sequence_length = min(trained.longest, LONGEST_ROW)
+    results = evaluate(trained, stores, args.rows, whole_documents)
+    for name, result in results.items():
+        if not result["n"]:
+            raise UserError(
+                f"{name} has no token to predict: its text is too short, or none of it is in the model's vocabulary"
+            )
     if args.json:
-        print(json.dumps(results))
+        print_json(results)
     else:
-        for name, result in results.items():
-            print(describe(name, result))
+        print("\n\n".join(describe(name, result) for name, result in results.items()))
     return 0
 
 
+def _check_overrides(overrides: Sequence[str], of_text: bool, whole_documents: bool) -> None:
+    """Raises UserError for settings that would have no effect."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        find_setting(key)
+        section, _, name = key.partition(".")
+        if section != "data":
+            raise UserError(f"--config.{override}: only settings of section data can be given here")
+        if name not in TEXT_SETTINGS:
+            raise UserError(
+                f"--{key} has no effect on an evaluation: remove it; settings with an effect are "
+                f"{', '.join(TEXT_SETTINGS)}"
+            )
+        if name == "prepend_begin" and whole_documents:
+            raise UserError(
+                f"--{key} has no effect on whole documents, which begin with the begin token: remove it, or add "
+                "--no-whole-documents"
+            )
+    if overrides and not of_text:
+        raise UserError(f"--data.path is needed beside --{overrides[0]}")
+
+
 def _stores_of_text(trained: Trained, overrides: Sequence[str]) -> dict[str, TokenStore]:
-    """Returns the token stores of a text, one for each path, made with the model's own tokenizer."""
-    config = config_from_dict(config_to_dict(trained.config), "config")
-    config.data.update(held_out=(), held_out_fraction=0.0, weights=())
-    config.tokenizer.path, config.tokenizer.add = str(trained.directory / ("" if trained.source else "tokenizer")), ""
+    """Returns the token stores of a text, one for each path, made with the model's own tokenizer.
+
+    The settings are the defaults with the overrides, so that every model reads the text alike: a run, its export, and
+    any other model. Sets the length and the begin tokens of the rows in `trained.config`.
+    """
+    config, run = default_config(), trained.config
+    config.data.update(
+        held_out_fraction=0.0, cache=run.data.cache, workers=run.data.workers,
+        sequence_length=min(trained.longest, LONGEST_ROW),
+    )  # fmt: skip
+    config.tokenizer.path = str(trained.directory / ("" if trained.source else "tokenizer"))
+    config.tokenizer.words = run.tokenizer.words
     for override in overrides:
         apply_override(config, override)
-    trained.config.data.sequence_length = config.data.sequence_length
+    check_config(config)
+    run.data.update(sequence_length=config.data.sequence_length, prepend_begin=config.data.prepend_begin)
     prepared = prepare(config)
     return dict(zip(config.data.path, prepared.train, strict=True))

@@ -19,6 +19,8 @@ from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
 from jaxlm.huggingface.weights import some_of
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import beside, check_named, read_json, reason, write_text
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
 from jaxlm.use.model_card import loading_call, model_card
@@ -134,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm export --model=DIR --to=DIR`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm export", description="Write a model as a directory that Hugging Face Transformers loads.",
-        epilog="example: jaxlm export --model=runs/notes --to=notes-bert",
+        formatter_class=HelpFormatter, epilog="example:\n  jaxlm export --model=runs/mini --to=runs/mini-exported",
     )  # fmt: skip
     add_model_options(parser, "--workdir")
     parser.add_argument("--to", required=True, help="the directory to write; new or empty")
@@ -145,9 +147,15 @@ def main(argv: Sequence[str]) -> int:
         "--dtype",
         help=f"dtype of the weights: {', '.join(DTYPES)} (default: float32; a Hugging Face directory keeps its own)",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(argv)
     to = _export(load_named(args), _target(args.to, args.dtype), args.family, args.dtype)
-    for file in sorted(path for path in to.rglob("*") if path.is_file()):
-        print(f"{file.stat().st_size:>14,}  {file.relative_to(to)}")
+    files = {str(file.relative_to(to)): file.stat().st_size for file in sorted(to.rglob("*")) if file.is_file()}
+    if args.json:
+        config = next(file for file in (to / "config.json", *sorted(to.glob("*/config.json"))) if file.is_file())
+        print_json({"directory": to, "family": read_json(config)["model_type"], "files": files})
+        return 0
+    for name, size in files.items():
+        print(f"{size:>14,}  {name}")
     print(f"load it with {loading_call(to, args.to)}")
     return 0

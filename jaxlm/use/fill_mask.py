@@ -2,11 +2,11 @@
 
 import argparse
 import functools
-import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -16,8 +16,13 @@ from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json_list
 from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.tokenizer.words import word_boundaries
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
+
+_log = logging.getLogger("jaxlm")
 
 
 class Candidate(NamedTuple):
@@ -26,15 +31,16 @@ class Candidate(NamedTuple):
     word: str  # the token as text, without the space or ## in front
     probability: float
     token: str  # the vocabulary's spelling
-    text: str  # the input text with the word in place of the mask
+    text: str  # the input text with the token in place of the mask; a token that continues a word is joined to it
 
 
 def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] = ()) -> list[list[Candidate]]:
     """Returns the `top` most probable tokens for each mask in the text; special tokens are excluded.
 
     If `targets` are given, returns these words instead, the most probable first, with their probabilities among all
-    tokens. If the text is longer than the model's maximum length, each mask is predicted from a window around it.
-    Raises UserError if the text has no mask, a target is not a single token, or the model has no masked-LM head.
+    tokens; a target that is not a single token is left out with a warning. If the text is longer than the model's
+    maximum length, each mask is predicted from a window around it. Raises UserError if the text has no mask, no target
+    is a single token, or the model has no masked-LM head.
     """
     require_head(trained)
     tokenizer = trained.tokenizer
@@ -45,9 +51,18 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
     rows, positions = _windows(ids, masked, trained.longest, tokenizer.begin_id, tokenizer.end_id)
     logits = _logits_at(trained, rows, positions)
     logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf
+    spans = offsets[masked].tolist()
+    if targets:
+        return [
+            _target_candidates(text, span, scores, tokenizer, ids_of_targets)
+            for span, scores, ids_of_targets in zip(
+                spans, logits, _target_ids(tokenizer, text, spans, targets, logits.shape[1]), strict=True
+            )
+        ]
+    joins = [_joins_word(tokenizer, ids, position) for position in masked.tolist()]
     return [
-        _candidates(tokenizer, text, (start, end), scores, top, targets)
-        for (start, end), scores in zip(offsets[masked].tolist(), logits, strict=True)
+        _best_candidates(text, span, scores, tokenizer, top, joined)
+        for span, scores, joined in zip(spans, logits, joins, strict=True)
     ]
 
 
@@ -98,24 +113,83 @@ def _continuations(tokenizer: Tokenizer) -> dict[str, int]:
     return {tokenizer.text_of(id): id for id in range(tokenizer.vocab_size) if not tokenizer.starts_word(id)}
 
 
-def _candidates(
-    tokenizer: Tokenizer, text: str, span: tuple[int, int], logits: np.ndarray, top: int, targets: Sequence[str]
-) -> list[Candidate]:
-    """Returns the candidates for the mask at text[start:end], the most probable first. logits are float32 [V]."""
-    start, end = span
+def _probabilities(logits: np.ndarray) -> np.ndarray:
     probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
-    if targets:
-        words = {_target_id(tokenizer, text[:start], target, len(logits)): target for target in targets}
-        ids = np.array(list(words))
-    else:
-        words, ids = {}, np.flatnonzero(np.isfinite(logits))
-    best = ids[np.argsort(-logits[ids], kind="stable")]
-    found = []
-    for id in best[: None if targets else top].tolist():
-        word = words.get(id, tokenizer.text_of(id))
-        filled = text[:start] + word + text[end:]
-        found.append(Candidate(word, float(probabilities[id]), tokenizer.token(id), filled))
+    return probabilities / probabilities.sum()
+
+
+def _best_candidates(
+    text: str, span: tuple[int, int], logits: np.ndarray, tokenizer: Tokenizer, top: int, joins_word: bool
+) -> list[Candidate]:
+    """Returns the most probable tokens for the mask at text[start:end]. logits are float32 [V]."""
+    probabilities, ids = _probabilities(logits), np.flatnonzero(np.isfinite(logits))
+    best = ids[np.argsort(-logits[ids], kind="stable")][:top].tolist()
+    return [
+        Candidate(tokenizer.text_of(id), float(probabilities[id]), tokenizer.token(id),
+                  _filled(tokenizer, text, span, id, joins_word))
+        for id in best
+    ]  # fmt: skip
+
+
+def _joins_word(tokenizer: Tokenizer, ids: np.ndarray, position: int) -> bool:
+    """Returns whether a token that continues a word belongs to the text before the mask at `position`.
+
+    It does not if the space between them is a token of its own, as in some byte-level vocabularies.
+    """
+    before = int(ids[position - 1]) if position else -1
+    return before in (-1, *tokenizer.special_ids) or bool(tokenizer.text_of(before).strip())
+
+
+def _filled(tokenizer: Tokenizer, text: str, span: tuple[int, int], id: int, joins_word: bool) -> str:
+    """Returns the text with a token in place of the mask at text[start:end], as the tokenizer spells both.
+
+    A token that continues a word follows the text before it without a space. One that starts a word follows it after a
+    space, if the text has one or the token includes one, or if both would otherwise form one word.
+    """
+    before, after, word = text[: span[0]], text[span[1] :], tokenizer.text_of(id)
+    if not tokenizer.starts_word(id):
+        return ((before.rstrip() if joins_word else "") or before) + word + after
+    includes_space = tokenizer.token(id) != word
+    if (
+        before
+        and not before[-1].isspace()
+        and (includes_space or not word_boundaries(before[-1] + word[0], "unicode")[1])
+    ):
+        before += " "
+    return before + word + after
+
+
+def _target_candidates(
+    text: str, span: tuple[int, int], logits: np.ndarray, tokenizer: Tokenizer, targets: dict[str, int]
+) -> list[Candidate]:
+    """Returns the targets, given with their ids, for the mask at text[start:end], the most probable first."""
+    probabilities, (start, end) = _probabilities(logits), span
+    return [
+        Candidate(target, float(probabilities[id]), tokenizer.token(id), text[:start] + target + text[end:])
+        for target, id in sorted(targets.items(), key=lambda entry: -logits[entry[1]])
+    ]
+
+
+def _target_ids(
+    tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]], targets: Sequence[str], vocab_size: int
+) -> list[dict[str, int]]:
+    """Returns the ids of the targets at each mask. Targets without one are left out with a warning.
+
+    Raises UserError if no target has an id at any mask.
+    """
+    found: list[dict[str, int]] = []
+    problems: dict[str, None] = {}  # each once, in order
+    for start, _ in spans:
+        found.append({})
+        for target in targets:
+            try:
+                found[-1][target] = _target_id(tokenizer, text[:start], target, vocab_size)
+            except UserError as error:
+                problems[str(error)] = None
+    if not any(found):
+        raise UserError("; ".join(problems))
+    for problem in problems:
+        _log.warning("%s", problem)
     return found
 
 
@@ -146,35 +220,46 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm fill-mask --model=DIR TEXT ...`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm fill-mask", description="Print the most probable words for each mask in a text.",
-        epilog="example: jaxlm fill-mask --model=runs/quickstart 'Return the [MASK] of the list.'",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm fill-mask --model=runs/mini 'Return the [MASK] of the list.'",
     )  # fmt: skip
     add_model_options(parser)
-    parser.add_argument("--top", type=int, default=5, help="number of words for each mask (default 5)")
-    parser.add_argument("--targets", default="", metavar="WORD,...", help="compare these words only; each must be one "
-                        "token")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
+    parser.add_argument("--top", type=int, help="number of words for each mask (default 5)")
+    parser.add_argument("--targets", default="", metavar="WORD,...", help="compare these words only; a word that is "
+                        "not one token is left out with a warning")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object: a list of the texts")
     parser.add_argument("text", nargs="*", help="texts that contain the model's mask token, [MASK] or <mask> (default: "
                         "the lines of standard input)")  # fmt: skip
     args = parser.parse_args(argv)
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: must be at least 1")
     targets = [word.strip() for word in args.targets.split(",") if word.strip()]
     if args.targets and not targets:
         raise UserError(f"--targets={args.targets}: expected words separated by commas, such as is,was")
+    if targets and args.top is not None:
+        raise UserError(f"--top={args.top} has no effect beside --targets, all of which are shown: remove one of them")
     texts = args.text or [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise UserError("no text given: pass it as an argument or on standard input")
     trained = load_named(args)
-    for text in texts:
-        masks = fill_mask(trained, text, args.top, targets)
-        if args.json:
-            content = {"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]}
-            print(json.dumps(content, ensure_ascii=False))
-            continue
-        print(text)
-        for number, mask in enumerate(masks, 1):
-            if len(masks) > 1:
-                print(f" mask {number}")
-            for candidate in mask:
-                print(f"  {candidate.probability:6.1%}  {candidate.word:<16} {candidate.text}")
+    results = ((text, fill_mask(trained, text, args.top or 5, targets)) for text in texts)
+    if args.json:
+        print_json_list("texts", (_content(text, masks) for text, masks in results))
+        return 0
+    for text, masks in results:
+        _print_masks(text, masks)
     return 0
+
+
+def _content(text: str, masks: list[list[Candidate]]) -> dict[str, Any]:
+    return {"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]}
+
+
+def _print_masks(text: str, masks: list[list[Candidate]]) -> None:
+    print(text)
+    width = max((len(candidate.word) for mask in masks for candidate in mask), default=0)
+    for number, mask in enumerate(masks, 1):
+        if len(masks) > 1:
+            print(f" mask {number}")
+        for candidate in mask:
+            print(f"  {candidate.probability:6.1%}  {candidate.word:<{width}}  {candidate.text}")

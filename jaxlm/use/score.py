@@ -1,7 +1,6 @@
 """Pseudo-log-likelihood of texts under a masked language model, for ranking sentences; and the verb `jaxlm score`."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,8 @@ from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json_list
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
@@ -51,7 +52,7 @@ def score(
     "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It overestimates words of several
     tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
     in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Raises UserError if a text
-    has no tokens or exceeds the model's maximum length, or the model has no masked-LM head.
+    has no token that the vocabulary knows or exceeds the model's maximum length, or the model has no masked-LM head.
     """
     require_head(trained)
     if variant not in VARIANTS:
@@ -71,8 +72,13 @@ def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _T
     tokenizer = trained.tokenizer
     encoding = tokenizer.encode(text)
     size = len(encoding.ids)
-    if not size:
+    if not text.strip() or not size:
         raise UserError(f"text {number} is empty and has no probability: remove it")
+    if not any(tokenizer.text_of(id).strip() for id in encoding.ids.tolist()):
+        raise UserError(
+            f"text {number} has only characters that are not in the vocabulary ({text[:40]!r}), so its score would be "
+            f"that of {tokenizer.token(tokenizer.unk_id)}: remove it, or use a model of its language"
+        )
     if size + 2 > trained.longest:
         raise UserError(
             f"text {number} has {size} tokens, but the model reads at most {trained.longest - 2} besides begin and end "
@@ -140,7 +146,8 @@ def main(argv: Sequence[str]) -> int:
         " sum of the log-probabilities of the tokens, each masked in turn while the rest is visible; higher is more"
         " probable. Compare sums for sentences that differ in one word, and means for sentences of different lengths;"
         " compare scores of the same model only.",
-        epilog="example: jaxlm score --model=runs/quickstart 'The values is sorted.' 'The values are sorted.'",
+        formatter_class=HelpFormatter,
+        epilog="example:\n  jaxlm score --model=runs/mini 'The values is sorted.' 'The values are sorted.'",
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original masks one token at a time "
@@ -153,33 +160,46 @@ def main(argv: Sequence[str]) -> int:
                         "its name)")  # fmt: skip
     parser.add_argument("--field", default="text", help="field or column with the text (default text)")
     parser.add_argument("--encoding", default="utf-8", help="encoding of the file (default utf-8)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per text, with its tokens")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: a list of the texts, with their tokens"
+    )
     parser.add_argument("text", nargs="*", help="texts (default: the lines of --input or of standard input)")
     args = parser.parse_args(argv)
     if args.input and args.text:
         raise UserError("give either texts or --input, not both")
+    for option in ("format", "field", "encoding"):
+        if not args.input and getattr(args, option) != parser.get_default(option):
+            raise UserError(f"--{option}={getattr(args, option)} applies to the file of --input, which is not given")
     records = RecordSettings(args.format, args.field, args.encoding)
     texts: Iterable[str] = args.text or (line.rstrip("\r\n") for line in sys.stdin)
     if args.input:
         texts = read_records(args.input, records, Tally())
     trained = load_named(args)
     unknown = trained.tokenizer.token(trained.tokenizer.unk_id)
+    nothing = "no text given: pass it as an argument, with --input, or on standard input"
+    results = _checked(score(trained, texts, args.variant), unknown, f"{args.input} contains no text" if args.input
+                       else nothing)  # fmt: skip
+    if args.json:
+        print_json_list("texts", (result._asdict() for result in results))
+        return 0
+    for result in results:
+        print(f"{result.total:10.3f}  {result.per_token:8.3f}  {result.text}")
+    return 0
+
+
+def _checked(results: Iterable[Score], unknown: str, nothing: str) -> Iterator[Score]:
+    """Yields the results; raises UserError with the sentence `nothing` if there are none.
+
+    Warns at the end if some of their tokens are `unknown`.
+    """
     count = with_unknown = 0
-    for count, result in enumerate(score(trained, texts, args.variant), 1):  # noqa: B007
+    for count, result in enumerate(results, 1):  # noqa: B007
         with_unknown += unknown in result.tokens
-        if args.json:
-            print(json.dumps(result._asdict(), ensure_ascii=False))
-        else:
-            print(f"{result.total:10.3f}  {result.per_token:8.3f}  {result.text}")
+        yield result
     if not count:
-        raise UserError(
-            f"{args.input} contains no text"
-            if args.input
-            else "no text given: pass it as an argument, with --input, or on standard input"
-        )
+        raise UserError(nothing)
     if with_unknown:
         logging.getLogger("jaxlm").warning(
             "%s of %s texts contain characters that are not in the vocabulary: their scores are those of %s",
             with_unknown, count, unknown,
         )  # fmt: skip
-    return 0

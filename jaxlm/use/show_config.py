@@ -1,7 +1,6 @@
 """`jaxlm config`: prints every setting with its value and its meaning."""
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from jaxlm.config import (
@@ -13,9 +12,9 @@ from jaxlm.config import (
     load_config,
     split_overrides,
 )
-from jaxlm.settings import (
-    SETTINGS,
-)
+from jaxlm.runtime.help_format import HelpFormatter
+from jaxlm.runtime.json_output import print_json
+from jaxlm.settings import SETTINGS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +22,9 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm config", description="Print every setting with its value and its meaning.",
-        epilog="example: jaxlm config optimizer --config=configs/bert_base.py",
+        usage="%(prog)s [SECTION] [--config=FILE[:ARG]] [--json]\n"
+        "                    [--config.section.key=VALUE ...]",
+        formatter_class=HelpFormatter, epilog="example:\n  jaxlm config optimizer --config=configs/bert_base.py",
     )  # fmt: skip
     parser.add_argument("section", nargs="?", default="", help=f"print only this section: {', '.join(SETTINGS)}")
     parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file; default: the default settings")
@@ -41,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
     text = format_config(config, args.section)
     if args.json:
         content = config_to_dict(config)
-        text = json.dumps(
-            {args.section: content[args.section]} if args.section else content, indent=2, ensure_ascii=False
-        )
-    print(text)
+        print_json({args.section: content[args.section]} if args.section else content, indent=2)
+    else:
+        print(text)
     return 0

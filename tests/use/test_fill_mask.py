@@ -60,14 +60,88 @@ def test_probabilities_are_a_softmax_over_words(model):
 @pytest.mark.parametrize(
     "text", ["x [MASK] y", "x[MASK] y", "[MASK] y", "x  [MASK]", "a [MASK] [MASK] b", "é [MASK]\ty"]
 )
-def test_the_filled_text_has_the_word_in_place_of_the_mask(model, text):
-    for mask in model.fill_mask(text):
+def test_the_filled_text_has_the_token_in_place_of_the_mask(model, text):
+    for number, mask in enumerate(model.fill_mask(text, top=80)):
+        before, after = text.split("[MASK]")[number], text[text.index("[MASK]", 7 * number) + 6 :]
+        before = "a [MASK] " if number else before
         for candidate in mask:
-            assert candidate.text in [
-                text[:start] + candidate.word + text[start + 6 :]
-                for start in range(len(text))
-                if text[start : start + 6] == "[MASK]"
-            ]
+            starts = candidate.token.startswith("▁")
+            expected = (
+                before if starts else (before.rstrip() or before)
+            )  # a token that continues a word is joined to it
+            expected += " " if starts and before and not before[-1].isspace() else ""
+            assert candidate.text == expected + candidate.word + after
+
+
+def test_filled_texts_spell_the_tokens_that_were_predicted(model):
+    tokenizer = model.tokenizer
+    for text in ("The cat [MASK] the house.", "The cat[MASK]", "The [MASK] cat", "[MASK]"):
+        ids = tokenizer.encode(text, find_mask=True).ids
+        for candidate in model.fill_mask(text, top=80)[0]:
+            filled = [tokenizer_id(tokenizer, candidate.token) if id == tokenizer.mask_id else id for id in ids]
+            assert candidate.text == tokenizer.decode(filled)
+
+
+def tokenizer_id(tokenizer, token):
+    return next(id for id in range(tokenizer.vocab_size) if tokenizer.token(id) == token)
+
+
+def test_a_word_piece_that_continues_a_word_is_joined_to_it(word_piece):
+    def filled(text):
+        return {c.token: c.text for c in word_piece.fill_mask(text, top=100)[0]}
+
+    found = filled("the cat [MASK] .")
+    assert found["##s"] == "the cats ."
+    assert found["sees"] == "the cat sees ."
+    assert filled("[MASK] cat")["##s"] == "s cat"
+    found = filled("(the[MASK].")
+    assert found["##s"] == "(thes."
+    assert found["cat"] == "(the cat."  # `thecat` would be another word
+    assert found["."] == "(the.."
+    assert filled("([MASK].")["cat"] == "(cat."
+
+
+@pytest.fixture(scope="module")
+def chinese(model, tmp_path_factory):
+    """The same model with a WordPiece vocabulary of Chinese characters."""
+    folder = tmp_path_factory.mktemp("chinese")
+    (folder / "vocab.txt").write_text("\n".join([*WORD_PIECES[:5], *"巴黎是法国的首都。", "##国", "cat"]) + "\n")
+    return Model(model.trained._replace(tokenizer=load_tokenizer(folder)))
+
+
+def test_chinese_is_filled_without_spaces(chinese):
+    found = {c.token: c.text for c in chinese.fill_mask("巴黎是法[MASK]的首都。", top=100)[0]}
+    assert found["国"] == found["##国"] == "巴黎是法国的首都。"
+    assert found["首"] == "巴黎是法首的首都。"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["lstrip", "space-token"])
+def byte_level(model, tmp_path_factory, request):
+    """The same model with a byte-level vocabulary, whose mask takes the space before it or leaves it as a token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = {piece: id for id, piece in enumerate(["<pad>", "<unk>", "<s>", "</s>", "<mask>", *"Ġabcdehlnorst.,"])}
+    vocab = letters | {"Ġa": len(letters), "th": len(letters) + 1}
+    tokenizer = Tokenizer(models.BPE(vocab, [("Ġ", "a"), ("t", "h")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<unk>", "<s>", "</s>"])
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=request.param, special=True)])
+    folder = tmp_path_factory.mktemp("byte-level")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({f"{k}_token": v for k, v in names.items()}))
+    return request.param, Model(model.trained._replace(tokenizer=load_tokenizer(folder)))
+
+
+def test_a_byte_level_token_brings_its_space(byte_level):
+    takes_space, model = byte_level
+    found = {c.token: c.text for c in model.fill_mask("the hat <mask>.", top=100)[0]}
+    assert found["Ġa"] == "the hat a."
+    assert found["th"] == ("the hatth." if takes_space else "the hat th.")  # else the space is a token of its own
+    found = {c.token: c.text for c in model.fill_mask("the hat<mask>.", top=100)[0]}
+    assert found["Ġa"] == "the hat a."
+    assert found["th"] == "the hatth."
 
 
 def test_targets_are_tokenized_in_context(model):
@@ -99,6 +173,7 @@ def test_targets_of_a_word_piece_vocabulary(word_piece):
     assert tokens("([MASK].", "cat") == {"cat": "cat"}
     assert tokens("the cat[MASK].", "s", "ing") == {"s": "##s", "ing": "##ing"}
     assert word_piece.fill_mask("the [MASK].", targets=["Cat"])[0][0].text == "the Cat."
+    assert {c.word for c in word_piece.fill_mask("the [MASK].", targets=["Cat", "cat"])[0]} == {"Cat", "cat"}
     for target, error in [
         ("cating", "not one token here but cat ##ing"),
         ("dog", r"no word for the target 'dog', only \[UNK\]"),
@@ -107,6 +182,15 @@ def test_targets_of_a_word_piece_vocabulary(word_piece):
     ]:
         with pytest.raises(UserError, match=error):
             tokens("the [MASK].", target)
+
+
+def test_a_target_of_several_tokens_is_left_out_with_a_warning(model, word_piece, caplog):
+    found = word_piece.fill_mask("the [MASK]. [MASK]", targets=["cat", "cating", "dog"])
+    assert [[c.word for c in mask] for mask in found] == [["cat"], ["cat"]]
+    assert caplog.text.count("the target 'cating' is not one token here but cat ##ing") == 1
+    assert caplog.text.count("no word for the target 'dog'") == 1
+    with pytest.raises(UserError, match=r"'cating' is not one token here but cat ##ing.*; .*'dog'"):
+        word_piece.fill_mask("the [MASK].", targets=["cating", "dog"])
 
 
 @settings(max_examples=25, deadline=None)
@@ -177,11 +261,12 @@ def test_the_verb_prints_targets(workdir, capsys, monkeypatch):
     }  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("The [MASK].\n"))
     assert main(["fill-mask", f"--model={workdir}", "--json", "--targets=an"]) == 0
-    assert json.loads(capsys.readouterr().out)["masks"][0][0]["token"] == "▁an"
+    assert json.loads(capsys.readouterr().out)["texts"][0]["masks"][0][0]["token"] == "▁an"
     for arguments, error in [
         (("--targets=,", "x [MASK]"), "expected words separated by commas"),
         (("--targets=seven stones", "x [MASK]"), "'seven stones' is not one token here"),
         (("--top=0", "x [MASK]"), "--top=0: must be at least 1"),
+        (("--top=3", "--targets=an", "x [MASK]"), "--top=3 has no effect beside --targets"),
         (("x",), "no mask in 'x'"),
     ]:
         assert main(["fill-mask", f"--model={workdir}", *arguments]) == 1

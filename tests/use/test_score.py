@@ -83,7 +83,9 @@ def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("texts", "variant", "error"),
     [
-        (["x", ""], "original", "text 2 is empty"),
+        (["the", ""], "original", "text 2 is empty"),
+        (["the", " \t"], "original", "text 2 is empty"),
+        (["the", "語 語"], "original", r"text 2 has only characters that are not in the vocabulary \('語 語'\)"),
         (["the cat " * 30], "original", f"text 1 has .* reads at most {LENGTH - 2} besides begin and end"),
         (["x"], "salazar", "variant=salazar is not one of within-word, original"),
     ],
@@ -108,7 +110,7 @@ def test_the_verb_prints_sums_means_and_texts(workdir, trained, tmp_path, capsys
     assert capsys.readouterr().out == line
     monkeypatch.setattr("sys.stdin", io.StringIO(TEXTS[0] + "\n"))
     assert main(["score", f"--model={workdir}", "--json", "--variant=original"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    (answer,) = json.loads(capsys.readouterr().out)["texts"]
     assert answer["total"] == pytest.approx(next(score(trained, TEXTS[:1], "original")).total, abs=1e-4)
     assert len(answer["tokens"]) == len(answer["log_probabilities"])
 
@@ -124,6 +126,8 @@ def test_invalid_arguments_print_one_sentence(workdir, tmp_path, capsys, monkeyp
     model = f"--model={workdir}"
     for arguments, error in [
         ((model, "x", f"--input={tmp_path / 'empty.txt'}"), "not both"),
+        ((model, "x", "--field=body"), "--field=body applies to the file of --input"),
+        ((model, "x", "--encoding=latin-1"), "--encoding=latin-1 applies to the file of --input"),
         ((model, f"--input={tmp_path / 'empty.txt'}"), "contains no text"),
         ((model, f"--input={tmp_path / 'none.txt'}"), str(tmp_path / "none.txt")),
         ((model,), "no text given"),
