@@ -25,8 +25,9 @@ CHARACTERS = 2**20  # most characters of one text that are tokenized
 class Embedder:
     """Computes the vectors of texts, float32 [n, D], and counts texts, tokens, computed tokens and truncated texts.
 
-    The vector of an empty text is that of begin and end alone. A text longer than `settings.longest` tokens is
-    truncated, or rejected with too_long="refuse". A vector depends on its text alone, except for rounding: 1e-6 in
+    The vector of an empty text is that of begin and end alone. Special tokens in a text, such as [MASK], are special
+    tokens, as in sentence-transformers. A text longer than `settings.longest` tokens is truncated, or rejected with
+    too_long="refuse". A vector depends on its text alone, except for rounding: 1e-6 in
     float32, 1e-2 with products in bfloat16.
     """
 
@@ -73,7 +74,7 @@ class Embedder:
         tokenizer, room = self._tokenizer, self.settings.longest - 2
         sequences = []
         texts = [self.settings.prompt + text for text in texts]
-        encodings = tokenizer.encode_batch([text[:CHARACTERS] for text in texts])
+        encodings = tokenizer.encode_batch([text[:CHARACTERS] for text in texts], find_special=True)
         for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             if len(encoding.ids) > room or len(text) > CHARACTERS:
                 if self.too_long == "refuse":

@@ -22,6 +22,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )  # fmt: skip
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt")
 
 
 def export(name: str | Path, to: str | Path, family: str | None = None, dtype: str = "float32") -> Path:
@@ -79,10 +80,13 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
 
 
 def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:
-    if trained.source:
-        for name in _TOKENIZER_FILES:
-            if (trained.directory / name).is_file():
-                shutil.copyfile(trained.directory / name, to / name)
+    names = [name for name in _TOKENIZER_FILES if (trained.directory / name).is_file()] if trained.source else []
+    # Without a tokenizer.json, Transformers would choose its own settings, such as lower-casing, for a vocabulary.
+    complete = "tokenizer.json" in names or not {"vocab.txt", "vocab.json"} & set(names)
+    for name in names:
+        if complete or name in _VOCABULARIES:
+            shutil.copyfile(trained.directory / name, to / name)
+    if names and complete:
         return
     for name, content in trained.tokenizer.transformers_files(trained.longest, token_types).items():
         (to / name).write_bytes(content)

@@ -31,9 +31,9 @@ class Model:
         self.longest = trained.longest
 
     def tokenize(self, text: str) -> np.ndarray:
-        """Returns the token ids of a text with begin and end, int32 [L]; a mask written in the text becomes the mask
-        token."""
-        ids = self.tokenizer.encode(text, find_mask=True).ids
+        """Returns the token ids of a text with begin and end, int32 [L]; special tokens in the text, such as the mask,
+        are special tokens, as in Transformers."""
+        ids = self.tokenizer.encode(text, find_special=True).ids
         return np.concatenate([[self.tokenizer.begin_id], ids, [self.tokenizer.end_id]]).astype(np.int32)
 
     def apply(self, tokens: Any, segment_ids: Any = None) -> Array:

@@ -50,8 +50,9 @@ def score(
 
     "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It overestimates words of several
     tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
-    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Raises UserError if a text
-    has no tokens or exceeds the model's maximum length, or the model has no masked-LM head.
+    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Other special tokens in a
+    text, such as [SEP], are ordinary text. Raises UserError if a text has no tokens, contains the mask or exceeds the
+    model's maximum length, or the model has no masked-LM head.
     """
     require_head(trained)
     if variant not in VARIANTS:
@@ -69,6 +70,11 @@ def score(
 
 def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _Text:
     tokenizer = trained.tokenizer
+    if tokenizer.mask_token in text:
+        raise UserError(
+            f"text {number} contains the mask {tokenizer.mask_token}, which has no probability ({text[:40]!r}...): put a"
+            " word in its place, or use fill-mask to compare words"
+        )
     encoding = tokenizer.encode(text)
     size = len(encoding.ids)
     if not size:

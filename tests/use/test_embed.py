@@ -129,11 +129,14 @@ def test_groups_contain_every_text_and_are_bounded(monkeypatch):
     assert list(groups_of([])) == []
 
 
-def test_a_special_token_in_a_text_is_plain_text(trained):
-    plain, typed = Model(trained).embed(["the cat", "the cat[SEP]"])
-    ids = trained.tokenizer.encode("the cat[SEP]").ids
-    assert trained.tokenizer.end_id not in ids
-    assert not np.allclose(plain, typed)
+def test_a_special_token_in_a_text_is_special(trained):
+    model, tokenizer = Model(trained), trained.tokenizer
+    text = "the [MASK] of [SEP] cat"
+    ids = model.tokenize(text)
+    assert ids.tolist().count(tokenizer.mask_id) == 1
+    assert ids.tolist().count(tokenizer.end_id) == 2
+    states = encode(trained.model, trained.params, ids[None], np.ones((1, len(ids)), np.int32))
+    np.testing.assert_allclose(model.embed([text, "the"])[0], np.mean(states[0], 0), atol=1e-5)
 
 
 def test_parameters_that_are_not_finite_raise(trained):

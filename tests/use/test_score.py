@@ -84,6 +84,7 @@ def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
     ("texts", "variant", "error"),
     [
         (["x", ""], "original", "text 2 is empty"),
+        (["x", "the [MASK] cat"], "original", r"text 2 contains the mask \[MASK\], which has no probability"),
         (["the cat " * 30], "original", f"text 1 has .* reads at most {LENGTH - 2} besides begin and end"),
         (["x"], "salazar", "variant=salazar is not one of within-word, original"),
     ],
