@@ -55,9 +55,11 @@ def make_evaluation_step(
     masking = evaluation_masking(masking)
     slots = prediction_slots(masking.scheme, EVALUATION_RATE, length)
     size = model.config.vocab_size
-    frequency = np.ones(size)
+    frequency = np.zeros(size)
+    frequency[: masking.vocab_size] = 1
     frequency[: len(counts)] += counts
-    unigram = jnp.asarray(np.log(frequency / frequency.sum()), jnp.float32)
+    with np.errstate(divide="ignore"):  # rows without a token have no probability
+        unigram = jnp.asarray(np.log(frequency / frequency.sum()), jnp.float32)
     frequency[list(masking.special_ids)] = 0
     top5 = jnp.zeros(size, bool).at[np.argsort(-frequency, kind="stable")[:5]].set(True)
     bytes_of = jnp.zeros(size, jnp.float32).at[: len(piece_bytes)].set(piece_bytes)
@@ -131,7 +133,7 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
     config, tokenizer, facts = assembly.config, data.tokenizer, data.facts
     length = config.data.sequence_length
     size = config.evaluation.batch_size or config.train.batch_size
-    masking = make_masking(config.masking, assembly.encoder.vocab_size, facts.mask_id, facts.special_ids)
+    masking = make_masking(config.masking, facts, assembly.encoder.vocab_size)
     counts = np.zeros(0, np.int64) if facts.counts is None else facts.counts
 
     @functools.cache

@@ -72,8 +72,8 @@ def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _T
     tokenizer = trained.tokenizer
     if tokenizer.mask_token in text:
         raise UserError(
-            f"text {number} contains the mask {tokenizer.mask_token}, which has no probability ({text[:40]!r}...): put a"
-            " word in its place, or use fill-mask to compare words"
+            f"text {number} contains the mask {tokenizer.mask_token}, which has no probability ({text[:40]!r}...): put"
+            " a word in its place, or use fill-mask to compare words"
         )
     encoding = tokenizer.encode(text)
     size = len(encoding.ids)

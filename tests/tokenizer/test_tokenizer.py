@@ -80,7 +80,9 @@ def test_literal_special_tokens_in_training_text_remain_text(tokenizers, name, t
 @every_tokenizer
 def test_special_tokens_are_found_on_request(tokenizers, name):
     tokenizer = tokenizers[name]
-    special = [tokenizer.token(id) for id in (tokenizer.end_id, tokenizer.begin_id, tokenizer.pad_id, tokenizer.mask_id)]
+    special = [
+        tokenizer.token(id) for id in (tokenizer.end_id, tokenizer.begin_id, tokenizer.pad_id, tokenizer.mask_id)
+    ]
     text = f"the {special[0]} of {special[1]}{special[2]} is x{special[3]}y"
     ids = tokenizer.encode(text, find_special=True).ids.tolist()
     assert [id for id in ids if id in tokenizer.special_ids and id != tokenizer.unk_id] == [
