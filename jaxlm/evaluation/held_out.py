@@ -116,12 +116,13 @@ def evaluate_held_out(
 
 
 def describe(name: str, metrics: Mapping[str, float]) -> str:
-    """Returns the metrics of a held-out set as a line."""
+    """Returns the metrics of a held-out set as a line; `unknown_share` only if it is among them."""
+    unknown = f"; {metrics['unknown_share']:.2%} of the tokens are unknown" if "unknown_share" in metrics else ""
     return (
         f"{name}: {metrics['loss']:.3f} nats per masked token, perplexity {metrics['perplexity']:,.1f}, "
         f"accuracy {metrics['accuracy']:.1%}, top-5 accuracy {metrics['accuracy_top5']:.1%}, "
         f"{metrics['nats_per_byte']:.3f} nats per byte; unigram baseline {metrics['unigram_loss']:.3f} nats, "
-        f"top-5 {metrics['unigram_top5']:.1%}; {metrics['n']:,} masked tokens"
+        f"top-5 {metrics['unigram_top5']:.1%}; {metrics['n']:,} masked tokens{unknown}"
     )
 
 

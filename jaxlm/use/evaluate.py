@@ -13,6 +13,7 @@ from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import open_prepared
 from jaxlm.data.table import CorpusData
 from jaxlm.data.token_store import TokenStore
+from jaxlm.data.unknown import check_spelling, spelling_of
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.held_out import describe, held_out_evaluators
@@ -23,7 +24,9 @@ from jaxlm.use.loading import Trained, load_trained
 
 
 def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> dict[str, Metrics]:
-    """Returns the metrics of `evaluate_held_out` for each store by its name, on the first `rows` of each, 0 for all.
+    """Returns the metrics of each store by its name, on the first `rows` of each, 0 for all.
+
+    They are those of `evaluate_held_out`, and `unknown_share`, the share of the store's tokens that are unknown.
 
     The rows are split over all devices of this machine. The unigram baseline is that of the training text, or for a
     checkpoint from elsewhere that of the evaluated text. Raises UserError for a model without a masked-LM head, or with
@@ -42,7 +45,15 @@ def evaluate(trained: Trained, stores: dict[str, TokenStore], rows: int = 0) -> 
     assembly = _assembly(config, trained, data)
     params = jax.device_put(trained.params, assembly.state_shardings["params"])
     last = len(assembly.phases) - 1
-    return {e.name: e.run(params, last) for e in held_out_evaluators(assembly, data)}
+    results = {e.name: dict(e.run(params, last)) for e in held_out_evaluators(assembly, data)}
+    for name, result in results.items():
+        if not result["n"]:
+            raise UserError(
+                f"{name}: no token was masked, so there is nothing to predict; give more text that the vocabulary"
+                " spells"
+            )
+        result["unknown_share"] = spelling_of(stores[name].counts, trained.tokenizer).unknown_share
+    return results
 
 
 def _require_masked_lm(trained: Trained) -> None:
@@ -95,6 +106,8 @@ def main(argv: Sequence[str]) -> int:
         stores = open_prepared(read_json(record)["directory"]).held_out if record.is_file() else {}
         if not stores:
             raise UserError(f"{args.model} has no held-out sets; give a text with --data.path")
+        spellings = {name: spelling_of(store.counts, trained.tokenizer) for name, store in stores.items()}
+        check_spelling(spellings, trained.tokenizer)
     results = evaluate(trained, stores, args.rows)
     if args.json:
         print(json.dumps(results))

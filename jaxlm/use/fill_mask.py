@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jax import Array
 
+from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
@@ -41,6 +42,9 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
     masked = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(masked):
         raise UserError(f"no mask in {text!r}: write {tokenizer.mask_token} where a word is to be filled in")
+    spelling = spelling_of_ids(ids, tokenizer)
+    if spelling.unknown:
+        check_spelling({repr(text): spelling._replace(known=spelling.known + len(masked))}, tokenizer)
     rows, positions = _windows(ids, masked, trained.longest, tokenizer.begin_id, tokenizer.end_id)
     logits = _logits_at(trained, rows, positions)
     logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf

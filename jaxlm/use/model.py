@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from jaxlm.data.unknown import check_spelling
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.model.heads import MaskedLM
@@ -77,7 +78,10 @@ class Model:
         """
         _check_texts(texts)
         settings = embed_settings(self.trained.directory, self.trained.longest, pooling, normalise, layers)
-        return Embedder(self.trained, settings, too_long, batch_tokens)(texts)
+        embedder = Embedder(self.trained, settings, too_long, batch_tokens)
+        vectors = embedder(texts)
+        check_spelling({"the texts": embedder.spelling}, self.tokenizer)
+        return vectors
 
     def score(self, texts: Sequence[str], variant: str = "within-word", batch_tokens: int = 0) -> list[Score]:
         """Returns the texts' pseudo-log-likelihoods, computed by `jaxlm.use.score.score`."""

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxlm.data.packing import Batch, batch_tokens_for, pack
+from jaxlm.data.unknown import Spelling, check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
@@ -52,19 +52,22 @@ def score(
     tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
     in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Other special tokens in a
     text, such as [SEP], are ordinary text. Raises UserError if a text has no tokens, contains the mask or exceeds the
-    model's maximum length, or the model has no masked-LM head.
+    model's maximum length, if no text has a token that the vocabulary knows, or the model has no masked-LM head.
     """
     require_head(trained)
     if variant not in VARIANTS:
         raise UserError(f"variant={variant} is not one of {', '.join(VARIANTS)}")
     group: list[_Text] = []
     size = 0
+    spelling = Spelling(0, 0)
     for number, text in enumerate(texts, 1):
         group.append(_masked_copies(trained, text, number, variant))
+        spelling += spelling_of_ids(group[-1].ids, trained.tokenizer)
         size += sum(map(len, group[-1].copies))
         if size >= GROUP_TOKENS:
             yield from _scores(trained, group, batch_tokens)
             group, size = [], 0
+    check_spelling({"the texts": spelling}, trained.tokenizer)
     yield from _scores(trained, group, batch_tokens)
 
 
@@ -169,10 +172,8 @@ def main(argv: Sequence[str]) -> int:
     if args.input:
         texts = read_records(args.input, records, Tally())
     trained = load_trained(args.model)
-    unknown = trained.tokenizer.token(trained.tokenizer.unk_id)
-    count = with_unknown = 0
+    count = 0
     for count, result in enumerate(score(trained, texts, args.variant), 1):  # noqa: B007
-        with_unknown += unknown in result.tokens
         if args.json:
             print(json.dumps(result._asdict(), ensure_ascii=False))
         else:
@@ -183,9 +184,4 @@ def main(argv: Sequence[str]) -> int:
             if args.input
             else "no text given: pass it as an argument, with --input, or on standard input"
         )
-    if with_unknown:
-        logging.getLogger("jaxlm").warning(
-            "%s of %s texts contain characters that are not in the vocabulary: their scores are those of %s",
-            with_unknown, count, unknown,
-        )  # fmt: skip
     return 0

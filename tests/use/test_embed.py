@@ -95,7 +95,17 @@ def test_bfloat16_with_rotary_positions_and_local_windows(rotary):
 def test_an_empty_text_gives_the_vector_of_begin_and_end(trained):
     tokens = np.array([[trained.tokenizer.begin_id, trained.tokenizer.end_id]])
     expected = encode(trained.model, trained.params, tokens)[0].mean(0)
-    assert Model(trained).embed(["", "x", ""])[[0, 2]] == pytest.approx(np.stack([expected] * 2), abs=1e-5)
+    assert Model(trained).embed(["", "the", ""])[[0, 2]] == pytest.approx(np.stack([expected] * 2), abs=1e-5)
+
+
+def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(trained, caplog):
+    model = Model(trained)
+    with pytest.raises(UserError, match=r"the texts: the vocabulary has no token for this text, only \[UNK\]"):
+        model.embed(["Привет мир", "Столица"])
+    assert model.embed([""]).shape == model.embed(["the cat"]).shape
+    assert not caplog.text
+    model.embed(["Привет", "the cat"])
+    assert "tokens are [UNK], because the vocabulary has no token for their characters" in caplog.text
 
 
 def test_few_programs_are_compiled(trained):

@@ -116,7 +116,12 @@ def test_the_verb_prints_sums_means_and_texts(workdir, trained, tmp_path, capsys
 
 def test_unknown_characters_are_reported(workdir, caplog):
     assert main(["score", f"--model={workdir}", "the cat 語"]) == 0
-    assert "1 of 1 texts contain characters that are not in the vocabulary" in caplog.text
+    assert "the texts: 25.0% of 4 tokens are [UNK]" in caplog.text
+
+
+def test_texts_without_a_known_token_are_refused(trained):
+    with pytest.raises(UserError, match="the texts: the vocabulary has no token for this text"):
+        list(score(trained, ["Привет", "мир"]))
 
 
 def test_invalid_arguments_print_one_sentence(workdir, tmp_path, capsys, monkeypatch):
