@@ -21,6 +21,7 @@ from jaxlm.config import Phase, evaluation_files, phases_of
 from jaxlm.data.facts import DataFacts, facts_of
 from jaxlm.data.permutation import permute
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
+from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.text.formats import ending, json_records, table_rows
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -90,6 +91,9 @@ def read_examples(config: Any) -> ExampleData:
         if examples.truncated:
             _log.warning("%s: %d of %d examples are longer than %d tokens and lose their end", sets[name],
                          examples.truncated, len(examples), longest)  # fmt: skip
+    check_spelling(
+        {str(sets[name]): spelling_of_ids(np.concatenate(found[name].tokens), tokenizer) for name in found}, tokenizer
+    )
     digest = hashlib.sha256(json.dumps([labels, longest, tokenizer.fingerprint]).encode())
     for examples in found.values():
         for array in (*examples.tokens, *examples.token_types, examples.labels):

@@ -8,13 +8,14 @@ from jaxlm.tokenizer.tokenizer import Tokenizer
 
 
 class DataFacts(NamedTuple):
-    """The special tokens of the vocabulary, how often its tokens occur in training, and the names of the classes."""
+    """The vocabulary, its special tokens, how often its tokens occur in training, and the names of the classes."""
 
     mask_id: int
     pad_id: int
-    special_ids: tuple[int, ...]
+    special_ids: tuple[int, ...]  # with the ids below `vocab_size` that have no token
     counts: np.ndarray | None = None  # int64 [V]; None if they are not known
     labels: tuple[str, ...] = ()  # in the order of the classifier's outputs
+    vocab_size: int | None = None  # of the tokenizer: the token table may have more rows; None: as many
 
 
 # The facts of a synthetic batch: `bench` and `plan` read no data.
@@ -23,4 +24,6 @@ SYNTHETIC_FACTS = DataFacts(mask_id=4, pad_id=0, special_ids=(0, 1, 2, 3, 4), la
 
 def facts_of(tokenizer: Tokenizer, counts: np.ndarray | None, labels: tuple[str, ...] = ()) -> DataFacts:
     """Returns the facts of data that this tokenizer made."""
-    return DataFacts(tokenizer.mask_id, tokenizer.pad_id, tuple(tokenizer.special_ids), counts, labels)
+    without_token = [id for id in range(tokenizer.vocab_size) if not tokenizer.token(id)]
+    special_ids = tuple(sorted({*tokenizer.special_ids, *without_token}))
+    return DataFacts(tokenizer.mask_id, tokenizer.pad_id, special_ids, counts, labels, tokenizer.vocab_size)

@@ -23,6 +23,7 @@ from jaxlm.data import corpus
 from jaxlm.data.origin import is_prepared, origin_of
 from jaxlm.data.prepared import FORMAT_VERSION, Prepared, digest, open_prepared, read_record
 from jaxlm.data.remote_stores import begin_upload, end_upload, local_copy, upload
+from jaxlm.data.unknown import Spelling, check_spelling, spelling_of
 from jaxlm.errors import UserError
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
@@ -46,7 +47,7 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
     tokenizer, origin, target, local = _resolve(config, directory)
     if isinstance(target, Path):
         _write(corpus.build, config, tokenizer, origin, target, directory is not None)
-        return open_prepared(target)
+        return _reported(open_prepared(target), config)
     if is_prepared(target, config, origin):
         _print_reused(target, directory is not None)
     else:
@@ -54,7 +55,23 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
         open_prepared(local)
         upload(local, target)
         print(f"token store: {target}")
-    return open_prepared(local_copy(target, local.parent, local, open_prepared))
+    return _reported(open_prepared(local_copy(target, local.parent, local, open_prepared)), config)
+
+
+def _reported(prepared: Prepared, config: ConfigDict) -> Prepared:
+    """Prints the share of unknown tokens in each store. Raises UserError for a store without a known token."""
+    spellings = spellings_of(prepared, config)
+    for source, spelling in spellings.items():
+        print(f"{source}: {spelling}")
+    check_spelling(spellings, prepared.tokenizer)
+    return prepared
+
+
+def spellings_of(prepared: Prepared, config: ConfigDict) -> dict[str, Spelling]:
+    """Returns the spelling of each token store, by its source."""
+    stores = dict(zip(config.data.path, prepared.train, strict=True))
+    stores |= {f"held-out set {name}": store for name, store in prepared.held_out.items()}
+    return {name: spelling_of(store.counts, prepared.tokenizer) for name, store in stores.items()}
 
 
 def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike | None = None) -> Folder:
@@ -65,7 +82,7 @@ def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike 
     tokenizer, origin, target, _ = _resolve(config, directory)
     if isinstance(target, Path):
         _write(build, config, tokenizer, origin, target, directory is not None)
-        open_prepared(target)
+        _reported(open_prepared(target), config)
     elif is_prepared(target, config, origin):
         _print_reused(target, directory is not None)
     else:

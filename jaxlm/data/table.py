@@ -10,10 +10,11 @@ import numpy as np
 from jaxlm.config import Phase
 from jaxlm.data.examples import read_examples
 from jaxlm.data.facts import DataFacts, facts_of
-from jaxlm.data.prepare import prepare
+from jaxlm.data.prepare import prepare, spellings_of
 from jaxlm.data.prepared import Prepared, open_prepared
 from jaxlm.data.rows import RowSource, TrainRows
 from jaxlm.data.token_store import TokenStore
+from jaxlm.data.unknown import check_spelling
 from jaxlm.runtime import sharding
 from jaxlm.tokenizer.tokenizer import Tokenizer
 
@@ -81,6 +82,12 @@ def corpus_data(prepared: Prepared) -> CorpusData:
     )
 
 
+def _reopen(directory: Path, config: Any) -> CorpusData:
+    prepared = open_prepared(directory)
+    check_spelling(spellings_of(prepared, config), prepared.tokenizer)
+    return corpus_data(prepared)
+
+
 def _check_corpus(config: Any, mesh: Any, phases: Sequence[Phase]) -> None:
     for phase in phases:
         sharding.check_batch(mesh, phase.batch_size, phase.accumulate)
@@ -89,7 +96,7 @@ def _check_corpus(config: Any, mesh: Any, phases: Sequence[Phase]) -> None:
 
 _CORPUS = DataKind(
     lambda config: corpus_data(prepare(config)),
-    lambda directory, config: corpus_data(open_prepared(directory)) if directory.is_dir() else None,
+    lambda directory, config: _reopen(directory, config) if directory.is_dir() else None,
     _check_corpus,
 )
 _EXAMPLES = DataKind(read_examples, lambda directory, config: read_examples(config), lambda config, mesh, phases: None)

@@ -7,7 +7,7 @@ gives nats per byte of the masked text, which compares tokenizers, and the unigr
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -40,19 +40,21 @@ Sums = dict[str, Any]
 
 
 def make_prediction_sums(
-    model: MaskedLM, special_ids: Sequence[int], counts: np.ndarray, piece_bytes: np.ndarray, most_bytes: int = 2**28
+    model: MaskedLM, masking: Masking, counts: np.ndarray, piece_bytes: np.ndarray, most_bytes: int = 2**28
 ) -> Callable[..., Sums]:
     """Returns a function that gives float32 sums over the masked tokens of a batch.
 
     Its arguments are params, int32 inputs and segment_ids [B, L], and the predictions: int32 masked_positions and
-    labels, float32 weights [B, P]. counts int64 [V] are those of the unigram baseline's text (one is added to each);
+    labels, float32 weights [B, P]. counts int64 [V] are those of the unigram baseline's text (plus one for each);
     piece_bytes float32 [V] are the bytes of each token's text. Logits above `most_bytes` are computed in pieces.
     """
     size = model.config.vocab_size
-    frequency = np.ones(size)
+    frequency = np.zeros(size)
+    frequency[: masking.vocab_size] = 1
     frequency[: len(counts)] += counts
-    unigram = jnp.asarray(np.log(frequency / frequency.sum()), jnp.float32)
-    frequency[list(special_ids)] = 0
+    with np.errstate(divide="ignore"):  # rows without a token have no probability
+        unigram = jnp.asarray(np.log(frequency / frequency.sum()), jnp.float32)
+    frequency[list(masking.special_ids)] = 0
     top5 = jnp.zeros(size, bool).at[np.argsort(-frequency, kind="stable")[:5]].set(True)
     bytes_of = jnp.zeros(size, jnp.float32).at[: len(piece_bytes)].set(piece_bytes)
 
@@ -90,7 +92,7 @@ def make_evaluation_step(
     """
     masking = evaluation_masking(masking)
     slots = prediction_slots(masking.scheme, EVALUATION_RATE, length)
-    prediction_sums = make_prediction_sums(model, masking.special_ids, counts, piece_bytes, most_bytes)
+    prediction_sums = make_prediction_sums(model, masking, counts, piece_bytes, most_bytes)
 
     @jit
     def evaluation_step(params: dict, batch: dict) -> Sums:
@@ -148,6 +150,7 @@ def describe(name: str, metrics: Mapping[str, Any]) -> str:
         f"{name}: {metrics['n']:,} masked tokens", heading, model, baseline,
         f"  masked: {EVALUATION_RATE:.0%} of the tokens of {metrics['rows']}",
         f"  unigram: token frequencies of the {metrics['unigram_of']}",
+        *([f"  unknown: {metrics['unknown_share']:.2%} of the tokens"] if metrics.get("unknown_share") else []),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -181,7 +184,7 @@ def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]
     config, tokenizer, facts = assembly.config, data.tokenizer, data.facts
     length = config.data.sequence_length
     size = config.evaluation.batch_size or config.train.batch_size
-    masking = make_masking(config.masking, assembly.encoder.vocab_size, facts.mask_id, facts.special_ids)
+    masking = make_masking(config.masking, facts, assembly.encoder.vocab_size)
     counts = np.zeros(0, np.int64) if facts.counts is None else facts.counts
 
     def protocol(store: TokenStore) -> str:

@@ -54,13 +54,11 @@ def whole_document_evaluators(assembly: Assembly, data: CorpusData) -> list[Eval
     config, tokenizer, facts = assembly.config, data.tokenizer, data.facts
     length = config.data.sequence_length
     rows = config.evaluation.batch_size or config.train.batch_size
-    masking = evaluation_masking(
-        make_masking(config.masking, assembly.encoder.vocab_size, facts.mask_id, facts.special_ids)
-    )
+    masking = evaluation_masking(make_masking(config.masking, facts, assembly.encoder.vocab_size))
     counts = np.zeros(0, np.int64) if facts.counts is None else facts.counts
     most = logits_bytes(config.train.logits_megabytes)
     model = MaskedLM(assembly.encoder, assembly.execution)
-    sums = make_prediction_sums(model, masking.special_ids, counts, tokenizer.piece_bytes(), most)
+    sums = make_prediction_sums(model, masking, counts, tokenizer.piece_bytes(), most)
 
     step = jit(lambda params, batch: sums(params, **batch))
 

@@ -44,7 +44,7 @@ class MaskedLanguageModel:
         """Returns the objective of a phase."""
         return cls(
             model=MaskedLM(dataclasses.replace(encoder, rotary_base=phase.rotary_base), execution),
-            masking=make_masking(config.masking, encoder.vocab_size, facts.mask_id, facts.special_ids),
+            masking=make_masking(config.masking, facts, encoder.vocab_size),
             rate=phase.mask_rate,
             final_rate=config.masking.final_rate,
             slots_rate=max(phase.mask_rate, config.masking.final_rate or 0),
@@ -62,7 +62,7 @@ class MaskedLanguageModel:
 
     def columns(self, length: int) -> dict[str, Column]:
         return {
-            "tokens": Column(np.int32, (length,), len(self.masking.special_ids), self.model.config.vocab_size),
+            "tokens": Column(np.int32, (length,), len(self.masking.special_ids), self.masking.vocab_size),
             "segment_ids": Column(np.int32, (length,)),
             "word_starts": Column(np.bool_, (length,)),
         }

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxlm.data.facts import DataFacts
+
 
 class Masking(NamedTuple):
     """How to mask; static. `ordinary_ids` are the ids that may be predicted or drawn as random replacements."""
@@ -19,7 +21,7 @@ class Masking(NamedTuple):
     span_p: float
     span_max: int
     mask_id: int
-    vocab_size: int
+    vocab_size: int  # of the tokenizer: the rows of the token table beyond it have no token
     special_ids: tuple[int, ...]
 
     @property
@@ -37,10 +39,10 @@ class MaskedTokens(NamedTuple):
     dropped_words: Array  # int32 [B], words that were drawn but did not fit into the P slots
 
 
-def make_masking(settings: Any, tokenizer_size: int, mask_id: int, special_ids: tuple[int, ...]) -> Masking:
-    """Returns the masking of section `masking` for a vocabulary."""
+def make_masking(settings: Any, facts: DataFacts, rows: int) -> Masking:
+    """Returns the masking of section `masking` for the vocabulary of the data; the token table has `rows` rows."""
     return Masking(settings.scheme, settings.mask_share, settings.random_share, settings.span_p, settings.span_max,
-                   mask_id, tokenizer_size, tuple(special_ids))  # fmt: skip
+                   facts.mask_id, facts.vocab_size or rows, tuple(facts.special_ids))  # fmt: skip
 
 
 def evaluation_masking(masking: Masking) -> Masking:

@@ -16,14 +16,12 @@ from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import WordFinder
 from jaxlm.tokenizer.characters import code_points, decode_bytes, first_visible
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
-from jaxlm.tokenizer.special_tokens import HIDDEN, config_beside, find_role_ids
+from jaxlm.tokenizer.special_tokens import find_role_ids, hidden_names
 
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_TYPE = 1, 2, 3, 4, 5, 6  # types of pieces in the model file
 _FIRST_HIDDEN, _MAX_ADDED = 0x100000, 0xFFFE  # added tokens are renamed to characters of private-use plane 16
-# Tokenizers of Transformers that use other ids than their .model: special tokens come first, the rest is shifted.
-_RENUMBERED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "PLBart", "XGLM", "Nllb")
 _UNSEEN, _INVISIBLE, _IRREGULAR = -3, -2, -1  # values in the table of normalized characters, beside code points
 
 
@@ -35,6 +33,8 @@ class SentencePieceModel:
         role_ids: The token id of each role.
         special_ids: The ids of all special tokens: roles, control, unknown and unused pieces.
         pieces: The token of each id as the vocabulary spells it.
+        hidden: The internal name of each special token, by its id.
+        found_ids: The special tokens that can be found in a text.
         added: The added tokens, with ids from `first_added`.
         identity: Everything in the model that the ids depend on, for the fingerprint.
     """
@@ -58,7 +58,9 @@ class SentencePieceModel:
             pieces.add(piece=name, type=USER_DEFINED)
         self._describe(pieces, special)
         self.pieces[self.first_added :] = self.added
-        _rename(model, role_ids, special)
+        self.hidden = hidden_names(self.pieces, self.special_ids, role_ids["mask"])
+        self.found_ids = tuple(id for id in self.special_ids if id != self.unk_id)  # characters spell the unknown token
+        _rename(model, role_ids, self.hidden)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def with_added(self, words: Sequence[str]) -> "SentencePieceModel":
@@ -80,6 +82,8 @@ class SentencePieceModel:
         self._spelling_starts = np.cumsum(self._visible_lengths) - self._visible_lengths
         self._markers = np.array([set(piece) == {SPACE} for piece in self.pieces])
         self._lone = np.array([piece == SPACE for piece in self.pieces])
+        self._takes_space = np.arange(len(self.pieces)) >= self.first_added
+        self._takes_space[[id for id in special if id != self.unk_id]] = True
         self._single = np.zeros(0x110000, bool)  # whether a character is a piece
         self._single[[ord(text) for text in self._visible if len(text) == 1]] = True
         self._single[[ord(name[0]) for name in self._hidden]] = True
@@ -105,7 +109,7 @@ class SentencePieceModel:
             codes = code_points("\n".join(texts))
         ids = self._processor.encode(list(texts), return_type="numpy", num_threads=1)
         if self.added:
-            ids = [tokens[self._kept(tokens, -1)] for tokens in ids]
+            ids = [tokens[self._kept(tokens)] for tokens in ids]
         tokens = np.concatenate(ids)
         token_edges = np.cumsum([0, *map(len, ids)])
         characters = self._normalized(codes)
@@ -126,7 +130,7 @@ class SentencePieceModel:
         firsts[inside] = visible[ordinals[inside]]
         for number in np.flatnonzero(~plain).tolist():
             start, end = text_starts[number], text_ends[number]
-            _, begins, _ = self.encode_spans(texts[number], -1)
+            _, begins, _ = self.encode_spans(texts[number])
             invisible = self.is_invisible(codes[start:end])
             firsts[token_edges[number] : token_edges[number + 1]] = start + first_visible(begins, invisible)
         return ids, firsts
@@ -171,24 +175,23 @@ class SentencePieceModel:
         wrong = expected[characters[expected] != self._spelling[positions]]
         plain[np.searchsorted(visible_edges, wrong, "right") - 1] = False
 
-    def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def encode_spans(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the ids of a text, and the begin and the end of each token in it, int64 [n].
 
-        Masks in the text are hidden (see `Tokenizer`) and become `mask_id`; -1 if there are none.
+        Special tokens are found in the text by their internal names (see `Tokenizer`).
         """
         mapping = self._processor.encode(self._hide(text), return_type="offset_mapping")
         ids = np.array(mapping["ids"], np.int32)
         offsets = np.array(mapping["offsets"], np.int64).reshape(-1, 2)
-        keep = self._kept(ids, mask_id)
+        keep = self._kept(ids)
         return ids[keep], offsets[keep, 0], offsets[keep, 1]
 
-    def _kept(self, ids: np.ndarray, mask_id: int) -> np.ndarray:
-        """Returns which tokens to keep, bool [n]: all but a lone space before a mask or an added token.
+    def _kept(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which tokens to keep, bool [n]: all but a lone space before a special or an added token.
 
         A word in its position would have included the space.
         """
-        takes_space = (ids == mask_id) | (ids >= self.first_added)
-        return ~(self._lone[ids] & np.append(takes_space[1:], False))
+        return ~(self._lone[ids] & np.append(self._takes_space[ids][1:], False))
 
     def _hide(self, text: str) -> str:
         """Returns the text with each added token replaced by its internal name, which has the same length."""
@@ -266,14 +269,12 @@ def _identity(model: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def _rename(model: Any, role_ids: dict[str, int], special: set[int]) -> None:
-    """Renames special tokens so that they do not occur in text; the mask becomes a symbol that is never split."""
-    pieces, unknown, mask = model.pieces, role_ids["unk"], model.pieces[role_ids["mask"]]
-    hidden_mask = HIDDEN * len(mask.piece)
-    for id in special - {unknown}:
-        pieces[id].piece, pieces[id].type = f"{HIDDEN}{id}", CONTROL
-    mask.piece, mask.type = hidden_mask, USER_DEFINED
-    pieces[unknown].piece, pieces[unknown].type = f"{HIDDEN}{unknown}", UNKNOWN
+def _rename(model: Any, role_ids: dict[str, int], names: dict[int, str]) -> None:
+    """Renames special tokens so that they do not occur in text; all but the unknown one are symbols never split."""
+    for id, name in names.items():
+        model.pieces[id].piece, model.pieces[id].type = name, USER_DEFINED
+    pieces, unknown = model.pieces, role_ids["unk"]
+    pieces[unknown].type = UNKNOWN
     for field in ("unk", "bos", "eos", "pad"):
         id = getattr(model.trainer_spec, f"{field}_id")
         if 0 <= id < len(pieces):
@@ -301,12 +302,6 @@ def load_sentencepiece(content: bytes, file: Path, role_ids: dict[str, int] | No
         raise UserError(f"{file} is damaged or not a SentencePiece model ({error}); fetch it again") from error
     if not model.pieces or not model.HasField("normalizer_spec"):
         raise UserError(f"{file} is damaged or not a SentencePiece model (it has no pieces); fetch it again")
-    name = str(config_beside(file, "tokenizer_config.json").get("tokenizer_class", ""))
-    if role_ids is None and name.startswith(_RENUMBERED):
-        raise UserError(
-            f"{file} is the model of a {name}, whose token ids differ from those in the file; use its tokenizer.json,"
-            " which Transformers writes with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
     vocabulary = {piece.piece: id for id, piece in enumerate(model.pieces)}
     unknown = [piece.piece for piece in model.pieces if piece.type == UNKNOWN]
     try:

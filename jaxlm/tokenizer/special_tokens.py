@@ -1,6 +1,6 @@
-"""The five roles of special tokens, and how the tokens that play them are found in a vocabulary."""
+"""The five roles of special tokens, how the tokens that play them are found, and added tokens beside a vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,32 @@ _CONFIG_KEYS = {  # in tokenizer_config.json and special_tokens_map.json
     "mask": ("mask_token",),
 }
 HIDDEN = "\U0010ffff"  # a noncharacter, which does not occur in text; the internal names of special tokens contain it
+_PLANE = 0xF0000  # private-use plane 15
+
+
+def hidden_names(pieces: Sequence[str], special_ids: Sequence[int], mask_id: int) -> dict[int, str]:
+    """Returns the internal name of each special token by its id: different ones, as long as the tokens.
+
+    A token of one character has a longer name, and is therefore never found in text.
+    """
+    names = {}
+    for number, id in enumerate(special_ids):
+        length = len(pieces[id])
+        names[id] = f"{HIDDEN}{chr(_PLANE + number) * (length - 1)}" if length > 1 else f"{HIDDEN}{id}"
+    return names | {mask_id: HIDDEN * len(pieces[mask_id])}
 
 
 def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str] = ()) -> dict[str, int]:
     """Returns the token id of each role.
 
-    The token of a role is the one that tokenizer_config.json or special_tokens_map.json beside `file` names, or else
+    The token of a role is the one that special_tokens_map.json or tokenizer_config.json beside `file` names, or else
     one of the usual names that is in the vocabulary. `unknown` holds the names of the unknown token in the model
     itself, which take precedence. Raises UserError if a role has no token, or two roles have the same one.
     """
-    configs = [config_beside(file, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    configs = _configs_with_names(file)
     role_ids, missing = {}, []
     for role in ROLES:
-        values = [config.get(key) for key in _CONFIG_KEYS[role] for config in configs]
-        names = [value["content"] if isinstance(value, dict) else value for value in values if value]
+        names = _contents(config.get(key) for key in _CONFIG_KEYS[role] for config in configs)
         names = [*unknown, *names] if role == "unk" else names
         known = [name for name in (*names, *_USUAL_NAMES[role]) if name in vocabulary]
         if known:
@@ -55,6 +67,70 @@ def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
             "tokenizer_config.json beside the file"
         )
     return role_ids
+
+
+def _configs_with_names(file: Path) -> list[dict[str, Any]]:
+    """Returns the configs beside a file that name special tokens, in the order of precedence of Transformers."""
+    config, names = (config_beside(file, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    return [config, names] if "added_tokens_decoder" in config else [names, config]
+
+
+def _contents(values: Iterable[Any]) -> list[str]:
+    """Returns the tokens of values that are strings, or objects with a `content`; others are left out."""
+    found = (value.get("content") if isinstance(value, dict) else value for value in values)
+    return [content for content in found if isinstance(content, str) and content]
+
+
+def added_entries(
+    file: Path, own: list[dict[str, Any]], vocabulary: dict[str, int], keep: bool = True
+) -> list[dict[str, Any]]:
+    """Returns the entries of added tokens for a tokenizer.json, as Transformers collects them from the files.
+
+    Args:
+        file: The vocabulary; the other files are beside it.
+        own: The entries in `file` itself.
+        vocabulary: The id of each token of the model, without added tokens.
+        keep: Whether `own` is kept where tokenizer_config.json has a list of added tokens, `added_tokens_decoder`.
+
+    Raises:
+        UserError: If a list of added tokens is not valid.
+    """
+    decoder = config_beside(file, "tokenizer_config.json").get("added_tokens_decoder")
+    configs = _configs_with_names(file)
+    special = _contents(config.get(key) for config in configs for keys in _CONFIG_KEYS.values() for key in keys)
+    for config in configs:
+        for key in ("extra_special_tokens", "additional_special_tokens"):
+            special += _contents(values if isinstance(values := config.get(key), list) else [])
+    try:
+        if decoder is not None:
+            listed = [entry_of(entry["content"], int(id)) | _known(entry) for id, entry in decoder.items()]
+            entries = [*(own if keep else []), *listed]
+        else:
+            plain = config_beside(file, "added_tokens.json").items()
+            listed = [entry_of(word, int(id), special=word in special) for word, id in plain]
+            entries = [*listed, *own]
+        by_content = {entry["content"]: entry for entry in entries}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = "added_tokens.json" if decoder is None else "added_tokens_decoder in tokenizer_config.json"
+        raise UserError(
+            f"{where} beside {file} is not a valid list of added tokens ({error!r}); fetch it again"
+        ) from error
+    for word in special:
+        if word in vocabulary and word not in by_content:
+            by_content[word] = entry_of(word, vocabulary[word], special=True)
+    return sorted(by_content.values(), key=lambda entry: entry["id"])
+
+
+def entry_of(content: str, id: int, special: bool = False) -> dict[str, Any]:
+    """Returns the entry of an added token in a tokenizer.json."""
+    return {
+        "id": id, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": not special, "special": special,
+    }  # fmt: skip
+
+
+def _known(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name in entry_of("", 0) and name != "id"}
 
 
 def config_beside(file: Path, name: str) -> dict[str, Any]:

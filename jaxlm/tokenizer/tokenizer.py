@@ -1,8 +1,8 @@
 """The tokenizer: text to token ids and back, with SentencePiece models and Hugging Face tokenizers as backends.
 
 In the backends, special tokens are renamed to names that do not occur in text, so that a literal `[SEP]` in a training
-text remains text. The internal name of the mask is a repeated noncharacter (`HIDDEN`) with the same length as the mask:
-with `find_mask`, masks in a text are replaced by it, which leaves offsets unchanged.
+text remains text. An internal name begins with a noncharacter (`HIDDEN`) and is as long as the token: with `find_mask`
+or `find_special`, the mask or all special tokens in a text are replaced by these names, which leaves offsets unchanged.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from jaxlm.tokenizer.sentencepiece_model import SentencePieceModel, load_sentenc
 from jaxlm.tokenizer.sentencepiece_training import train_sentencepiece
 from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, find_role_ids
 from jaxlm.tokenizer.tokenizer_json import TokenizerJson, vocabulary_of
+from jaxlm.tokenizer.transformers_classes import as_transformers, require_sentencepiece
 from jaxlm.tokenizer.transformers_files import transformers_files
 from jaxlm.tokenizer.vocabularies import byte_level_definition, word_piece_definition
 from jaxlm.tokenizer.words import check_rule, unicode_boundaries, word_boundaries
@@ -63,6 +64,9 @@ class Tokenizer:
         self.special_ids: tuple[int, ...] = backend.special_ids
         self.mask_token: str = backend.pieces[self.mask_id]
         self.added: tuple[str, ...] = backend.added
+        self._mask_name = {self.mask_token: backend.hidden[self.mask_id]}
+        names = {backend.pieces[id]: backend.hidden[id] for id in backend.found_ids}
+        self._special_names = {token: name for token, name in names.items() if len(token) == len(name)}
         self._role_ids = {role: role_ids[role] for role in ROLES}
         content = [backend.identity, self._role_ids, self.special_ids, words, *([self.added] if self.added else [])]
         self.fingerprint: str = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -103,15 +107,30 @@ class Tokenizer:
                 " remove it from the file of tokenizer.add"
             )
 
-    def encode(self, text: str, find_mask: bool = False) -> Encoding:
-        """Returns the tokens of a text. A mask written in the text is the mask token only with `find_mask`."""
-        if not find_mask or self.mask_token not in text:
-            return self.encode_batch([text])[0]
-        ids, firsts, _, starts = self._spans(text, find_mask)
+    def encode(self, text: str, find_mask: bool = False, find_special: bool = False) -> Encoding:
+        """Returns the tokens of a text.
+
+        A mask that is written in the text is the mask token only with `find_mask` or `find_special`. Other special
+        tokens, such as [SEP], are text unless `find_special` is set; then ids are those of Transformers.
+        """
+        found = self._names_in(text, find_mask, find_special)
+        if not found:
+            return self._encode_plain([text])[0]
+        ids, firsts, _, starts = self._spans(text, found)
         return Encoding(ids, _word_starts(starts, firsts))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+    def encode_batch(self, texts: Sequence[str], find_special: bool = False) -> list[Encoding]:
         """Returns the tokens of each text, faster than by `encode`."""
+        if not find_special:
+            return self._encode_plain(texts)
+        typed = [bool(self._names_in(text, True, True)) for text in texts]
+        plain = iter(self._encode_plain([text for text, special in zip(texts, typed, strict=True) if not special]))
+        return [
+            self.encode(text, find_special=True) if special else next(plain)
+            for text, special in zip(texts, typed, strict=True)
+        ]
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[Encoding]:
         if not texts:
             return []
         texts, joined, codes = _without_hidden(texts)
@@ -129,13 +148,16 @@ class Tokenizer:
         ends = itertools.accumulate(len(tokens) for tokens in ids)
         return [Encoding(tokens, starts[end - len(tokens) : end]) for tokens, end in zip(ids, ends, strict=True)]
 
-    def encode_with_offsets(self, text: str, find_mask: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_with_offsets(
+        self, text: str, find_mask: bool = False, find_special: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids of a text, int32 [n], and the begin and end of each token in characters, int32 [n, 2].
 
         Offsets refer to the text as given. They exclude white space before a token. Tokens that share a character (its
-        bytes, or the parts of ½) have the same offsets; a token that is only a space marker is empty.
+        bytes, or the parts of ½) have the same offsets; a token that is only a space marker is empty. `find_mask` and
+        `find_special` are those of `encode`.
         """
-        ids, firsts, ends, _ = self._spans(text, find_mask)
+        ids, firsts, ends, _ = self._spans(text, self._names_in(text, find_mask, find_special))
         return ids, np.stack([firsts, ends], 1).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -164,9 +186,8 @@ class Tokenizer:
     def transformers_files(self, max_length: int, token_types: bool = False) -> dict[str, bytes]:
         """Returns the content of the files, by name, from which Transformers loads a tokenizer with the same ids.
 
-        That tokenizer adds begin and end tokens and finds masks in a text, as with `find_mask`. It also finds other
-        special tokens, such as a literal [SEP], unless it is called with `split_special_tokens=True`; then it finds
-        none, like `encode`.
+        That tokenizer adds begin and end tokens and finds special tokens in a text, as with `find_special`. With
+        `split_special_tokens=True` it finds none, like `encode`.
 
         Args:
             max_length: The largest number of tokens of a text.
@@ -175,7 +196,9 @@ class Tokenizer:
         Raises:
             UserError: If the files cannot express the tokenizer.
         """
-        return transformers_files(self._backend, lambda text: self.encode(text, True).ids, max_length, token_types)
+        return transformers_files(
+            self._backend, lambda text: self.encode(text, find_special=True).ids, max_length, token_types
+        )
 
     def save(self, directory: str | Path) -> None:
         """Writes the files from which `load_tokenizer(directory)` restores this tokenizer. Raises UserError."""
@@ -187,11 +210,22 @@ class Tokenizer:
         record |= {"added": self.added} if self.added else {}
         write_text(directory / RECORD, json.dumps(record, indent=1) + "\n")
 
-    def _spans(self, text: str, find_mask: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the ids of a text, the begin and the end of each token in it, and the word boundaries."""
+    def _names_in(self, text: str, find_mask: bool, find_special: bool) -> dict[str, str]:
+        """Returns the internal names of the special tokens that are to be found in a text and are in it."""
+        names = self._special_names if find_special else self._mask_name if find_mask else {}
+        return {token: name for token, name in names.items() if token in text}
+
+    def _spans(self, text: str, names: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the ids of a text, the begin and the end of each token in it, and the word boundaries.
+
+        `names` are the internal names of the special tokens to find.
+        """
         (text,), _, codes = _without_hidden([text])
-        hidden = text.replace(self.mask_token, HIDDEN * len(self.mask_token)) if find_mask else text
-        ids, begins, ends = self._backend.encode_spans(hidden, self.mask_id)
+        hidden = text
+        if names:
+            longest_first = sorted(names, key=len, reverse=True)
+            hidden = re.sub("|".join(map(re.escape, longest_first)), lambda match: names[match[0]], text)
+        ids, begins, ends = self._backend.encode_spans(hidden)
         invisible = self._backend.is_invisible(codes)
         firsts = first_visible(begins, invisible)
         ends = np.maximum(end_of_visible(ends, invisible), firsts)
@@ -270,22 +304,29 @@ def load_tokenizer(path: str | Path, words: str | None = None) -> Tokenizer:
 
 def _load_file(file: Path, role_ids: dict[str, int] | None, rule: str) -> Tokenizer:
     if file.suffix == ".model":
+        if role_ids is None:
+            require_sentencepiece(file)
         return Tokenizer(load_sentencepiece(read_bytes(file), file, role_ids), rule)
-    if file.suffix == ".txt":
-        definition = word_piece_definition(file)
-    elif file.name == "vocab.json":
-        definition = byte_level_definition(file)
-    else:
-        definition = read_json(file)
-        model = definition.get("model")
-        if not isinstance(model, dict) or not model.get("vocab"):
-            raise UserError(f"{file} is not a tokenizer; give a tokenizer.json of the `tokenizers` library")
     try:
+        definition = _definition(file, as_written=role_ids is not None)
         vocabulary = vocabulary_of(definition)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} does not contain a valid vocabulary ({error!r}); fetch it again") from error
     role_ids = role_ids or find_role_ids(file, vocabulary)
     return Tokenizer(TokenizerJson(definition, role_ids, file), rule)
+
+
+def _definition(file: Path, as_written: bool) -> dict[str, Any]:
+    """Returns the content of a tokenizer.json for a vocabulary file of Transformers."""
+    if file.suffix == ".txt":
+        return word_piece_definition(file)
+    if file.name == "vocab.json":
+        return byte_level_definition(file)
+    definition = read_json(file)
+    model = definition.get("model")
+    if not isinstance(model, dict) or not model.get("vocab"):
+        raise UserError(f"{file} is not a tokenizer; give a tokenizer.json of the `tokenizers` library")
+    return definition if as_written else as_transformers(file, definition)
 
 
 def _find_file(path: Path) -> Path:

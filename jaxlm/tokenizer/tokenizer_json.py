@@ -17,13 +17,14 @@ from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import added_entry, decoder_with_spaces
 from jaxlm.tokenizer.characters import decode_bytes, first_visible, is_space
 from jaxlm.tokenizer.sentencepiece_model import BYTE, SPACE
-from jaxlm.tokenizer.special_tokens import HIDDEN
+from jaxlm.tokenizer.special_tokens import entry_of, hidden_names
 
 
 class TokenizerJson:
     """A tokenizer.json in which special tokens are renamed; attributes and methods as in `SentencePieceModel`.
 
-    `definition` is the original one; `where` is the path of the file, for errors.
+    `definition` is the original one; `where` is the path of the file, for errors. BPE dropout in it is not applied,
+    because the tokens of a text must always be the same; `definition` keeps its value.
     """
 
     kind, file_name = "huggingface", "tokenizer.json"
@@ -56,11 +57,20 @@ class TokenizerJson:
         self._space = "Ġ" if self._byte_level else SPACE
         self._markers = np.array([set(piece) == {self._space} for piece in self.pieces])
 
-        hidden = _renamed(self.definition_with_added(), role_ids, special, self.pieces)
+        self.hidden = hidden_names(self.pieces, self.special_ids, role_ids["mask"])
+        self.found_ids = self.special_ids
+        hidden = _renamed(self.definition_with_added(), self.hidden, self.pieces)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(hidden, ensure_ascii=False))
         except Exception as error:  # the library raises no specific class
             raise UserError(f"the `tokenizers` library cannot load {where}: {error}; fetch the file again") from error
+        for entry in hidden["added_tokens"]:
+            found = self._tokenizer.token_to_id(entry["content"])
+            if found != entry["id"]:
+                raise UserError(
+                    f"{where}: the added token {self.pieces[entry['id']]!r} has the id {entry['id']}, but the"
+                    f" `tokenizers` library would give it {found}; fetch the file again"
+                )
 
     def with_added(self, words: Sequence[str]) -> "TokenizerJson":
         """Returns the tokenizer with these added tokens, in place of `added`."""
@@ -97,8 +107,11 @@ class TokenizerJson:
         invisible[text_starts[1:] - 1] = False  # so that no token reaches into the next text
         return ids, first_visible(begins, invisible)
 
-    def encode_spans(self, text: str, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the ids of a text, and the begin and the end of each token in it, int64 [n]."""
+    def encode_spans(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the ids of a text, and the begin and the end of each token in it, int64 [n].
+
+        Special tokens are found in the text by their internal names (see `Tokenizer`).
+        """
         found = self._tokenizer.encode(text, add_special_tokens=False)
         offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
         begins, ends = offsets[:, 0], offsets[:, 1]
@@ -185,28 +198,32 @@ def vocabulary_of(definition: dict[str, Any]) -> dict[str, int]:
     return dict(own) | {entry["content"]: entry["id"] for entry in definition.get("added_tokens") or []}
 
 
-def _renamed(definition: dict, role_ids: dict[str, int], special: set[int], pieces: list[str]) -> dict:
+def _renamed(definition: dict, names: dict[int, str], pieces: list[str]) -> dict:
     """Returns the definition with special tokens renamed so that they do not occur in text.
 
-    The mask is found in a text before normalization.
+    `names` are the internal names of the special tokens, which are found in a text before normalization.
     """
     # These three add begin and end tokens and fix the length, which callers of `Tokenizer` do.
     definition = copy.deepcopy(definition) | {"truncation": None, "padding": None, "post_processor": None}
-    mask = role_ids["mask"]
-    names = {pieces[id]: f"{HIDDEN}{id}" for id in special} | {pieces[mask]: HIDDEN * len(pieces[mask])}
-    model = definition["model"]
+    renamed = {pieces[id]: name for id, name in names.items()}
+    model = without_dropout(definition)["model"]
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(piece, piece): id for piece, id in model["vocab"].items()}
+        model["vocab"] = {renamed.get(piece, piece): id for piece, id in model["vocab"].items()}
     else:
-        model["vocab"] = [[names.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
+        model["vocab"] = [[renamed.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
     if model.get("unk_token"):
-        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+        model["unk_token"] = renamed.get(model["unk_token"], model["unk_token"])
     added = definition.get("added_tokens") or []
-    if mask not in [entry["id"] for entry in added]:
-        added.append({"id": mask, "content": pieces[mask], "single_word": False, "lstrip": False, "rstrip": False})
+    listed = {entry["id"] for entry in added}
+    added += [entry_of(pieces[id], id, special=True) for id in names if id not in listed]
     for entry in added:
-        entry["content"] = names.get(entry["content"], entry["content"])
-        if entry["id"] in special:
+        entry["content"] = renamed.get(entry["content"], entry["content"])
+        if entry["id"] in names:
             entry |= {"special": True, "normalized": False}
-    definition["added_tokens"] = sorted(added, key=lambda entry: entry["id"])
-    return definition
+    return definition | {"added_tokens": sorted(added, key=lambda entry: entry["id"]), "model": model}
+
+
+def without_dropout(definition: dict[str, Any]) -> dict[str, Any]:
+    """Returns the definition without BPE dropout, so that a text always has the same tokens."""
+    model = definition["model"]
+    return definition | {"model": model | {"dropout": None}} if model.get("dropout") else definition

@@ -7,7 +7,15 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_json, read_text
-from jaxlm.tokenizer.special_tokens import config_beside, find_role_ids
+from jaxlm.tokenizer.special_tokens import added_entries, entry_of, find_role_ids
+from jaxlm.tokenizer.transformers_classes import (
+    BYTE_LEVEL,
+    WORD_PIECE,
+    bert_normalizer,
+    byte_level_step,
+    require_kind,
+    setting,
+)
 
 
 def word_piece_definition(file: Path) -> dict[str, Any]:
@@ -17,11 +25,8 @@ def word_piece_definition(file: Path) -> dict[str, Any]:
     """
     lines = re.split(r"\r?\n", read_text(file).rstrip("\r\n"))
     vocabulary = {line: id for id, line in enumerate(lines)}
-    config = config_beside(file, "tokenizer_config.json")
-    name = str(config.get("tokenizer_class", ""))
-    if name.startswith(("BertJapanese", "Bertweet", "Phobert")):
-        raise UserError(f"{file} is the vocabulary of a {name}, which is not supported; use its tokenizer.json instead")
-    lower_case = config.get("do_lower_case")
+    require_kind(file, WORD_PIECE)
+    lower_case = setting(file, "do_lower_case", None)
     if lower_case is None:
         cased = any(line != line.lower() and not re.fullmatch(r"\[.*\]|<.*>", line) for line in lines)
         lower_case = not cased
@@ -30,25 +35,20 @@ def word_piece_definition(file: Path) -> dict[str, Any]:
             file, "upper-case letters" if cased else "no upper-case letters",
             "case and accents are kept" if cased else "text is lower-cased and accents are stripped",
         )  # fmt: skip
-    role_ids = find_role_ids(file, vocabulary)
+    role_ids, names = _roles(file, vocabulary)
+    roles = [entry_of(names[id], id, special=True) for id in sorted(role_ids.values())]
     return {
         "version": "1.0",
-        "added_tokens": [
-            _special_entry(lines[id], id) for id in sorted(role_ids.values())
-        ],
-        "normalizer": {
-            "type": "BertNormalizer", "clean_text": True, "lowercase": bool(lower_case),
-            "handle_chinese_chars": bool(config.get("tokenize_chinese_chars", True)),
-            "strip_accents": config.get("strip_accents"),
-        },
+        "added_tokens": added_entries(file, roles, vocabulary),
+        "normalizer": bert_normalizer(file, bool(lower_case)),
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {
-            "type": "BertProcessing", "sep": [lines[role_ids["end"]], role_ids["end"]],
-            "cls": [lines[role_ids["begin"]], role_ids["begin"]],
+            "type": "BertProcessing", "sep": [names[role_ids["end"]], role_ids["end"]],
+            "cls": [names[role_ids["begin"]], role_ids["begin"]],
         },
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
-            "type": "WordPiece", "unk_token": lines[role_ids["unk"]], "continuing_subword_prefix": "##",
+            "type": "WordPiece", "unk_token": names[role_ids["unk"]], "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100, "vocab": vocabulary,
         },
     }  # fmt: skip
@@ -63,10 +63,7 @@ def byte_level_definition(file: Path) -> dict[str, Any]:
     vocabulary = read_json(file)
     if not vocabulary or not all(isinstance(id, int) for id in vocabulary.values()):
         raise UserError(f"{file} is not a vocabulary: expected a JSON object that maps tokens to ids")
-    config = config_beside(file, "tokenizer_config.json")
-    name = str(config.get("tokenizer_class", "Roberta"))
-    if not name.startswith(("Roberta", "Longformer", "Bart", "GPT2", "MPNet", "Deberta", "PreTrained")):
-        raise UserError(f"{file} is the vocabulary of a {name}, which is not supported; use its tokenizer.json instead")
+    require_kind(file, BYTE_LEVEL)
     merges = file.with_name("merges.txt")
     if not merges.is_file():
         raise UserError(
@@ -83,20 +80,18 @@ def byte_level_definition(file: Path) -> dict[str, Any]:
                 "fetch both files again"
             )
         pairs.append(pair)
-    role_ids = find_role_ids(file, vocabulary)
-    names = {id: piece for piece, id in vocabulary.items()}
-    prefix = bool(config.get("add_prefix_space", False))
-    added = [_special_entry(names[id], id) for id in sorted(role_ids.values())]
-    for entry in added:
-        entry["lstrip"] = (
-            entry["id"] == role_ids["mask"]
-        )  # as in Transformers: the mask includes the space before it, as words do
-    byte_level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": True}
+    role_ids, names = _roles(file, vocabulary)
+    roles = [entry_of(names[id], id, special=True) for id in sorted(role_ids.values())]
+    for entry in roles:  # the mask includes the space before it, as words do
+        entry["lstrip"] = entry["id"] == role_ids["mask"]
+    byte_level = byte_level_step(file)
     return {
-        "version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": byte_level,
+        "version": "1.0", "added_tokens": added_entries(file, roles, vocabulary), "normalizer": None,
+        "pre_tokenizer": byte_level,
         "post_processor": {
             "type": "RobertaProcessing", "sep": [names[role_ids["end"]], role_ids["end"]],
-            "cls": [names[role_ids["begin"]], role_ids["begin"]], "trim_offsets": True, "add_prefix_space": prefix,
+            "cls": [names[role_ids["begin"]], role_ids["begin"]], "trim_offsets": True,
+            "add_prefix_space": byte_level["add_prefix_space"],
         },
         "decoder": byte_level,
         "model": {
@@ -106,8 +101,7 @@ def byte_level_definition(file: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _special_entry(content: str, id: int) -> dict[str, Any]:
-    return {
-        "id": id, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-        "special": True,
-    }  # fmt: skip
+def _roles(file: Path, vocabulary: dict[str, int]) -> tuple[dict[str, int], dict[int, str]]:
+    """Returns the token id of each role, and the token of each id, both with the added tokens beside the file."""
+    ids = vocabulary | {entry["content"]: entry["id"] for entry in added_entries(file, [], vocabulary)}
+    return find_role_ids(file, ids), {id: token for token, id in ids.items()}

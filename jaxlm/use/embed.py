@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
+from jaxlm.data.unknown import Spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
 from jaxlm.model.classifier import pool_segments
@@ -23,10 +24,11 @@ CHARACTERS = 2**20  # most characters of one text that are tokenized
 
 
 class Embedder:
-    """Computes the vectors of texts, float32 [n, D], and counts texts, tokens, computed tokens and truncated texts.
+    """Computes the vectors of texts, float32 [n, D], and counts texts, tokens, unknown tokens and truncated texts.
 
-    The vector of an empty text is that of begin and end alone. A text longer than `settings.longest` tokens is
-    truncated, or rejected with too_long="refuse". A vector depends on its text alone, except for rounding: 1e-6 in
+    The vector of an empty text is that of begin and end alone. Special tokens in a text, such as [MASK], are special
+    tokens, as in sentence-transformers. A text longer than `settings.longest` tokens is truncated, or rejected with
+    too_long="refuse". A vector depends on its text alone, except for rounding: 1e-6 in
     float32, 1e-2 with products in bfloat16.
     """
 
@@ -36,12 +38,13 @@ class Embedder:
         _check(settings, too_long, batch_tokens, trained)
         self.settings, self.too_long = settings, too_long
         self.batch_tokens = batch_tokens or batch_tokens_for(jax.devices()[0].platform)
-        self._model, self._tokenizer = trained.model, trained.tokenizer
+        self._model, self.tokenizer = trained.model, trained.tokenizer
         self._params = _cast_kernels({"encoder": trained.params["encoder"]}, trained.execution.compute_dtype)
         count = trained.encoder.layers + 1
         self._layers = tuple(sorted({layer % count for layer in settings.layers}))
         self.width = trained.encoder.width
         self.texts = self.tokens = self.computed = self.truncated = 0
+        self.spelling = Spelling(0, 0)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of the texts, float32 [n, D]. Raises UserError."""
@@ -51,7 +54,7 @@ class Embedder:
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         sequences = self._tokenize(texts)
         pooled = []
-        for batch in pack(sequences, self.batch_tokens, self.settings.longest, self._tokenizer.pad_id):
+        for batch in pack(sequences, self.batch_tokens, self.settings.longest, self.tokenizer.pad_id):
             vectors = _pooled(
                 self._model, self._params, batch.tokens, batch.segment_ids,
                 self.settings.pooling, self.settings.normalise, self._layers,
@@ -70,10 +73,10 @@ class Embedder:
         return found
 
     def _tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
-        tokenizer, room = self._tokenizer, self.settings.longest - 2
+        tokenizer, room = self.tokenizer, self.settings.longest - 2
         sequences = []
         texts = [self.settings.prompt + text for text in texts]
-        encodings = tokenizer.encode_batch([text[:CHARACTERS] for text in texts])
+        encodings = tokenizer.encode_batch([text[:CHARACTERS] for text in texts], find_special=True)
         for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             if len(encoding.ids) > room or len(text) > CHARACTERS:
                 if self.too_long == "refuse":
@@ -84,6 +87,7 @@ class Embedder:
                 self.truncated += 1
             ids = encoding.ids[:room]
             self.tokens += len(ids) + 2
+            self.spelling += spelling_of_ids(ids, tokenizer)
             sequences.append(np.concatenate([[tokenizer.begin_id], ids, [tokenizer.end_id]]).astype(np.int32))
         return sequences
 

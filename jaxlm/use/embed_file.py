@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
+from jaxlm.data.unknown import Spelling, check_spelling
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
@@ -36,6 +37,7 @@ class Embedded(NamedTuple):
     width: int
     tokens: int
     truncated: int  # texts longer than the model's maximum length
+    unknown_share: float  # of the tokens: those that the vocabulary cannot spell
     seconds: float
     tokens_per_second: float  # without padding
     padding: float  # fraction of the computed tokens
@@ -61,15 +63,20 @@ def embed_file(
         for number, group in enumerate(groups_of(read_records(path, records, tally))):
             if number < len(done):
                 continue
-            tokens, truncated = embedder.tokens, embedder.truncated
+            tokens, truncated, spelling = embedder.tokens, embedder.truncated, embedder.spelling
             _write_part(folder, number, embedder(group))
             counts.append({"texts": len(group), "tokens": embedder.tokens - tokens,
-                           "truncated": embedder.truncated - truncated})  # fmt: skip
+                           "truncated": embedder.truncated - truncated,
+                           "unknown": embedder.spelling.unknown - spelling.unknown,
+                           "known": embedder.spelling.known - spelling.known})  # fmt: skip
             _append(folder, counts[-1])
             _show(embedder.texts, (embedder.texts - sum(p["texts"] for p in done)) / (time.monotonic() - begin))
         if not counts:
             raise UserError(f"{path} contains no records, so there is nothing to embed")
-        total = {name: sum(part[name] for part in counts) for name in counts[0]}
+        total = {name: sum(part.get(name, 0) for part in counts)
+                 for name in ("texts", "tokens", "truncated", "unknown", "known")}  # fmt: skip
+        spelling = Spelling(total["unknown"], total["known"])
+        check_spelling({path: spelling}, embedder.tokenizer)
         _assemble(folder, len(counts), output, (total["texts"], embedder.width))
         shutil.rmtree(folder)
     _clear_line()
@@ -80,8 +87,8 @@ def embed_file(
                      f"{total['truncated']:,}", f"{total['texts']:,}", embedder.settings.longest)  # fmt: skip
     seconds = time.monotonic() - begin
     padding = 1 - embedder.tokens / embedder.computed if embedder.computed else 0.0
-    return Embedded(total["texts"], embedder.width, total["tokens"], total["truncated"], seconds,
-                    embedder.tokens / seconds, padding)  # fmt: skip
+    return Embedded(total["texts"], embedder.width, total["tokens"], total["truncated"], spelling.unknown_share,
+                    seconds, embedder.tokens / seconds, padding)  # fmt: skip
 
 
 # Parts
@@ -216,8 +223,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"wrote {result.vectors:,} vectors of width {result.width} to {output}: {settings.pooling} pooling"
           f"{', normalised' * settings.normalise}, {trained.execution.compute_dtype}")  # fmt: skip
     if embedder.computed:
-        print(f"{result.tokens:,} tokens; {result.seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
-              f"{result.padding:.0%} padding")  # fmt: skip
+        print(f"{result.tokens:,} tokens, {result.unknown_share:.2%} unknown; {result.seconds:.1f} s, "
+              f"{result.tokens_per_second:,.0f} tokens/s, {result.padding:.0%} padding")  # fmt: skip
     return 0
 
 

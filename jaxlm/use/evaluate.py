@@ -22,6 +22,7 @@ from jaxlm.data.prepare import prepare
 from jaxlm.data.prepared import open_prepared
 from jaxlm.data.table import CorpusData
 from jaxlm.data.token_store import TokenStore
+from jaxlm.data.unknown import check_spelling, spelling_of
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.held_out import describe, held_out_evaluators
@@ -44,7 +45,9 @@ TEXT_SETTINGS = (
 def evaluate(
     trained: Trained, stores: dict[str, TokenStore], rows: int = 0, whole_documents: bool = False
 ) -> dict[str, Metrics]:
-    """Returns the metrics of `evaluate_held_out` for each store by its name, on the first `rows` of each, 0 for all.
+    """Returns the metrics of each store by its name, on the first `rows` of each, 0 for all.
+
+    They are those of `evaluate_held_out`, and `unknown_share`, the share of the store's tokens that are unknown.
 
     With `whole_documents`, a document of at most data.sequence_length tokens is never cut, and `rows` counts documents;
     otherwise the rows are those of training. They are split over all devices of this machine. The unigram baseline is
@@ -65,7 +68,14 @@ def evaluate(
     params = jax.device_put(trained.params, assembly.state_shardings["params"])
     last = len(assembly.phases) - 1
     evaluators = (whole_document_evaluators if whole_documents else held_out_evaluators)(assembly, data)
-    return {e.name: e.run(params, last) for e in evaluators}
+    results = {e.name: dict(e.run(params, last)) for e in evaluators}
+    for name, result in results.items():
+        if not result["n"]:
+            raise UserError(
+                f"{name} has no token to predict: its text is too short, or none of it is in the model's vocabulary"
+            )
+        result["unknown_share"] = spelling_of(stores[name].counts, trained.tokenizer).unknown_share
+    return results
 
 
 def _require_masked_lm(trained: Trained) -> None:
@@ -132,12 +142,9 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"{args.model} has no held-out sets; give a text with --data.path")
         if whole_documents:
             trained.config.data.sequence_length = min(trained.longest, LONGEST_ROW)
+        spellings = {name: spelling_of(store.counts, trained.tokenizer) for name, store in stores.items()}
+        check_spelling(spellings, trained.tokenizer)
     results = evaluate(trained, stores, args.rows, whole_documents)
-    for name, result in results.items():
-        if not result["n"]:
-            raise UserError(
-                f"{name} has no token to predict: its text is too short, or none of it is in the model's vocabulary"
-            )
     if args.json:
         print_json(results)
     else:

@@ -30,6 +30,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )  # fmt: skip
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt")
 _log = logging.getLogger("jaxlm")
 
 
@@ -125,8 +126,11 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
 
 
 def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool) -> None:
-    if copied:
-        copy_files(trained.directory, to, _TOKENIZER_FILES)
+    names = [name for name in _TOKENIZER_FILES if (trained.directory / name).is_file()] if copied else []
+    # Without a tokenizer.json, Transformers would choose its own settings, such as lower-casing, for a vocabulary.
+    complete = "tokenizer.json" in names or not {"vocab.txt", "vocab.json"} & set(names)
+    copy_files(trained.directory, to, [name for name in names if complete or name in _VOCABULARIES])
+    if names and complete:
         return
     for name, content in trained.tokenizer.transformers_files(trained.longest, token_types).items():
         (to / name).write_bytes(content)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxlm.data.packing import padded_size
+from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
@@ -44,10 +45,13 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
     """
     require_head(trained)
     tokenizer = trained.tokenizer
-    ids, offsets = tokenizer.encode_with_offsets(text, find_mask=True)
+    ids, offsets = tokenizer.encode_with_offsets(text, find_special=True)
     masked = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(masked):
         raise UserError(f"no mask in {text!r}: write {tokenizer.mask_token} where a word is to be filled in")
+    spelling = spelling_of_ids(ids, tokenizer)
+    if spelling.unknown:
+        check_spelling({repr(text): spelling._replace(known=spelling.known + len(masked))}, tokenizer)
     rows, positions = _windows(ids, masked, trained.longest, tokenizer.begin_id, tokenizer.end_id)
     logits = _logits_at(trained, rows, positions)
     logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf
@@ -198,7 +202,7 @@ def _target_id(tokenizer: Tokenizer, before: str, target: str, vocab_size: int) 
     the tokenizer produces there. Raises UserError if that is not one token, or a token without visible text."""
     stem = before.rstrip()
     before = before[len(stem) - len(re.split(r"\s", stem)[-1]) :]  # the last word is enough context
-    ids, offsets = tokenizer.encode_with_offsets(before + target, find_mask=True)
+    ids, offsets = tokenizer.encode_with_offsets(before + target, find_special=True)
     inside = offsets[:, 1] > len(before)
     own = ids[inside].tolist()
     if own and offsets[inside, 0].min() < len(before):  # the tokenizer would merge it with the text before it

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from jaxlm.data.unknown import check_spelling
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.use.embed import Embedder
@@ -31,9 +32,9 @@ class Model:
         self.longest = trained.longest
 
     def tokenize(self, text: str) -> np.ndarray:
-        """Returns the token ids of a text with begin and end, int32 [L]; a mask written in the text becomes the mask
-        token."""
-        ids = self.tokenizer.encode(text, find_mask=True).ids
+        """Returns the token ids of a text with begin and end, int32 [L]; special tokens in the text, such as the mask,
+        are special tokens, as in Transformers."""
+        ids = self.tokenizer.encode(text, find_special=True).ids
         return np.concatenate([[self.tokenizer.begin_id], ids, [self.tokenizer.end_id]]).astype(np.int32)
 
     def logits(
@@ -73,7 +74,10 @@ class Model:
         """
         _check_texts(texts)
         settings = embed_settings(self.trained.directory, self.trained.longest, pooling, normalise, layers)
-        return Embedder(self.trained, settings, too_long, batch_tokens)(texts)
+        embedder = Embedder(self.trained, settings, too_long, batch_tokens)
+        vectors = embedder(texts)
+        check_spelling({"the texts": embedder.spelling}, self.tokenizer)
+        return vectors
 
     def score(self, texts: Sequence[str], variant: str = "within-word", batch_tokens: int = 0) -> list[Score]:
         """Returns the texts' pseudo-log-likelihoods, in order.

@@ -1,7 +1,6 @@
 """Pseudo-log-likelihood of texts under a masked language model, for ranking sentences; and the verb `jaxlm score`."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxlm.data.packing import Batch, batch_tokens_for, pack
+from jaxlm.data.unknown import Spelling, check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
@@ -51,25 +51,34 @@ def score(
 
     "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It overestimates words of several
     tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
-    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Raises UserError if a text
-    has no token that the vocabulary knows or exceeds the model's maximum length, or the model has no masked-LM head.
+    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Other special tokens in a
+    text, such as [SEP], are ordinary text. Raises UserError if a text has no token that the vocabulary knows, contains
+    the mask or exceeds the model's maximum length, or if the model has no masked-LM head.
     """
     require_head(trained)
     if variant not in VARIANTS:
         raise UserError(f"variant={variant} is not one of {', '.join(VARIANTS)}")
     group: list[_Text] = []
     size = 0
+    spelling = Spelling(0, 0)
     for number, text in enumerate(texts, 1):
         group.append(_masked_copies(trained, text, number, variant))
+        spelling += spelling_of_ids(group[-1].ids, trained.tokenizer)
         size += sum(map(len, group[-1].copies))
         if size >= GROUP_TOKENS:
             yield from _scores(trained, group, batch_tokens)
             group, size = [], 0
+    check_spelling({"the texts": spelling}, trained.tokenizer)
     yield from _scores(trained, group, batch_tokens)
 
 
 def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _Text:
     tokenizer = trained.tokenizer
+    if tokenizer.mask_token in text:
+        raise UserError(
+            f"text {number} contains the mask {tokenizer.mask_token}, which has no probability ({text[:40]!r}...): put"
+            " a word in its place, or use fill-mask to compare words"
+        )
     encoding = tokenizer.encode(text)
     size = len(encoding.ids)
     if not text.strip() or not size:
@@ -175,10 +184,8 @@ def main(argv: Sequence[str]) -> int:
     if args.input:
         texts = read_records(args.input, records, Tally())
     trained = load_named(args)
-    unknown = trained.tokenizer.token(trained.tokenizer.unk_id)
     nothing = "no text given: pass it as an argument, with --input, or on standard input"
-    results = _checked(score(trained, texts, args.variant), unknown, f"{args.input} contains no text" if args.input
-                       else nothing)  # fmt: skip
+    results = _checked(score(trained, texts, args.variant), f"{args.input} contains no text" if args.input else nothing)
     if args.json:
         print_json_list("texts", (result._asdict() for result in results))
         return 0
@@ -187,19 +194,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _checked(results: Iterable[Score], unknown: str, nothing: str) -> Iterator[Score]:
-    """Yields the results; raises UserError with the sentence `nothing` if there are none.
-
-    Warns at the end if some of their tokens are `unknown`.
-    """
-    count = with_unknown = 0
-    for count, result in enumerate(results, 1):  # noqa: B007
-        with_unknown += unknown in result.tokens
+def _checked(results: Iterable[Score], nothing: str) -> Iterator[Score]:
+    """Yields the results; raises UserError with the sentence `nothing` if there are none."""
+    empty = True
+    for result in results:
+        empty = False
         yield result
-    if not count:
+    if empty:
         raise UserError(nothing)
-    if with_unknown:
-        logging.getLogger("jaxlm").warning(
-            "%s of %s texts contain characters that are not in the vocabulary: their scores are those of %s",
-            with_unknown, count, unknown,
-        )  # fmt: skip

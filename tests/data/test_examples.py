@@ -40,6 +40,17 @@ def make_config(tokenizer, train, **task):
     return config
 
 
+def test_examples_that_the_vocabulary_cannot_spell_are_refused_or_reported(tokenizer, tmp_path, caplog):
+    train, russian = tmp_path / "train.tsv", tmp_path / "ru.tsv"
+    russian.write_text("sentence\tlabel\nПривет мир\t0\nСтолица\t1\n")
+    with pytest.raises(UserError, match=r"ru\.tsv: the vocabulary has no token for this text"):
+        read_examples(make_config(tokenizer, russian))
+    train.write_text("sentence\tlabel\nПривет the cat\t0\nthe dog sees\t1\n")
+    read_examples(make_config(tokenizer, train))
+    assert "train.tsv: " in caplog.text
+    assert "tokens are [UNK]" in caplog.text
+
+
 def make_examples(sizes, seed=0):
     random = np.random.default_rng(seed)
     tokens = [random.integers(5, 100, size).astype(np.int32) for size in sizes]

@@ -12,6 +12,7 @@ import pytest
 from jaxlm.config import default_config
 from jaxlm.data.prepare import cache_directory, main, prepare
 from jaxlm.data.prepared import open_prepared
+from jaxlm.data.table import DATA
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import train_tokenizer
 from tests.conftest import ROOT
@@ -277,7 +278,10 @@ def test_the_command_writes_a_directory_with_the_table_on_stdout_and_progress_on
     assert row[4] == f"{store.text_bytes / store.tokens:.2f}"
     assert output.err.splitlines() == ["read and tokenize"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == f"token store: {tmp_path / 'out'} is already complete\n"
+    complete, *spelling = capsys.readouterr().out.splitlines()
+    assert complete == f"token store: {tmp_path / 'out'} is already complete"
+    assert spelling[0].startswith(f"{config.data.path[0]}: 0.00% of ")
+    assert spelling[1].startswith("held-out set held_out: 0.00% of ")
 
 
 def test_files_of_the_user_beside_the_output_are_left_alone(tmp_path, config):
@@ -310,3 +314,21 @@ def test_an_empty_output_and_an_unused_init_from_are_refused(tmp_path, monkeypat
         assert cli.main(["prepare", *arguments]) == 1
         assert "model.init_from has no effect here: set --config.tokenizer.path=DIR, " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(config, tmp_path, capsys, caplog):
+    russian = ["Столица Франции и её реки", "Он читает книгу в саду"] * 40
+    config.data.deduplicate = False
+    config.data.path = (str(write_lines(tmp_path / "ru.jsonl", russian)),)
+    config.data.held_out_fraction = 0.0
+    for _ in range(2):  # a reused store is refused as well
+        with pytest.raises(UserError, match=r"ru\.jsonl: the vocabulary has no token for this text, only \[UNK\]"):
+            prepare(config)
+    mixed = [*russian, *sentences(40, 5)]
+    config.data.path = (str(write_lines(tmp_path / "mixed.jsonl", mixed)),)
+    capsys.readouterr()
+    data = DATA["masked"].prepare(config)
+    assert "mixed.jsonl: 19.35% of 2,067 tokens are unknown" in capsys.readouterr().out
+    assert caplog.text.count("because the vocabulary has no token for their characters") == 1
+    DATA["masked"].reopen(data.directory, config)
+    assert caplog.text.count("because the vocabulary has no token for their characters") == 2

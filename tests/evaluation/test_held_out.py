@@ -1,12 +1,16 @@
+import dataclasses
 import functools
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from jaxlm.config import default_config
+from jaxlm.data.facts import DataFacts
+from jaxlm.evaluation import held_out
 from jaxlm.evaluation.held_out import evaluate_held_out, make_evaluation_step, remark
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import MaskedLM, init_params
@@ -178,6 +182,30 @@ def test_a_model_that_knows_only_frequencies_is_as_good_as_the_unigram_baseline(
     assert result["accuracy"] == pytest.approx((labels == 4).mean())
     assert result["accuracy_top5"] == pytest.approx(np.isin(labels, [4, 5, 6, 7, 8]).mean())
     assert result["accuracy_top5"] == pytest.approx(result["unigram_top5"])
+
+
+def test_rows_of_the_token_table_without_a_token_are_not_drawn_and_have_no_frequency(model, params, rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr(held_out, "make_evaluation_step", lambda model, masking, *_: seen.append(masking))
+    monkeypatch.setattr(held_out, "evaluate_held_out", lambda *_: {})
+    monkeypatch.setattr(held_out, "held_out_batches", lambda *_: ())
+    monkeypatch.setattr(held_out.sharding, "local_parts", lambda mesh: ((0,), 1))
+    facts = DataFacts(MASK, PAD, SPECIAL, COUNTS, vocab_size=SIZE)
+    tokenizer = SimpleNamespace(piece_bytes=lambda: PIECE_BYTES, begin_id=BEGIN, pad_id=PAD)
+    large = dataclasses.replace(model.config, vocab_size=SIZE + 24)
+    assembly = SimpleNamespace(
+        config=default_config(), encoder=large, execution=model.execution, mesh=None,
+        phases=(SimpleNamespace(rotary_base=1e4),),
+    )  # fmt: skip
+    data = SimpleNamespace(tokenizer=tokenizer, facts=facts, held_out={"a": None})
+    held_out.held_out_evaluators(assembly, data)[0].run(params, 0)
+    assert set(seen[0].ordinary_ids) == set(range(SIZE)) - set(SPECIAL)
+    monkeypatch.undo()
+    wide = jax.tree.map(np.asarray, init_params(large, 0))
+    step = make_evaluation_step(MaskedLM(large, model.execution), seen[0], COUNTS, PIECE_BYTES, LENGTH)
+    narrow = make_evaluation_step(model, MASKING, COUNTS, PIECE_BYTES, LENGTH)
+    figures = [evaluate_held_out(*which, batches(rows, ROWS)) for which in ((step, wide), (narrow, params))]
+    assert figures[0]["unigram_loss"] == figures[1]["unigram_loss"]
 
 
 def test_batches_are_sharded_first(step, params, rows):

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config import default_config
+from jaxlm.data.facts import DataFacts
 from jaxlm.objectives.masking import (
     EVALUATION_RATE,
     Masking,
@@ -328,7 +329,20 @@ def test_evaluation_masks_single_tokens_80_10_10_whatever_the_settings():
 def test_make_masking_reads_the_settings():
     section = default_config().masking
     section.scheme, section.mask_share, section.span_max = "span", 0.7, 4
-    assert make_masking(section, SIZE, MASK, SPECIAL) == Masking("span", 0.7, 0.1, 0.2, 4, MASK, SIZE, SPECIAL)
+    expected = Masking("span", 0.7, 0.1, 0.2, 4, MASK, SIZE, SPECIAL)
+    assert make_masking(section, DataFacts(MASK, 0, SPECIAL, vocab_size=SIZE), SIZE + 64) == expected
+    assert make_masking(section, DataFacts(MASK, 0, SPECIAL), SIZE) == expected
+
+
+def test_rows_of_the_token_table_without_a_token_are_never_drawn(words_of_all_sizes):
+    tokens, segment_ids, word_starts, _ = (array[:ROWS] for array in words_of_all_sizes)
+    section = default_config().masking
+    section.mask_share, section.random_share = 0.0, 1.0
+    masking = make_masking(section, DataFacts(MASK, 0, (*SPECIAL, 9), vocab_size=15), SIZE)
+    tokens = np.where(tokens == 9, ORDINARY, tokens % 10 + 5).astype(np.int32)
+    masked = mask(3, tokens, segment_ids, word_starts, 0.4, masking)
+    drawn = masked.inputs[chosen_tokens(masked)]
+    assert set(drawn.tolist()) == {5, 6, 7, 8, 10, 11, 12, 13, 14}
 
 
 @settings(deadline=None)

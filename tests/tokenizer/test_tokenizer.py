@@ -78,6 +78,30 @@ def test_literal_special_tokens_in_training_text_remain_text(tokenizers, name, t
 
 
 @every_tokenizer
+def test_special_tokens_are_found_on_request(tokenizers, name):
+    tokenizer = tokenizers[name]
+    special = [
+        tokenizer.token(id) for id in (tokenizer.end_id, tokenizer.begin_id, tokenizer.pad_id, tokenizer.mask_id)
+    ]
+    text = f"the {special[0]} of {special[1]}{special[2]} is x{special[3]}y"
+    ids = tokenizer.encode(text, find_special=True).ids.tolist()
+    assert [id for id in ids if id in tokenizer.special_ids and id != tokenizer.unk_id] == [
+        tokenizer.end_id, tokenizer.begin_id, tokenizer.pad_id, tokenizer.mask_id
+    ]  # fmt: skip
+    again, offsets = tokenizer.encode_with_offsets(text, find_special=True)
+    assert again.tolist() == ids
+    found = [text[slice(*offsets[ids.index(id)].tolist())] for id in (tokenizer.end_id, tokenizer.mask_id)]
+    assert found == [special[0], special[3]]
+    only_mask = tokenizer.encode(text, find_mask=True).ids.tolist()
+    assert tokenizer.mask_id in only_mask
+    assert not {tokenizer.end_id, tokenizer.begin_id, tokenizer.pad_id} & set(only_mask)
+    batch = tokenizer.encode_batch(["the of", text, "", "is"], find_special=True)
+    assert [encoding.ids.tolist() for encoding in batch] == [
+        tokenizer.encode("the of").ids.tolist(), ids, [], tokenizer.encode("is").ids.tolist()
+    ]  # fmt: skip
+
+
+@every_tokenizer
 def test_a_literal_special_token_is_several_tokens(tokenizers, name):
     for literal in TYPED:
         assert len(tokenizers[name].encode(f"a {literal} b").ids) >= 3 + (name != "metaspace")

@@ -208,6 +208,6 @@ def test_a_model_trained_elsewhere_is_exported(tmp_path):
 
 def test_a_text_with_different_ids_is_reported(made, monkeypatch):
     tokenizer = made["unigram"][0][0]
-    monkeypatch.setattr("jaxlm.tokenizer.transformers_files.TEST_TEXTS", ("the [SEP]",))
-    with pytest.raises(UserError, match=r"would encode 'the \[SEP\]' differently"):
+    monkeypatch.setattr("jaxlm.tokenizer.transformers_files.TEST_TEXTS", ("the [UNK]",))
+    with pytest.raises(UserError, match=r"would encode 'the \[UNK\]' differently"):
         tokenizer.transformers_files(64)

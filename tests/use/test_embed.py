@@ -95,7 +95,17 @@ def test_bfloat16_with_rotary_positions_and_local_windows(rotary):
 def test_an_empty_text_gives_the_vector_of_begin_and_end(trained):
     tokens = np.array([[trained.tokenizer.begin_id, trained.tokenizer.end_id]])
     expected = encode(trained.model, trained.params, tokens)[0].mean(0)
-    assert Model(trained).embed(["", "x", ""])[[0, 2]] == pytest.approx(np.stack([expected] * 2), abs=1e-5)
+    assert Model(trained).embed(["", "the", ""])[[0, 2]] == pytest.approx(np.stack([expected] * 2), abs=1e-5)
+
+
+def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(trained, caplog):
+    model = Model(trained)
+    with pytest.raises(UserError, match=r"the texts: the vocabulary has no token for this text, only \[UNK\]"):
+        model.embed(["Привет мир", "Столица"])
+    assert model.embed([""]).shape == model.embed(["the cat"]).shape
+    assert not caplog.text
+    model.embed(["Привет", "the cat"])
+    assert "tokens are [UNK], because the vocabulary has no token for their characters" in caplog.text
 
 
 def test_few_programs_are_compiled(trained):
@@ -129,11 +139,14 @@ def test_groups_contain_every_text_and_are_bounded(monkeypatch):
     assert list(groups_of([])) == []
 
 
-def test_a_special_token_in_a_text_is_plain_text(trained):
-    plain, typed = Model(trained).embed(["the cat", "the cat[SEP]"])
-    ids = trained.tokenizer.encode("the cat[SEP]").ids
-    assert trained.tokenizer.end_id not in ids
-    assert not np.allclose(plain, typed)
+def test_a_special_token_in_a_text_is_special(trained):
+    model, tokenizer = Model(trained), trained.tokenizer
+    text = "the [MASK] of [SEP] cat"
+    ids = model.tokenize(text)
+    assert ids.tolist().count(tokenizer.mask_id) == 1
+    assert ids.tolist().count(tokenizer.end_id) == 2
+    states = encode(trained.model, trained.params, ids[None], np.ones((1, len(ids)), np.int32))
+    np.testing.assert_allclose(model.embed([text, "the"])[0], np.mean(states[0], 0), atol=1e-5)
 
 
 def test_parameters_that_are_not_finite_raise(trained):

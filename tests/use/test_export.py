@@ -311,6 +311,21 @@ def test_the_model_card_states_the_masking_and_the_parameters_of_the_run(tmp_pat
     assert "| masking | 40% of the tokens at the beginning, changing linearly to 15% at the end, scheme token |" in card
 
 
+def test_a_checkpoint_with_a_vocabulary_only_is_exported_with_its_rules(text_file, tmp_path):
+    given = write_checkpoint(tmp_path / "given", text_file)
+    (given / "tokenizer_config.json").unlink()
+    *entries, last = (given / "vocab.txt").read_text().split()
+    (given / "vocab.txt").write_text("\n".join([*entries, last.capitalize()]) + "\n")
+    tokenizer = load_trained(given).tokenizer
+    out = export(given, tmp_path / "out")
+    library = Library.from_file(str(out / "tokenizer.json"))
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer.encode(last).ids.tolist() != tokenizer.encode(last.capitalize()).ids.tolist()
+    for text in (*sentences(20), last, last.capitalize(), f"the [MASK] {last.capitalize()}S"):
+        assert library.encode(text, add_special_tokens=False).ids == tokenizer.encode(text, find_mask=True).ids.tolist()
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
 def test_weights_are_exported_in_the_requested_dtype(dtype, size, text_file, tmp_path):
     given = write_checkpoint(tmp_path / "in", text_file)

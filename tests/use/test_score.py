@@ -86,6 +86,7 @@ def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
         (["the", ""], "original", "text 2 is empty"),
         (["the", " \t"], "original", "text 2 is empty"),
         (["the", "語 語"], "original", r"text 2 has only characters that are not in the vocabulary \('語 語'\)"),
+        (["the", "the [MASK] cat"], "original", r"text 2 contains the mask \[MASK\], which has no probability"),
         (["the cat " * 30], "original", f"text 1 has .* reads at most {LENGTH - 2} besides begin and end"),
         (["x"], "salazar", "variant=salazar is not one of within-word, original"),
     ],
@@ -117,7 +118,12 @@ def test_the_verb_prints_sums_means_and_texts(workdir, trained, tmp_path, capsys
 
 def test_unknown_characters_are_reported(workdir, caplog):
     assert main(["score", f"--model={workdir}", "the cat 語"]) == 0
-    assert "1 of 1 texts contain characters that are not in the vocabulary" in caplog.text
+    assert "the texts: 25.0% of 4 tokens are [UNK]" in caplog.text
+
+
+def test_texts_without_a_known_token_are_refused(trained):
+    with pytest.raises(UserError, match="the texts: the vocabulary has no token for this text"):
+        list(score(trained, ["Привет", "мир"]))
 
 
 def test_invalid_arguments_print_one_sentence(workdir, tmp_path, capsys, monkeypatch):

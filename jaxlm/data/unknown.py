@@ -1,0 +1,71 @@
+"""Text that the vocabulary cannot spell: how many of its tokens are unknown, and what users are told about it.
+
+A model that reads mostly unknown tokens has excellent figures, because what is left to predict is punctuation.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.tokenizer.tokenizer import Tokenizer
+
+MOST_UNKNOWN = 0.01  # a larger share is reported with a warning
+_log = logging.getLogger("jaxlm")
+
+
+class Spelling(NamedTuple):
+    """The numbers of unknown tokens and of known ones in a text; special tokens and spaces are neither."""
+
+    unknown: int
+    known: int
+
+    @property
+    def unknown_share(self) -> float:
+        """The unknown tokens' share of both; 0 if there are none."""
+        return self.unknown / max(self.unknown + self.known, 1)
+
+    def __add__(self, other: "Spelling") -> "Spelling":  # type: ignore[override]
+        return Spelling(self.unknown + other.unknown, self.known + other.known)
+
+    def __str__(self) -> str:
+        return f"{self.unknown_share:.2%} of {self.unknown + self.known:,} tokens are unknown"
+
+
+def spelling_of(counts: np.ndarray, tokenizer: Tokenizer) -> Spelling:
+    """Returns the spelling of a text in which each token occurs as often as `counts`, integers [V], says."""
+    known = _known_tokens(tokenizer)
+    return Spelling(int(counts[tokenizer.unk_id]), int(counts[: len(known)][known[: len(counts)]].sum()))
+
+
+def spelling_of_ids(ids: np.ndarray, tokenizer: Tokenizer) -> Spelling:
+    """Returns the spelling of a text with these token ids, int [n]."""
+    return Spelling(int((ids == tokenizer.unk_id).sum()), int(_known_tokens(tokenizer)[ids].sum()))
+
+
+@functools.lru_cache(maxsize=4)
+def _known_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns which tokens spell visible text, bool [V]."""
+    return np.array([bool(tokenizer.text_of(id).strip()) for id in range(tokenizer.vocab_size)])
+
+
+def check_spelling(spellings: Mapping[str, Spelling], tokenizer: Tokenizer) -> None:
+    """Logs a warning for each source of which more than 1% of the tokens are unknown.
+
+    `spellings` are those of the sources by their names. Raises UserError for a source without a known token.
+    """
+    name = tokenizer.token(tokenizer.unk_id)
+    for source, spelling in spellings.items():
+        if spelling.unknown and not spelling.known:
+            raise UserError(
+                f"{source}: the vocabulary has no token for this text, only {name}; use a tokenizer and a model of its"
+                " language, or train a new tokenizer on it"
+            )
+        if spelling.unknown_share > MOST_UNKNOWN:
+            _log.warning(
+                "%s: %.1f%% of %s tokens are %s, because the vocabulary has no token for their characters",
+                source, 100 * spelling.unknown_share, f"{spelling.unknown + spelling.known:,}", name,
+            )  # fmt: skip
