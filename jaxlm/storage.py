@@ -41,6 +41,17 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file}, line {line}, byte {error.start}: not UTF-8; convert the file") from error
 
 
+def standard_input_lines() -> Iterator[str]:
+    """Yields the lines of standard input, which is UTF-8, without their line ends. Raises UserError with the line."""
+    stream = getattr(sys.stdin, "buffer", sys.stdin)  # in bytes: the locale's encoding may be another one
+    for number, line in enumerate(stream or (), 1):  # None if it is closed
+        try:
+            text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input, line {number}, byte {error.start}: not UTF-8; convert it") from error
+        yield text.rstrip("\r\n")
+
+
 def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> Any:
     """Returns the JSON object (kind=dict) or array (kind=list) in a file.
 

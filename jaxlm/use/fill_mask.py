@@ -4,7 +4,6 @@ import argparse
 import functools
 import json
 import re
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.storage import standard_input_lines
 from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.use.loading import Trained, load_trained, require_head
 
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     targets = [word.strip() for word in args.targets.split(",") if word.strip()]
     if args.targets and not targets:
         raise UserError(f"--targets={args.targets}: expected words separated by commas, such as is,was")
-    texts = args.text or [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    texts = args.text or [line for line in standard_input_lines() if line.strip()]
     if not texts:
         raise UserError("no text given: pass it as an argument or on standard input")
     trained = load_trained(args.model)

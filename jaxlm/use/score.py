@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
+from jaxlm.storage import standard_input_lines
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
 from jaxlm.use.loading import Trained, load_trained, require_head
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     if args.input and args.text:
         raise UserError("give either texts or --input, not both")
     records = RecordSettings(args.format, args.field, args.encoding)
-    texts: Iterable[str] = args.text or (line.rstrip("\r\n") for line in sys.stdin)
+    texts: Iterable[str] = args.text or standard_input_lines()
     if args.input:
         texts = read_records(args.input, records, Tally())
     trained = load_trained(args.model)
