@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         _discard_output()
     except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
         return 1 if error.code else 0
-    except Exception as error:
+    except BaseException as error:  # also the panics of libraries in Rust, which are not of the class Exception
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:

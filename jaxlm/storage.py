@@ -4,15 +4,19 @@ A reader sees either the old content of a file or the new content, never a part 
 beside the target, flushes it to disk, and renames it.
 """
 
+import collections
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
+
+MAX_DEPTH = 100  # of values in JSON
 
 
 def reason(error: BaseException) -> str:
@@ -24,10 +28,13 @@ def reason(error: BaseException) -> str:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Returns the content of a file. Raises UserError if it cannot be read."""
+    """Returns the content of a file. Raises UserError if it cannot be read, or is no file but, for example, a pipe."""
     try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # reading a pipe would wait for its writer forever
+            raise UserError(f"cannot read {file}: it is a pipe, a socket or a device")
         return file.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL character
         raise UserError(f"cannot read {file}: {reason(error)}") from error
 
 
@@ -55,16 +62,52 @@ def standard_input_lines() -> Iterator[str]:
 def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> Any:
     """Returns the JSON object (kind=dict) or array (kind=list) in a file.
 
-    Raises UserError if the file cannot be read, is not JSON in UTF-8, or holds another kind of value; the sentence ends
-    with `remedy`.
+    Raises UserError if the file cannot be read, is not JSON in UTF-8 as `parse_json` expects it, or holds another kind
+    of value; the sentence ends with `remedy`.
     """
     try:
-        content = json.loads(read_bytes(file).decode("utf-8-sig"))
+        content = parse_json(read_bytes(file))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({reason(error)}): {remedy}") from error
     if not isinstance(content, kind):
         raise UserError(f"{file} does not hold a JSON {'object' if kind is dict else 'array'}: {remedy}")
     return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Returns the value of JSON, which is UTF-8 with or without a byte order mark.
+
+    Raises ValueError if it is empty or not valid, and for what readers of JSON understand differently: a key that
+    occurs twice, NaN and infinity, and values nested more than MAX_DEPTH deep.
+    """
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from error
+    inside = [value]
+    for _ in range(MAX_DEPTH):
+        inside = [
+            item for v in inside if isinstance(v, dict | list)
+            for item in (v.values() if isinstance(v, dict) else v) if isinstance(item, dict | list)
+        ]  # fmt: skip
+    if inside:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
+    return content
+
+
+def _not_finite(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 @contextlib.contextmanager

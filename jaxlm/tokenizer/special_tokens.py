@@ -36,7 +36,8 @@ def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
     role_ids, missing = {}, []
     for role in ROLES:
         values = [config.get(key) for key in _CONFIG_KEYS[role] for config in configs]
-        names = [value["content"] if isinstance(value, dict) else value for value in values if value]
+        values = [value.get("content") if isinstance(value, dict) else value for value in values]
+        names = [value for value in values if isinstance(value, str) and value]
         names = [*unknown, *names] if role == "unk" else names
         known = [name for name in (*names, *_USUAL_NAMES[role]) if name in vocabulary]
         if known:
@@ -55,6 +56,16 @@ def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
             "tokenizer_config.json beside the file"
         )
     return role_ids
+
+
+def check_role_ids(role_ids: dict[str, int], vocab_size: int, file: Path) -> None:
+    """Raises UserError if the id of a role, which was read from a file, is not one of the vocabulary in `file`."""
+    for role, id in role_ids.items():
+        if id >= vocab_size:
+            raise UserError(
+                f"{file} has {vocab_size:,} tokens, but the {role} token saved for it has the id {id:,}; copy the"
+                " tokenizer again from where it was saved"
+            )
 
 
 def config_beside(file: Path, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jaxlm.evaluation.held_out import describe, held_out_evaluators
 from jaxlm.runtime import sharding
 from jaxlm.step import Assembly, assemble
 from jaxlm.storage import read_json
+from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, load_trained
 
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--data.path is needed beside --{overrides[0]}")
     else:
         record = trained.directory / "data.json"
-        stores = open_prepared(read_json(record)["directory"]).held_out if record.is_file() else {}
+        stores = open_prepared(Record(record, read_json(record)).text("directory")).held_out if record.is_file() else {}
         if not stores:
             raise UserError(f"{args.model} has no held-out sets; give a text with --data.path")
     results = evaluate(trained, stores, args.rows)
