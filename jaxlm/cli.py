@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import io
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from jaxlm.errors import UserError
 from jaxlm.runtime.json_output import only_json, wants_json
 from jaxlm.runtime.memory import restart_with_malloc_settings
 from jaxlm.runtime.program_cache import set_up_program_cache
+from jaxlm.unexpected import explain
 from jaxlm.version import __version__
 
 VERBS = {
@@ -39,49 +41,95 @@ verbs:
 
 example: jaxlm train --config=configs/mini.py --workdir=runs/mini
 
+--debug, before or after the verb, prints the traceback of an unexpected error instead of saving it to a file.
+
 Compiled programs are cached in ~/.cache/jaxlm/compiled, which may be removed at any time.
 Those that were used least recently are removed when it exceeds 4 GiB.
 JAX_COMPILATION_CACHE_DIR=DIR selects another directory, which has no bound,
 JAX_COMPILATION_CACHE_MAX_SIZE=BYTES sets the bound (-1: none), and
 JAX_ENABLE_COMPILATION_CACHE=false disables the cache."""
 
-# Errors that come from the machine and not from a bug: a full disk, missing permissions, limits.
+# Errors that come from the machine or a path and not from a bug: a full disk, missing permissions, limits, a directory
+# in place of a file.
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-                  errno.EMFILE, errno.ENFILE}  # fmt: skip
+                  errno.EMFILE, errno.ENFILE, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+                  errno.ENXIO}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `jaxlm VERB ...` and returns its exit status: 0, or 1 after an error."""
     program = argv is None  # called as a program, not from a test or a notebook
-    argv = sys.argv[1:] if argv is None else argv
+    argv, debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(argv, program)
+        if sys.stdout:
+            sys.stdout.flush()  # here and not when Python ends, so that a full disk is reported
+        return status
+    except UserError as error:
+        _report(str(error))
+    except KeyboardInterrupt as error:
+        _report(error.args[0] if error.args else "interrupted")
+    except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
+        _discard_output()
+    except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
+        return 1 if error.code else 0
+    except BaseException as error:  # also the panics of libraries in Rust, which are not of the class Exception
+        if debug:
+            raise
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            name = str(error.filename or "output")
+            _report(f"{name if len(name) < 300 else name[:300] + '...'}: {error.strerror}; fix that and run the same"
+                    " command again")  # fmt: skip
+            _discard_output()
+        else:
+            _report(explain(error, argv))
+    return 1
+
+
+def _run(argv: list[str], program: bool) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP.format(verbs="\n".join(f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items())))
         return 0
     if argv[0] == "--version":
         print(f"jaxlm {__version__}")
         return 0
-    try:
-        if argv[0] not in VERBS:
-            raise UserError(f"there is no verb {argv[0]}; the verbs are {', '.join(VERBS)}")
-        if program:
-            restart_with_malloc_settings()
-        _set_environment()
-        with _termination(), only_json() if wants_json(argv[1:]) else contextlib.nullcontext():
-            return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
-    except UserError as error:
-        print(f"jaxlm: {error}", file=sys.stderr)
-    except KeyboardInterrupt as error:
-        print(f"jaxlm: {error.args[0] if error.args else 'interrupted'}", file=sys.stderr)
-    except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
+    for argument in argv:
+        if any("\udc80" <= character <= "\udcff" for character in argument):  # Python's form of bytes it cannot decode
+            raise UserError(f"the argument {argument!a} is not valid {sys.getfilesystemencoding().upper()}")
+    if argv[0] not in VERBS:
+        raise UserError(f"there is no verb {argv[0]}; the verbs are {', '.join(VERBS)}")
+    if program:
+        restart_with_malloc_settings()
+        _make_output_encodable()
+    _set_environment()
+    with _termination(), only_json() if wants_json(argv[1:]) else contextlib.nullcontext():
+        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+
+
+def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """Returns the arguments without the option --debug, which may stand before or after the verb, and whether it was
+    among them. After the argument --, it is a text."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [argument for argument in argv[:end] if argument != "--debug"]
+    return options + argv[end:], len(options) < end
+
+
+def _make_output_encodable() -> None:
+    """Makes characters that the terminal's encoding lacks appear as escapes such as \\u2581 instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _report(sentence: str) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # standard error is closed or full
+        print(f"jaxlm: {sentence}", file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """Discards what standard output could not write, which Python would otherwise try to write again at its end."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or replaced by a notebook or a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            raise
-        name = error.filename or "output"
-        print(f"jaxlm: {name}: {error.strerror}; fix that and run the same command again", file=sys.stderr)
-    except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
-        return 1 if error.code else 0
-    return 1
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from jaxlm.recipes import find_config
 from jaxlm.settings import (
     FORMER,
     INTERVALS,
+    LARGEST_INTEGERS,
     PHASE_OBJECTIVES,
     PHASE_SETTINGS,
     REQUIRED,
@@ -34,6 +35,7 @@ from jaxlm.settings import (
     Setting,
 )
 from jaxlm.storage import read_json, write_text
+from jaxlm.typed import shown
 
 
 def default_config() -> ConfigDict:
@@ -355,10 +357,8 @@ def _check_value(key: str, value: Any, setting: Setting) -> None:
         near = difflib.get_close_matches(str(value), setting.choices, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{key}={value} is not one of {', '.join(setting.choices)}{hint}")
-    if setting.within and value is not None:
-        contains, message = INTERVALS[setting.within]
-        if not (math.isfinite(value) and contains(value)):
-            raise UserError(f"{key}={value}: {message}")
+    if wrong := wrong_value(key, value):
+        raise UserError(f"{key}={shown(value)}: {wrong}")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -370,6 +370,18 @@ def check_config(config: ConfigDict) -> None:
     _check_together(config)
     _check_end(config)
     _check_phases(config)
+
+
+def wrong_value(key: str, value: Any) -> str:
+    """Returns why a number is not valid for the setting `key`, such as "must be at least 1"; "" if it is valid."""
+    setting = find_setting(key)
+    if setting.within and value is not None:
+        contains, message = INTERVALS[setting.within]
+        if not (math.isfinite(value) and contains(value)):
+            return message
+    if setting.type is int and value is not None and abs(value) > LARGEST_INTEGERS.get(key, 2**63 - 1):
+        return f"must be at most {LARGEST_INTEGERS.get(key, 2**63 - 1):,}"
+    return ""
 
 
 def check_architecture(model: Any) -> None:

@@ -325,7 +325,7 @@ def _known_data(record: Path) -> dict[str, str] | None:
     if not record.exists():
         return None
     try:
-        known = json.loads(record.read_bytes())
+        known = storage.parse_json(record.read_bytes())
         content = {name: str(known[name]) for name in ("directory", "fingerprint")}
         whole = known.get("crc32") in (None, record_crc32(content))
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -33,6 +33,14 @@ INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist already: the user has to name them
 MAX_CHOSEN_VOCABULARY = 8192  # entries; bench and plan assume them if tokenizer.vocab_size is 0
+# Larger values are mistakes, or the marks of a damaged file: without a limit, they would take hours and all memory.
+LARGEST_INTEGERS = {
+    "model.layers": 1000, "model.width": 2**20, "model.heads": 2**16, "model.feed_forward_width": 2**22,
+    "model.embedding_width": 2**20, "model.vocab_size": 2**26, "model.max_positions": 2**26, "model.token_types": 2**16,
+    "model.position_offset": 2**26, "model.window": 2**31 - 1, "tokenizer.vocab_size": 2**24,
+    "data.sequence_length": 2**26, "data.workers": 4096, "data.prefetch": 2**16, "train.batch_size": 2**26,
+    "train.accumulate": 2**26, "evaluation.batch_size": 2**26, "masking.span_max": 2**16,
+}  # fmt: skip
 
 S = Setting
 

@@ -5,6 +5,7 @@ The step knows no task: an `Objective` says what a batch holds, how it is prepar
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from jaxlm.objectives.table import make_objective
 from jaxlm.optimizer.optimizers import make_optimizer, stop_frozen_gradients
 from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.optimizer.schedules import make_schedule
-from jaxlm.runtime import sharding
+from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.compiling import compiler_options, initial_options
 
 MASKS, DROPOUT = 0, 1  # the purposes of random bits, folded into the root key first
@@ -132,8 +133,30 @@ class Assembly:
     def state_shardings(self) -> dict:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
+    @functools.cached_property
+    def least_bytes(self) -> int:
+        """A lower bound of the memory of a training step on each device: the state, the gradients, the batch, and one
+        hidden state of each token in a micro-batch."""
+        state = sum(_bytes_on_device(leaf) for leaf in jax.tree.leaves(self.abstract_state))
+        gradients = sum(_bytes_on_device(leaf) for leaf in jax.tree.leaves(self.abstract_state["params"]))
+        steps = []
+        for number, phase in enumerate(self.phases):
+            batch = sum(_bytes_on_device(leaf) for leaf in self.abstract_arguments(number)[1].values())
+            tokens = phase.batch_size * phase.sequence_length // (phase.accumulate * self.mesh.size)
+            steps.append(batch + 2 * tokens * self.encoder.width)
+        return state + gradients + max(steps)
+
     def fresh_state(self) -> dict:
-        """Returns the state before the first update, with fresh parameters, on the mesh."""
+        """Returns the state before the first update, with fresh parameters, on the mesh.
+
+        Raises UserError if a step cannot fit into the memory.
+        """
+        hardware.check_memory(
+            self.least_bytes,
+            f"training with train.batch_size={self.config.train.batch_size} and"
+            f" data.sequence_length={self.config.data.sequence_length}",
+            "lower them or the sizes of the model, raise train.accumulate, or use more devices",
+        )
         initial = functools.partial(initial_state, self.objectives[0], self.update, run_seeds(self.config)["init"])
         options = initial_options(self.platform)
         return jax.jit(initial, out_shardings=self.state_shardings, compiler_options=options)()
@@ -173,6 +196,11 @@ class Assembly:
         scalar = functools.partial(jax.ShapeDtypeStruct, (), sharding=whole)
         knobs = {name: scalar(dtype=np.float32) for name in objective.knobs(0.0)}
         return self.abstract_state, batch, scalar(dtype=np.int32), scalar(dtype=np.float32), knobs
+
+
+def _bytes_on_device(leaf: jax.ShapeDtypeStruct) -> int:
+    """Returns the size of the part of an array that each device holds."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def assemble(config: Any, encoder: EncoderConfig, facts: DataFacts, mesh: Mesh | Any, platform: str) -> Assembly:

@@ -7,15 +7,19 @@ Nothing that belongs to the user is overwritten or removed: what is being writte
 (`beside`), and a directory is written into only if it is new, empty, or jaxlm's own (`foreign_entries`).
 """
 
+import collections
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
+
+MAX_DEPTH = 100  # of values in JSON
 
 
 def reason(error: BaseException) -> str:
@@ -27,10 +31,13 @@ def reason(error: BaseException) -> str:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Returns the content of a file. Raises UserError if it cannot be read."""
+    """Returns the content of a file. Raises UserError if it cannot be read, or is no file but, for example, a pipe."""
     try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # reading a pipe would wait for its writer forever
+            raise UserError(f"cannot read {file}: it is a pipe, a socket or a device")
         return file.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL character
         raise UserError(f"cannot read {file}: {reason(error)}") from error
 
 
@@ -44,14 +51,25 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file}, line {line}, byte {error.start}: not UTF-8; convert the file") from error
 
 
+def standard_input_lines() -> Iterator[str]:
+    """Yields the lines of standard input, which is UTF-8, without their line ends. Raises UserError with the line."""
+    stream = getattr(sys.stdin, "buffer", sys.stdin)  # in bytes: the locale's encoding may be another one
+    for number, line in enumerate(stream or (), 1):  # None if it is closed
+        try:
+            text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input, line {number}, byte {error.start}: not UTF-8; convert it") from error
+        yield text.rstrip("\r\n")
+
+
 def read_json(file: Path, kind: type = dict, remedy: str = "fetch it again") -> Any:
     """Returns the JSON object (kind=dict) or array (kind=list) in a file.
 
-    Raises UserError if the file cannot be read, is not JSON in UTF-8, or holds another kind of value; the sentence ends
-    with `remedy`.
+    Raises UserError if the file cannot be read, is not JSON in UTF-8 as `parse_json` expects it, or holds another kind
+    of value; the sentence ends with `remedy`.
     """
     try:
-        content = json.loads(read_bytes(file).decode("utf-8-sig"))
+        content = parse_json(read_bytes(file))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({reason(error)}): {remedy}") from error
     if not isinstance(content, kind):
@@ -77,6 +95,42 @@ def foreign_entries(directory: Path, is_own: Callable[[Path], bool]) -> list[str
     """Returns the names in a directory that jaxlm must not write into; none if it is new, empty or own."""
     names = sorted(entry.name for entry in directory.iterdir()) if directory.exists() else []
     return names if names and not is_own(directory) else []
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Returns the value of JSON, which is UTF-8 with or without a byte order mark.
+
+    Raises ValueError if it is empty or not valid, and for what readers of JSON understand differently: a key that
+    occurs twice, NaN and infinity, and values nested more than MAX_DEPTH deep.
+    """
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from error
+    inside = [value]
+    for _ in range(MAX_DEPTH):
+        inside = [
+            item for v in inside if isinstance(v, dict | list)
+            for item in (v.values() if isinstance(v, dict) else v) if isinstance(item, dict | list)
+        ]  # fmt: skip
+    if inside:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
+    return content
+
+
+def _not_finite(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 @contextlib.contextmanager

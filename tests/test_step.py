@@ -86,3 +86,21 @@ def test_before_and_after_leaves_unknown_figures_open():
     table = before_and_after({"a": {"loss": 2.5, "accuracy": None}}, {"a": {"loss": 1.25, "accuracy": 0.5}})
     assert re.search(r"a +2\.500 +1\.250 +nan% +50\.0%", table)
     assert "nan" in before_and_after({}, {"a": {"pearson": 0.5}})  # a set may have other metrics
+
+
+def test_a_run_far_beyond_the_memory_is_rejected_before_anything_is_allocated():
+    config = small_config("masked")
+    config.train.batch_size = 2**26
+    config.data.sequence_length = 2**16
+    with pytest.raises(UserError, match=r"would take at least [\d,.]+ GiB on each device, which has"):
+        make_assembly(config).fresh_state()
+    config = small_config("masked")
+    config.model.update(width=2**20, heads=2**10, feed_forward_width=2**22)
+    with pytest.raises(UserError, match="would take at least"):
+        make_assembly(config).fresh_state()
+
+
+def test_the_least_memory_of_a_step_counts_the_state_the_gradients_and_the_batch():
+    assembly = make_assembly(small_config("masked"))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(assembly.abstract_state["params"]))
+    assert 16 * parameters < assembly.least_bytes < 16 * parameters + 8000

@@ -178,6 +178,47 @@ def test_a_lock_file_that_is_removed_each_time_still_admits_one_process_at_a_tim
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested more than 100 deep"),
+        (b'{"a":' * 200 + b"1" + b"}" * 200, "nested more than 100 deep"),
+        (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' occurs twice"),
+        (b'{"a": NaN}', "NaN is not a number of JSON"),
+        (b'{"a": -Infinity}', "-Infinity is not a number of JSON"),
+        (b'{"a": "\xff"}', "can't decode byte 0xff"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
+        ('{"a": 1}'.encode("utf-16"), "can't decode byte 0xff"),
+    ],
+)
+def test_what_readers_of_json_understand_differently_is_rejected(tmp_path, content, why):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        storage.read_json(file)
+    assert str(caught.value).startswith(f"{file} is not valid JSON (")
+    assert why in str(caught.value)
+    assert str(caught.value).endswith(": fetch it again")
+
+
+def test_carriage_returns_and_a_byte_order_mark_are_part_of_json_files(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a":\r1,\r\n"b": 2}\r')
+    assert storage.read_json(tmp_path / "a.json") == {"a": 1, "b": 2}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is a pipe, a socket or a device"):
+        storage.read_json(tmp_path / "pipe")
+
+
+def test_a_path_with_a_nul_character_is_named():
+    with pytest.raises(UserError, match="null"):
+        storage.read_bytes(Path("a\0b"))
+
+
 # Nothing that belongs to the user
 
 

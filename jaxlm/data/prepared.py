@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
+from jaxlm.storage import parse_json
 from jaxlm.text.files import Folder, file_in, read_file, write_file
 from jaxlm.text.filters import Tally
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.typed import Record
 from jaxlm.version import __version__
 
 FORMAT_VERSION = 1
@@ -53,21 +55,27 @@ class StoreSummary(Protocol):
 def open_prepared(directory: str | Path) -> Prepared:
     """Opens a prepared directory and checks all of it. Raises UserError that names what is missing or damaged."""
     directory = Path(directory)
-    record = read_record(directory)
-    tokenizer = load_tokenizer(str(directory / "tokenizer"), record["settings"]["tokenizer"]["words"])
-    if tokenizer.fingerprint != record["tokenizer"]["fingerprint"]:
+    remedy = f"remove {directory} and prepare the data again"
+    record = Record(directory / PREPARED, read_record(directory), remedy)
+    settings, written = record.record("settings"), record.record("stores")
+    tokenizer = load_tokenizer(str(directory / "tokenizer"), settings.record("tokenizer").text("words"))
+    if tokenizer.fingerprint != record.record("tokenizer").text("fingerprint"):
         raise UserError(f"{directory / 'tokenizer'} is not the tokenizer of these token stores: prepare the data again")
     stores = {}
-    for name, written in record["stores"].items():
+    for name in written.content:
+        fingerprint = written.record(name).text("fingerprint")
         try:
             stores[name] = store = TokenStore.open(directory / name)
         except UserError as error:  # only the whole directory can be prepared again
             raise UserError(str(error).replace(f"remove {directory / name} and", f"remove {directory} and")) from error
-        if store.fingerprint != written["fingerprint"] or store.tokenizer_fingerprint != tokenizer.fingerprint:
+        if store.fingerprint != fingerprint or store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise UserError(f"{directory / name} is not the token store that was prepared here: prepare the data again")
-    train = [stores[f"train/{number}"] for number in range(len(record["settings"]["data"]["path"]))]
+    numbers = range(len(settings.record("data").items("path", str)))
+    train = [stores[name] for name in (f"train/{number}" for number in numbers) if name in stores]
+    if len(train) != len(numbers):
+        raise UserError(f"{record.where} lists {len(numbers)} paths, but {len(train)} of their token stores; {remedy}")
     held_out = {name.partition("/")[2]: store for name, store in stores.items() if name.startswith("held_out/")}
-    return Prepared(directory, tokenizer, train, held_out, record["fingerprint"])
+    return Prepared(directory, tokenizer, train, held_out, record.text("fingerprint"))
 
 
 def read_record(directory: Folder) -> dict[str, Any]:
@@ -80,11 +88,11 @@ def read_record(directory: Folder) -> dict[str, Any]:
             " again"
         )
     try:
-        record = json.loads(content)
+        record = parse_json(content)
         version, crc32 = record["format_version"], record.pop("crc32", None)
         if crc32 not in (None, record_crc32(record)):
             raise ValueError("checksum mismatch")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: remove {directory} and prepare the data again") from error
     if version != FORMAT_VERSION:
         raise UserError(

@@ -6,7 +6,6 @@ here.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.config import wrong_value
 from jaxlm.errors import UserError
 from jaxlm.huggingface.families import FAMILIES, Family, Part
 from jaxlm.huggingface.refit import refit
@@ -30,7 +30,8 @@ from jaxlm.huggingface.weights import (
 )
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
-from jaxlm.storage import read_json
+from jaxlm.storage import read_json, reason
+from jaxlm.typed import Record, records, shown
 
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
@@ -77,8 +78,9 @@ def locate(name: str | Path) -> Path:
     if not directory.is_dir():
         directory = _cached(str(name))
     if not (directory / "config.json").is_file() and (directory / "modules.json").is_file():
-        modules = read_json(directory / "modules.json", list)
-        paths = [m.get("path", "") for m in modules if str(m.get("type", "")).endswith("Transformer")]
+        file = directory / "modules.json"
+        modules = records(file, read_json(file, list))
+        paths = [module.text("path", "") for module in modules if module.text("type", "").endswith("Transformer")]
         if paths and (directory / paths[0] / "config.json").is_file():
             return directory / paths[0]
     return directory
@@ -102,22 +104,28 @@ def _cached(name: str) -> Path:
 def is_checkpoint(directory: Path) -> bool:
     """Returns whether a directory is a Transformers checkpoint and not a work directory of jaxlm."""
     try:
-        return "model_type" in json.loads((directory / "config.json").read_text("utf-8-sig"))
-    except (OSError, ValueError):
-        return False
+        return "model_type" in read_json(directory / "config.json")
+    except UserError:
+        return False  # then it is read as the config of a run, with the same error
 
 
 def read_source(directory: Path) -> Source:
     """Returns the config and family of a checkpoint. Raises UserError if the family is unknown or a file is damaged."""
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json, so it is not a Transformers checkpoint")
-    config = read_json(directory / "config.json")
-    name = config.get("model_type")
+    file = directory / "config.json"
+    config = read_json(file)
+    name = Record(file, config).text("model_type")
     if name not in FAMILIES:
         raise UserError(
             f"{directory} has the family {name!r}, which is not supported; supported are {', '.join(sorted(FAMILIES))}"
         )
-    return Source(directory, FAMILIES[name].modernise(config), FAMILIES[name])
+    try:
+        return Source(directory, FAMILIES[name].modernise(config), FAMILIES[name])
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{file}: the attention layers or rotary bases are not those of a {name} ({reason(error)}): fetch it again"
+        ) from error
 
 
 # Config
@@ -130,19 +138,24 @@ def model_settings(source: Source) -> dict[str, Any]:
     for path, allowed in family.allowed.items():
         value = _dotted(config, path, None)
         if value is not None and value not in allowed:
-            raise UserError(f"{where}: {path}={value!r} is not supported for the family {family.name}")
+            raise UserError(f"{where}: {path}={shown(value)} is not supported for the family {family.name}")
     settings = dict(family.fixed)
     for key in family.keys:
         value = _dotted(config, key.theirs, key.default)
         try:
             settings[key.ours] = key.read(value)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             known = f"; supported are {', '.join(map(str, key.values))}" if key.values else ""
-            raise UserError(f"{where}: {key.theirs}={value!r} is not supported{known}") from error
-    sizes = [settings[name] for name in ("vocab_size", "width", "layers", "heads", "feed_forward_width")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or settings["width"] % settings["heads"]:
+            raise UserError(f"{where}: {key.theirs}={shown(value)} is not supported{known}") from error
+        if wrong := wrong_value(f"model.{key.ours}", settings[key.ours]):
+            raise UserError(f"{where}: {key.theirs}={shown(value)}: {wrong}; fetch the file again")
+    for name in ("vocab_size", "max_positions"):
+        if settings.get(name) == 0:
+            raise UserError(f"{where}: its {name} is 0: must be at least 1; fetch the file again")
+    if settings["width"] % settings["heads"]:
         raise UserError(
-            f"{where} has invalid sizes: all must be positive, and the width divisible by the number of heads"
+            f"{where}: its {settings['heads']} attention heads do not divide its width {settings['width']}; fetch the"
+            " file again"
         )
     return settings
 
@@ -152,8 +165,8 @@ def longest_text(source: Source, encoder: EncoderConfig) -> int:
     table and of tokenizer_config.json."""
     longest = encoder.max_positions - encoder.position_offset
     file = source.directory / "tokenizer_config.json"
-    limit = read_json(file).get("model_max_length") if file.is_file() else None
-    return min(longest, int(limit)) if isinstance(limit, int | float) and limit > 0 else longest
+    limit = Record(file, read_json(file)).number("model_max_length", None) if file.is_file() else None
+    return min(longest, int(limit)) if limit else longest
 
 
 def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
@@ -345,7 +358,7 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
             if shape != tensor.shape:
                 problems.append(f"{given} has the shape {list(shape)}, not {list(tensor.shape)}")
             elif not problems:
-                array = reader.read(given).astype(np.float32)
+                array = reader.read_parameter(given)
                 check_finite(given, array, str(source.directory))
                 flat |= _split(tensor, array)
     if problems:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlm.model.config import EncoderConfig
+from jaxlm.typed import is_kind
 
 
 class Part(NamedTuple):
@@ -29,9 +30,14 @@ class Key(NamedTuple):
     writer: Callable[[Any, EncoderConfig], Any] | None = None
 
     def read(self, value: Any) -> Any:
-        """Returns the setting for a value of config.json. Raises KeyError, TypeError or ValueError if it is unknown."""
+        """Returns the setting for a value of config.json.
+
+        Raises KeyError, TypeError or ValueError if it is unknown or has another type than the default.
+        """
         if self.values is not None:
             return self.values[value]
+        if self.default is not None and not is_kind(value, type(self.default)):
+            raise TypeError
         return self.reader(value) if self.reader else value
 
     def write(self, value: Any, encoder: EncoderConfig) -> Any:

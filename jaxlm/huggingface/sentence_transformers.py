@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxlm.errors import UserError
 from jaxlm.huggingface.copying import copy_files
 from jaxlm.storage import read_json
+from jaxlm.typed import Record, records
 
 POOLINGS = ("mean", "cls", "max")
 
@@ -46,7 +47,9 @@ def sentence_transformers_root(directory: Path) -> Path | None:
     if (directory / "modules.json").is_file():
         return directory
     above = directory.parent / "modules.json"
-    named = above.is_file() and any(module.get("path") == directory.name for module in read_json(above, list))
+    named = above.is_file() and any(
+        module.text("path", "") == directory.name for module in records(above, read_json(above, list))
+    )
     return directory.parent if named else None
 
 
@@ -68,29 +71,30 @@ def _read_sentence_transformers(
     root: Path, directory: Path, settings: EmbedSettings, pooling: str | None
 ) -> EmbedSettings:
     kinds = {}
-    for module in read_json(root / "modules.json", list):
-        kind = str(module.get("type", "")).rpartition(".")[2]
+    file = root / "modules.json"
+    for module in records(file, read_json(file, list)):
+        kind = module.text("type", "").rpartition(".")[2]
         if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise UserError(f"{root / 'modules.json'} has a module {kind}, which jaxlm does not support")
-        kinds[kind] = root / str(module.get("path", ""))
+            raise UserError(f"{file} has a module {kind}, which jaxlm does not support")
+        kinds[kind] = root / module.text("path", "")
     if "Pooling" in kinds and pooling is None:
         settings = settings._replace(pooling=_read_pooling(kinds["Pooling"] / "config.json"))
     settings = settings._replace(normalise="Normalize" in kinds)
 
     own = directory / "sentence_bert_config.json"
-    content = read_json(own) if own.is_file() else {}
-    if content.get("do_lower_case"):
+    content = _optional(own)
+    if content.boolean("do_lower_case", False):
         raise UserError(f"{own} sets do_lower_case, which jaxlm does not support: set it in the tokenizer")
-    if limit := content.get("max_seq_length"):
-        settings = settings._replace(longest=min(settings.longest, int(limit)))
+    if limit := content.integer("max_seq_length", None, at_least=3):
+        settings = settings._replace(longest=min(settings.longest, limit))
 
     more = _optional(root / "config_sentence_transformers.json")
-    if name := more.get("default_prompt_name"):
-        if not _optional(kinds.get("Pooling", root) / "config.json").get("include_prompt", True):
+    if name := more.text("default_prompt_name", ""):
+        if not _optional(kinds.get("Pooling", root) / "config.json").boolean("include_prompt", True):
             raise UserError(
                 f"{root} sets include_prompt=False (pooling without the prompt), which jaxlm does not support"
             )
-        settings = settings._replace(prompt=str(more.get("prompts", {}).get(name, "")))
+        settings = settings._replace(prompt=more.record("prompts", {}).text(name, ""))
     return settings
 
 
@@ -98,19 +102,19 @@ def _read_pooling(file: Path) -> str:
     """Returns the pooling set in 1_Pooling/config.json, in the older or the newer format."""
     content = read_json(file)
     mode = content.get("pooling_mode")
-    modes = list(mode) if isinstance(mode, list | tuple) else [mode] if mode else []
+    modes = Record(file, content).items("pooling_mode", str) if isinstance(mode, list) else [mode] if mode else []
     modes += [
         name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for name, value in content.items()
         if name.startswith("pooling_mode_") and value
     ]
     if len(modes) != 1 or modes[0] not in POOLINGS:
+        given = " and ".join(map(str, modes)) or "nothing"
         raise UserError(
-            f"{file} sets the pooling to {' and '.join(modes) or 'nothing'}; jaxlm supports {', '.join(POOLINGS)}:"
-            " set one with --pooling"
+            f"{file} sets the pooling to {given}; jaxlm supports {', '.join(POOLINGS)}: set one with --pooling"
         )
     return modes[0]
 
 
-def _optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+def _optional(file: Path) -> Record:
+    return Record(file, read_json(file) if file.is_file() else {})

@@ -9,9 +9,11 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_json, reason, write_text
+from jaxlm.typed import Record
 
 WEIGHTS = "model.safetensors"
 SHARD_BYTES = 5 * 10**9  # largest file that is written, as in Transformers
+_FLOATS = ("f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16")  # in safetensors and in NumPy
 
 
 class Reader:
@@ -40,6 +42,17 @@ class Reader:
     def read(self, name: str) -> np.ndarray:
         handle = self._handle(name)
         return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+
+    def read_parameter(self, name: str) -> np.ndarray:
+        """Returns a tensor as float32. Raises UserError if it holds whole numbers or quantized ones."""
+        handle = self._handle(name)
+        dtype = str(handle[name].dtype if isinstance(handle, dict) else handle.get_slice(name).get_dtype())
+        if dtype.lower() not in _FLOATS:
+            raise UserError(
+                f"{self._files[name]}: {name} has the dtype {dtype}, not float32, float16 or bfloat16: convert the"
+                " weights, or use those that are not quantized"
+            )
+        return self.read(name).astype(np.float32)
 
 
 def tensor_names(directory: Path) -> list[str]:
@@ -131,10 +144,10 @@ def _file_of(directory: Path) -> dict[str, Path]:
 
 
 def _sharded(directory: Path, index: str) -> dict[str, Path]:
-    weight_map = read_json(directory / index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{directory / index} has no weight_map: fetch it again")
-    files = {name: directory / str(file) for name, file in weight_map.items()}
+    weight_map = Record(directory / index, read_json(directory / index)).record("weight_map")
+    files = {name: directory / weight_map.text(name) for name in weight_map.content}
+    if not files:
+        raise UserError(f"{directory / index} lists no tensors in weight_map: fetch it again")
     for file in dict.fromkeys(files.values()):
         if file.parent != directory or not file.is_file():
             raise UserError(f"{directory} lacks {file.name}, which is listed in {index}: fetch it again")
@@ -170,6 +183,8 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        return {name: _to_numpy(value) for name, value in tensors.items()}
     except Exception as error:
         raise UserError(
             f"{file} is damaged or contains more than tensors ({type(error).__name__}): get the weights as safetensors"
@@ -178,14 +193,15 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    """Returns a torch tensor as an array of the same dtype; of float32 if NumPy has no such type."""
+    """Returns a torch tensor as an array of the same dtype, and quantized numbers as their bytes."""
     import torch
 
     tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return tensor.view(torch.uint8).numpy()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(_dtype("bfloat16"))
-    known = (torch.float16, torch.float32, torch.float64)
-    return tensor.float().numpy() if tensor.is_floating_point() and tensor.dtype not in known else tensor.numpy()
+    return tensor.numpy()
 
 
 def some_of(items: list[str], most: int = 6) -> str:

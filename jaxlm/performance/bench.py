@@ -65,11 +65,11 @@ def bench(
     number, phase, objective = len(assembly.phases) - 1, assembly.phases[-1], assembly.objectives[-1]
     batch_size, length = phase.batch_size, phase.sequence_length
     sharding.check_batch(mesh, batch_size, phase.accumulate)
-    batch = synthetic_batch(objective.columns(length), batch_size, length, documents, padding)
-    real = int((batch["segment_ids"] > 0).sum())
     rates = [hardware.measure_product(device, dtype, MEASURING_SECONDS)]
 
-    state = assembly.fresh_state()
+    state = assembly.fresh_state()  # before the batch, so that sizes beyond the memory are rejected
+    batch = synthetic_batch(objective.columns(length), batch_size, length, documents, padding)
+    real = int((batch["segment_ids"] > 0).sum())
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     knobs = objective.knobs(0.0)
     scalars = (np.float32(1), {name: np.float32(knob) for name, knob in knobs.items()})

@@ -28,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxlm.errors import UserError
 from jaxlm.runtime import tensorstore_patch
 from jaxlm.runtime.checksums import checksums, named_leaves
+from jaxlm.storage import parse_json
 
 PyTree = Any
 T = TypeVar("T")
@@ -82,7 +83,7 @@ def read_record(directory: Path, step: int) -> dict[str, Any]:
     try:
         if not any(path.iterdir()):
             raise BrokenStepError("is empty")
-        content = json.loads((path / RECORD_NAME).read_bytes())
+        content = parse_json((path / RECORD_NAME).read_bytes())
     except OSError as error:
         raise BrokenStepError(f"cannot be read ({reason(error)})") from error
     except ValueError as error:

@@ -198,6 +198,23 @@ def logits_bytes(megabytes: int, accelerator_bytes: int | None = None) -> int:
     return megabytes * 2**20 or max(256 * 2**20, accelerator_bytes // 32)
 
 
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Raises UserError if `needed` bytes, a lower bound for each device, exceed the memory that a device has.
+
+    Without this check, an allocation far beyond the memory may hang the machine, or end the process without a message.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":  # all CPU devices share the memory of the machine
+        available = (_memory_bytes() or 0) // jax.local_device_count()
+    else:
+        available = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if available and needed > available:
+        raise UserError(
+            f"{what} would take at least {needed / 2**30:,.1f} GiB on each device, which has"
+            f" {available / 2**30:,.1f} GiB: {remedy}"
+        )
+
+
 def describe_machine() -> dict[str, Any]:
     """Returns a description for JSON: devices, processor, memory (bytes), versions, and the commit of the checkout.
 

@@ -14,7 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.runtime.curve import draw_curve
 from jaxlm.runtime.json_output import as_json
 from jaxlm.runtime.progress import StepProgress
-from jaxlm.storage import reason
+from jaxlm.storage import parse_json, reason
 
 # How metrics are shown. Training shows these alone, in this order; an evaluation shows every scalar that it logs.
 # Tokens per second do not count padding; metrics.jsonl has both numbers.
@@ -231,7 +231,7 @@ def _repair_last_line(path: Path) -> bool:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Returns the event in a line of metrics.jsonl; None if the line is not a valid event."""
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except ValueError:
         return None
     if not isinstance(event, dict) or not isinstance(event.get("kind"), str):

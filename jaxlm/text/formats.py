@@ -80,19 +80,20 @@ def text_blocks(file: File, encoding: str) -> Iterator[str]:
 
     Raises UserError for an unknown encoding, and for bytes that cannot be decoded, with their line and position.
     """
-    try:
-        decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError as error:
+    if not _is_text_encoding(encoding):
         raise UserError(
-            f"data.encoding={encoding}: Python has no text encoding of this name; most files are in utf-8"
-        ) from error
+            f"data.encoding={encoding[:60]}: Python has no text encoding of this name; most files are in utf-8"
+        )
+    decoder = codecs.getincrementaldecoder(encoding)()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset, line, begun = 0, 1, False
     for data in itertools.chain(byte_blocks(file), [b""]):
         state = decoder.getstate()
         try:
             text = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
+            if not isinstance(error, UnicodeDecodeError):  # such as idna, whose errors have no position
+                raise UserError(f"{file} is not valid {encoding} ({reason(error)}); set data.encoding") from error
             start = error.start - len(state[0])  # relative to this block: the decoder kept bytes of the previous one
             decoder.setstate(state)
             line += newlines.decode(decoder.decode(data[: max(0, start)]), final=True).count("\n")
@@ -108,6 +109,18 @@ def text_blocks(file: File, encoding: str) -> Iterator[str]:
         line += text.count("\n")
         if text:
             yield text
+
+
+def _is_text_encoding(encoding: str) -> bool:
+    """Returns whether Python can decode text with an encoding: not so with base64, zlib and undefined."""
+    try:
+        codecs.getincrementaldecoder(encoding)
+        b"\0\0\0\0".decode(encoding)
+    except UnicodeDecodeError:  # an encoding in which these bytes are no text
+        return True
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def lines(blocks: Iterable[str]) -> Iterator[str]:

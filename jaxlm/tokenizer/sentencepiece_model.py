@@ -16,7 +16,7 @@ from jaxlm.errors import UserError
 from jaxlm.tokenizer.added_tokens import WordFinder
 from jaxlm.tokenizer.characters import code_points, decode_bytes, first_visible
 from jaxlm.tokenizer.sentencepiece_schema import parse_model
-from jaxlm.tokenizer.special_tokens import find_role_ids, hidden_names
+from jaxlm.tokenizer.special_tokens import check_role_ids, find_role_ids, hidden_names
 
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -304,6 +304,8 @@ def load_sentencepiece(content: bytes, file: Path, role_ids: dict[str, int] | No
         raise UserError(f"{file} is damaged or not a SentencePiece model (it has no pieces); fetch it again")
     vocabulary = {piece.piece: id for id, piece in enumerate(model.pieces)}
     unknown = [piece.piece for piece in model.pieces if piece.type == UNKNOWN]
+    if role_ids:
+        check_role_ids(role_ids, len(model.pieces), file)
     try:
         return SentencePieceModel(content, role_ids or find_role_ids(file, vocabulary, unknown))
     except RuntimeError as error:

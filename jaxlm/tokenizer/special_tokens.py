@@ -133,6 +133,16 @@ def _known(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name in entry_of("", 0) and name != "id"}
 
 
+def check_role_ids(role_ids: dict[str, int], vocab_size: int, file: Path) -> None:
+    """Raises UserError if the id of a role, which was read from a file, is not one of the vocabulary in `file`."""
+    for role, id in role_ids.items():
+        if id >= vocab_size:
+            raise UserError(
+                f"{file} has {vocab_size:,} tokens, but the {role} token saved for it has the id {id:,}; copy the"
+                " tokenizer again from where it was saved"
+            )
+
+
 def config_beside(file: Path, name: str) -> dict[str, Any]:
     """Returns the JSON object in the file `name` in the folder of `file`, or {} if there is no such file."""
     return read_json(file.with_name(name)) if file.with_name(name).exists() else {}

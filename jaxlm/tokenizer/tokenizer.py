@@ -18,14 +18,16 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.storage import read_bytes, read_json, write_bytes, write_text
 from jaxlm.tokenizer.characters import code_points, end_of_visible, first_visible
+from jaxlm.tokenizer.definition import check_definition
 from jaxlm.tokenizer.sentencepiece_model import SentencePieceModel, load_sentencepiece
 from jaxlm.tokenizer.sentencepiece_training import train_sentencepiece
-from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, find_role_ids
+from jaxlm.tokenizer.special_tokens import HIDDEN, ROLES, check_role_ids, find_role_ids
 from jaxlm.tokenizer.tokenizer_json import TokenizerJson, vocabulary_of
 from jaxlm.tokenizer.transformers_classes import as_transformers, require_sentencepiece
 from jaxlm.tokenizer.transformers_files import transformers_files
 from jaxlm.tokenizer.vocabularies import byte_level_definition, word_piece_definition
 from jaxlm.tokenizer.words import check_rule, unicode_boundaries, word_boundaries
+from jaxlm.typed import Record
 
 RECORD = "jaxlm_tokenizer.json"
 FORMAT_VERSION = 1
@@ -279,14 +281,11 @@ def load_tokenizer(path: str | Path, words: str | None = None) -> Tokenizer:
         )
     if not (path / RECORD).is_file():
         return _load_file(_find_file(path), None, words or "unicode")
-    record = read_json(path / RECORD, remedy=_REMEDY)
-    try:
-        version, file, role_ids = record["format_version"], path / record["file"], record["special_ids"]
-        role_ids = {role: int(role_ids[role]) for role in ROLES}
-        saved_words, fingerprint = str(record["words"]), record["fingerprint"]
-        added = [str(word) for word in record.get("added", [])]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path / RECORD} is damaged ({error!r}); {_REMEDY}") from error
+    record = Record(path / RECORD, read_json(path / RECORD, remedy=_REMEDY), _REMEDY)
+    version, file, ids = record.integer("format_version"), path / record.text("file"), record.record("special_ids")
+    role_ids = {role: ids.integer(role) for role in ROLES}
+    saved_words, fingerprint = record.text("words"), record.text("fingerprint")
+    added = record.items("added", str, [])
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path / RECORD} has format {version}, but this version of jaxlm reads format {FORMAT_VERSION}; use the"
@@ -307,11 +306,10 @@ def _load_file(file: Path, role_ids: dict[str, int] | None, rule: str) -> Tokeni
         if role_ids is None:
             require_sentencepiece(file)
         return Tokenizer(load_sentencepiece(read_bytes(file), file, role_ids), rule)
-    try:
-        definition = _definition(file, as_written=role_ids is not None)
-        vocabulary = vocabulary_of(definition)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} does not contain a valid vocabulary ({error!r}); fetch it again") from error
+    definition = _definition(file, as_written=role_ids is not None)
+    vocabulary = vocabulary_of(definition)
+    if role_ids:
+        check_role_ids(role_ids, max(vocabulary.values()) + 1, file)
     role_ids = role_ids or find_role_ids(file, vocabulary)
     return Tokenizer(TokenizerJson(definition, role_ids, file), rule)
 
@@ -323,9 +321,7 @@ def _definition(file: Path, as_written: bool) -> dict[str, Any]:
     if file.name == "vocab.json":
         return byte_level_definition(file)
     definition = read_json(file)
-    model = definition.get("model")
-    if not isinstance(model, dict) or not model.get("vocab"):
-        raise UserError(f"{file} is not a tokenizer; give a tokenizer.json of the `tokenizers` library")
+    check_definition(definition, file)
     return definition if as_written else as_transformers(file, definition)
 
 

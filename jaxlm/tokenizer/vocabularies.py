@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_json, read_text
+from jaxlm.tokenizer.definition import checked_ids
 from jaxlm.tokenizer.special_tokens import added_entries, entry_of, find_role_ids
 from jaxlm.tokenizer.transformers_classes import (
     BYTE_LEVEL,
@@ -61,8 +62,9 @@ def byte_level_definition(file: Path) -> dict[str, Any]:
     Raises UserError for an unsupported vocabulary and for invalid merges.
     """
     vocabulary = read_json(file)
-    if not vocabulary or not all(isinstance(id, int) for id in vocabulary.values()):
+    if not vocabulary:
         raise UserError(f"{file} is not a vocabulary: expected a JSON object that maps tokens to ids")
+    checked_ids(vocabulary, file)
     require_kind(file, BYTE_LEVEL)
     merges = file.with_name("merges.txt")
     if not merges.is_file():

@@ -16,6 +16,7 @@ from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
 from jaxlm.model.classifier import pool_segments
 from jaxlm.model.heads import MaskedLM, encode
 from jaxlm.runtime.compiling import jit
+from jaxlm.runtime.hardware import check_memory
 from jaxlm.use.loading import Trained
 
 TOO_LONG = ("truncate", "refuse")
@@ -158,6 +159,9 @@ def _check(settings: EmbedSettings, too_long: str, batch_tokens: int, trained: T
         raise UserError(f"too_long={too_long} is not one of {', '.join(TOO_LONG)}")
     if batch_tokens < 0:
         raise UserError(f"batch_tokens={batch_tokens}: must not be negative")
+    check_memory(
+        4 * batch_tokens * trained.encoder.width, f"embedding with batch_tokens={batch_tokens}", "set a lower number"
+    )
     if not settings.layers or not all(-count - 1 <= layer <= count for layer in settings.layers):
         raise UserError(
             f"layers={','.join(map(str, settings.layers))}: must be from 0 (the embeddings) to {count} for this model,"

@@ -19,7 +19,7 @@ from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
-from jaxlm.storage import atomic_path, beside, check_named, lock, read_json, sync_directory, write_text
+from jaxlm.storage import atomic_path, beside, check_named, lock, parse_json, read_json, sync_directory, write_text
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
 from jaxlm.text.sources import find_files, source_fingerprint
@@ -115,7 +115,7 @@ def _finished_parts(folder: Path, width: int) -> list[dict[str, int]]:
     record = folder / "parts.jsonl"
     for line in record.read_text().splitlines() if record.is_file() else ():
         try:
-            part = json.loads(line)
+            part = parse_json(line)
             shape = np.load(_part(folder, len(found)), mmap_mode="r", allow_pickle=False).shape
             complete = shape == (part["texts"], width)
         except (ValueError, OSError, KeyError, TypeError):

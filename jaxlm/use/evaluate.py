@@ -32,6 +32,7 @@ from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.step import Assembly, assemble
 from jaxlm.storage import read_json
+from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, add_model_options, load_named
 
 LONGEST_ROW = 512  # tokens of a text's rows, unless data.sequence_length is set or the model reads fewer
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
             stores = _stores_of_text(trained, overrides)
     else:
         record = trained.directory / "data.json"
-        stores = open_prepared(read_json(record)["directory"]).held_out if record.is_file() else {}
+        stores = open_prepared(Record(record, read_json(record)).text("directory")).held_out if record.is_file() else {}
         if not stores:
             raise UserError(f"{args.model} has no held-out sets; give a text with --data.path")
         if whole_documents:

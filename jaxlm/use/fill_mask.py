@@ -4,7 +4,6 @@ import argparse
 import functools
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
+from jaxlm.storage import standard_input_lines
 from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.tokenizer.words import word_boundaries
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
@@ -242,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--targets={args.targets}: expected words separated by commas, such as is,was")
     if targets and args.top is not None:
         raise UserError(f"--top={args.top} has no effect beside --targets, all of which are shown: remove one of them")
-    texts = args.text or [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    texts = args.text or [line for line in standard_input_lines() if line.strip()]
     if not texts:
         raise UserError("no text given: pass it as an argument or on standard input")
     trained = load_named(args)

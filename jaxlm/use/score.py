@@ -1,7 +1,6 @@
 """Pseudo-log-likelihood of texts under a masked language model, for ranking sentences; and the verb `jaxlm score`."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
+from jaxlm.storage import standard_input_lines
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
         if not args.input and getattr(args, option) != parser.get_default(option):
             raise UserError(f"--{option}={getattr(args, option)} applies to the file of --input, which is not given")
     records = RecordSettings(args.format, args.field, args.encoding)
-    texts: Iterable[str] = args.text or (line.rstrip("\r\n") for line in sys.stdin)
+    texts: Iterable[str] = args.text or standard_input_lines()
     if args.input:
         texts = read_records(args.input, records, Tally())
     trained = load_named(args)

@@ -316,7 +316,7 @@ def test_settings_that_do_not_change_the_function_are_ignored():
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
          "rope_parameters.full_attention.rope_type='yarn' is not supported"),
         ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"]}, "is not supported"),
-        ("bert", lambda t: t, {"num_attention_heads": 5}, "has invalid sizes"),
+        ("bert", lambda t: t, {"num_attention_heads": 5}, "its 5 attention heads do not divide its width 24"),
         ("bert", lambda t: t, {"model_type": "t5"}, "has the family 't5', which is not supported; supported are bert"),
     ],
 )  # fmt: skip

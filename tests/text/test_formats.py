@@ -74,6 +74,15 @@ def test_the_position_of_an_undecodable_byte_is_right_at_block_boundaries(tmp_pa
             read(file)
 
 
+@pytest.mark.parametrize("encoding", ["base64", "zlib", "hex", "rot13", "undefined", "no\0name", "a" * 5000])
+def test_an_encoding_that_is_none_of_text_is_rejected(tmp_path, encoding):
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    with pytest.raises(UserError, match="Python has no text encoding of this name") as caught:
+        read(file, encoding=encoding)
+    assert len(str(caught.value)) < 250
+
+
 def test_other_encodings_are_read_and_unknown_ones_are_rejected(tmp_path):
     file = write(tmp_path / "a.txt", "één".encode("utf-16"))
     assert read(file, encoding="utf-16")[0] == ["één"]
