@@ -40,7 +40,7 @@ from jaxlm.settings import REQUIRED
 from jaxlm.step import Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
 
-MARKER = ".jaxlm-run"  # an empty file in every work directory: what else is in it may be replaced
+MARKER = ".jaxlm-run"  # a file in every work directory: what else is in it may be replaced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,7 +157,10 @@ def locked(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / MARKER).touch()
+            if not (workdir / MARKER).exists():
+                (workdir / MARKER).write_text(
+                    "This is a work directory of `jaxlm train`, which replaces files in it.\n"
+                )
             busy = f"{workdir} is in use by another process; wait for it, or name another --workdir"
             stack.enter_context(storage.lock(workdir / "lock", busy))
         except OSError as error:

@@ -306,9 +306,14 @@ class Checkpoints:
 
 
 def split_step(path: Path) -> tuple[Path, int | None]:
-    """Returns the work directory and the step of a path DIR/checkpoints/N; any other path unchanged, and None."""
-    if STEP_NAME.fullmatch(path.name) and path.parent.name == "checkpoints":
-        return path.parent.parent, int(path.name)
+    """Returns the work directory and the step of a path DIR/checkpoints/N; any other path unchanged, and None.
+
+    A model that another program saved under such a path has a config.json of its own, and is such another path.
+    """
+    workdir = path.parent.parent
+    named = STEP_NAME.fullmatch(path.name) and path.parent.name == "checkpoints"
+    if named and (workdir / "config.json").is_file() and not (path / "config.json").exists():
+        return workdir, int(path.name)
     return path, None
 
 

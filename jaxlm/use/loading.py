@@ -89,7 +89,7 @@ def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | s
     check_named("--model", str(name))
     directory, of_path = split_step(Path(name).expanduser())
     directory = conversion.locate(name if of_path is None else directory)
-    if of_path is not None and str(step or of_path) != str(of_path):
+    if of_path is not None and step is not None and str(step) != str(of_path):
         raise UserError(f"{name} is one checkpoint, but step={step} names another; omit one of them")
     if not (directory / "config.json").is_file():
         raise UserError(
@@ -102,7 +102,9 @@ def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | s
         if step is not None:
             raise UserError(f"{name} is a Hugging Face directory, which has no checkpoints to select; omit step={step}")
         return _load_checkpoint(directory, execution)
-    number = of_path if of_path is not None else find_step(directory / "checkpoints", step or "latest")
+    number = (
+        of_path if of_path is not None else find_step(directory / "checkpoints", "latest" if step is None else step)
+    )
     return _load_workdir(directory, execution, number)
 
 

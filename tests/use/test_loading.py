@@ -61,10 +61,23 @@ def test_a_checkpoint_is_a_path_too(workdir, monkeypatch):
     assert load_trained("../checkpoints/3").step == 3
     assert resolve(str(workdir / "checkpoints" / "4")).step == 4
     assert split_step(workdir) == (workdir, None)
+    with pytest.raises(UserError, match=r"^there is no checkpoint 0 in "):
+        load_trained(workdir, step=0)
+    with pytest.raises(
+        UserError, match=r"checkpoints/2 is one checkpoint, but step=0 names another; omit one of them$"
+    ):
+        load_trained(workdir / "checkpoints" / "2", step=0)
     with pytest.raises(
         UserError, match=r"checkpoints/2 is one checkpoint, but step=3 names another; omit one of them$"
     ):
         load_trained(workdir / "checkpoints" / "2", step=3)
+
+
+def test_a_checkpoint_of_transformers_may_have_such_a_path(text_file, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    given = write_checkpoint(tmp_path / "checkpoints" / "500", text_file)
+    assert load_trained(given).source is not None
+    assert resolve(str(given)).source is not None
 
 
 def test_a_run_can_start_from_one_checkpoint(workdir, tmp_path):
