@@ -294,8 +294,8 @@ def test_the_best_evaluation_is_saved_whenever_it_comes(mini, tmp_path, capsys, 
     shown = capsys.readouterr().out
     assert "jumps" not in shown  # the learning rate is constant
     assert (
-        "best checkpoint: step 3, with the lowest loss on held_out, 3 (15% of tokens masked, the first 32 of 107 rows); "
-        "the figures above are those of the last step, 12\n"
+        "best checkpoint: step 3, with the lowest loss on held_out, 3 (15% of tokens masked, the first 32 of 107 "
+        "rows); the figures above are those of the last step, 12\n"
     ) in shown
     saved = [entry["step"] for entry in read_metrics(tmp_path) if entry["kind"] == "checkpoint"]
     assert saved == [2, 3, 4, 6, 10]  # at 9, the loss was no better; the last step of a run is always saved
