@@ -377,12 +377,16 @@ def test_the_first_step_counts_for_the_loss_and_not_for_the_speed(meter):
     now[0] += 3  # the first batch
     with meter.excluding():
         now[0] += 30  # compilation and the first step
-        add(meter, 6.0, 0, timed=False)
-    assert "tokens_per_second" not in meter.read()
+        add(meter, 9.0, 0, timed=False)
     for _ in range(3):
         now[0] += 2
-        add(meter, 6.0, 0)
-    assert meter.read()["tokens_per_second"] == pytest.approx(20)
+        add(meter, 5.0, 0)
+    figures = meter.read()
+    assert figures["loss"] == pytest.approx(6.0)
+    assert figures["tokens_per_second"] == pytest.approx(20)
+    with meter.excluding():
+        add(meter, 9.0, 0, timed=False)
+    assert not {"tokens_per_second", "tokens_per_second_without_padding", "mfu"} & meter.read().keys()
 
 
 def test_speed_without_padding_and_mfu_leave_out_padding(meter):
