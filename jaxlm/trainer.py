@@ -215,12 +215,11 @@ def _remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
 
 def _describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
     """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen."""
-    extreme, protocol = "highest" if selects.higher_is_better else "lowest", f" ({selects.protocol})"
-    return (
-        f"best checkpoint: {'the last one, ' if step == last else ''}step {step:,}, with the {extreme} "
-        f"{selects.selects} on {selects.name}, {score:.4g}{protocol if selects.protocol else ''}"
-        + ("" if step == last else f"; the figures above are those of the last step, {last:,}")
-    )
+    extreme = "highest" if selects.higher_is_better else "lowest"
+    protocol = f" ({selects.protocol})" if selects.protocol else ""
+    which = f"the last one, step {step:,}" if step == last else f"step {step:,}"
+    text = f"best checkpoint: {which}, with the {extreme} {selects.selects} on {selects.name}, {score:.4g}{protocol}"
+    return text if step == last else f"{text}; the figures above are those of the last step, {last:,}"
 
 
 def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:

@@ -327,8 +327,8 @@ def test_the_best_evaluation_is_saved_whenever_it_comes(mini, tmp_path, capsys, 
     shown = capsys.readouterr().out
     assert "jumps" not in shown  # the learning rate is constant
     assert (
-        "best checkpoint: step 3, with the lowest loss on held_out, 3 (15% of tokens masked, the first 32 of 107 rows)"
-        "; the figures above are those of the last step, 12\n"
+        "best checkpoint: step 3, with the lowest loss on held_out, 3 (15% of tokens masked, the first 32 of 107 "
+        "rows); the figures above are those of the last step, 12\n"
     ) in shown
     saved = [entry["step"] for entry in read_metrics(tmp_path) if entry["kind"] == "checkpoint"]
     assert saved == [2, 3, 4, 6, 10]  # at 9, the loss was no better; the last step of a run is always saved
@@ -410,12 +410,16 @@ def test_the_first_step_counts_for_the_loss_and_not_for_the_speed(meter):
     now[0] += 3  # the first batch
     with meter.excluding():
         now[0] += 30  # compilation and the first step
-        add(meter, 6.0, 0, timed=False)
-    assert "tokens_per_second" not in meter.read()
+        add(meter, 9.0, 0, timed=False)
     for _ in range(3):
         now[0] += 2
-        add(meter, 6.0, 0)
-    assert meter.read()["tokens_per_second"] == pytest.approx(20)
+        add(meter, 5.0, 0)
+    figures = meter.read()
+    assert figures["loss"] == pytest.approx(6.0)
+    assert figures["tokens_per_second"] == pytest.approx(20)
+    with meter.excluding():
+        add(meter, 9.0, 0, timed=False)
+    assert not {"tokens_per_second", "tokens_per_second_without_padding", "mfu"} & meter.read().keys()
 
 
 def test_speed_without_padding_and_mfu_leave_out_padding(meter):
