@@ -39,7 +39,7 @@ Language models of the BERT family in JAX.
 verbs:
 {verbs}
 
-example: jaxlm train --config=configs/mini.py --workdir=runs/mini
+example: jaxlm train --config=mini --workdir=runs/mini
 
 Compiled programs are cached in ~/.cache/jaxlm/compiled, which may be removed at any time.
 JAX_COMPILATION_CACHE_DIR=DIR selects another directory for them, and

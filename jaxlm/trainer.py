@@ -288,7 +288,7 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm train", description="Train a model, or resume the run of a work directory.",
-        epilog="example: jaxlm train --config=configs/mini.py --workdir=runs/mini --config.train.steps=50",
+        epilog="example: jaxlm train --config=mini --workdir=runs/mini --config.train.steps=50",
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="CONFIG[:ARG]", help="a recipe, a config file, or a "
                         "run's config.json")  # fmt: skip

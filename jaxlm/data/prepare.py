@@ -152,19 +152,19 @@ def _print_reused(target: Folder, named: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm prepare --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...] [-- ...]`."""
+    """`jaxlm prepare --config=CONFIG[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...] [-- ...]`."""
     argv = list(argv)
     options = argv[argv.index("--") + 1 :] if "--" in argv else []
     overrides, rest = split_overrides(argv[: argv.index("--")] if "--" in argv else argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm prepare",
         description="Train the tokenizer and write the token stores of a config's data, without training a model.",
-        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...]"
+        usage="%(prog)s --config=CONFIG[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...]"
         " [-- BEAM OPTION ...]",
-        epilog="example: jaxlm prepare --config=configs/quickstart.py --config.data.path='notes/*.txt' --output=notes."
+        epilog="example: jaxlm prepare --config=quickstart --config.data.path='notes/*.txt' --output=notes."
         " Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
     )  # fmt: skip
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
+    parser.add_argument("--config", required=True, metavar="CONFIG[:ARG]", help="a recipe or a config file")
     parser.add_argument(
         "--output", metavar="DIR",
         help="a new directory for the tokenizer and the stores (default: the cache, where training looks for them)",

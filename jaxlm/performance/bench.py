@@ -248,9 +248,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxlm bench", description="Time the training step.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: jaxlm bench --shape=4x256 --vocab=30522 --batch=32 --length=128 --profile=step.png\n"
-        "          jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 --documents=4 --device-only",
+        "          jaxlm bench --config=modernbert_base --batch=4 --length=512 --documents=4 --device-only",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
+    parser.add_argument("--config", metavar="CONFIG[:ARG]", help="a recipe or a config file; its last phase is timed")
     parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
     parser.add_argument("--vocab", type=int, default=30_522, help="with --shape: size of the vocabulary")
     parser.add_argument(
