@@ -152,7 +152,7 @@ def _print_reused(target: Folder, named: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm prepare --config=CONFIG[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...] [-- ...]`."""
+    """`jaxlm prepare --config=CONFIG[:ARG] [--output=DIR] [--config.section.key=VALUE ...] [-- ...]`."""
     argv = list(argv)
     options = argv[argv.index("--") + 1 :] if "--" in argv else []
     overrides, rest = split_overrides(argv[: argv.index("--")] if "--" in argv else argv)
