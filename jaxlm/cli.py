@@ -39,7 +39,7 @@ Language models of the BERT family in JAX.
 verbs:
 {verbs}
 
-example: jaxlm train --config=configs/mini.py --workdir=runs/mini
+example: jaxlm train --config=mini --workdir=runs/mini
 
 --debug, before or after the verb, prints the traceback of an unexpected error instead of saving it to a file.
 

@@ -141,7 +141,7 @@ def test_bench_of_a_shape_reports_its_figures(jaxlm):
 WRONG = [
     ((), "", "VERB"),
     (("trian",), "there is no verb trian", None),
-    (("train", "--config=configs/min.py", "--workdir=w"), "did you mean configs/mini.py", None),
+    (("train", "--config=configs/min.py", "--workdir=w"), "did you mean the recipe mini?", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.train.stepz=3"), "did you mean train.steps", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.masking.rate=15"), "masking.rate=15", None),
     (("train", f"--config={RECIPE}", "--workdir=w", "--config.model.heads=3"), "model.heads=3 does not divide", None),

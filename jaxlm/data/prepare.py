@@ -186,20 +186,20 @@ def _print_reused(target: Folder, named: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm prepare --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--config.section.key=VALUE ...] [-- ...]`."""
+    """`jaxlm prepare --config=CONFIG[:ARG] [--output=DIR] [--config.section.key=VALUE ...] [-- ...]`."""
     argv = list(argv)
     options = argv[argv.index("--") + 1 :] if "--" in argv else []
     overrides, rest = split_overrides(argv[: argv.index("--")] if "--" in argv else argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm prepare",
         description="Train the tokenizer and write the token stores of a config's data, without training a model.",
-        usage="%(prog)s --config=FILE[:ARG] [--output=DIR] [--runner=beam] [--json]\n"
+        usage="%(prog)s --config=CONFIG[:ARG] [--output=DIR] [--runner=beam] [--json]\n"
         "                     [--config.section.key=VALUE ...] [-- BEAM OPTION ...]",
         formatter_class=HelpFormatter,
-        epilog="example:\n  jaxlm prepare --config=configs/mini.py --output=runs/pydocs\n\n"
+        epilog="example:\n  jaxlm prepare --config=mini --output=runs/pydocs\n\n"
         "Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",
     )  # fmt: skip
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
+    parser.add_argument("--config", required=True, metavar="CONFIG[:ARG]", help="a recipe or a config file")
     parser.add_argument(
         "--output", metavar="DIR",
         help="a new directory for the tokenizer and the stores (default: the cache, where training looks for them)",

@@ -250,12 +250,12 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm bench", description="Time the training step.", formatter_class=HelpFormatter,
-        usage="%(prog)s --config=FILE[:ARG] | --shape=LAYERSxWIDTH [OPTION ...]\n"
+        usage="%(prog)s --config=CONFIG[:ARG] | --shape=LAYERSxWIDTH [OPTION ...]\n"
         "                   [--config.section.key=VALUE ...]",
         epilog="examples:\n  jaxlm bench --shape=4x256 --batch=32 --length=128 --profile=step.png\n"
-        "  jaxlm bench --config=configs/modernbert_base.py --batch=4 --length=512 \\\n    --documents=4 --device-only",
+        "  jaxlm bench --config=modernbert_base --batch=4 --length=512 \\\n    --documents=4 --device-only",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file; its last phase is timed")
+    parser.add_argument("--config", metavar="CONFIG[:ARG]", help="a recipe or a config file; its last phase is timed")
     parser.add_argument("--shape", metavar="LAYERSxWIDTH", help="instead of --config: a BERT of this shape")
     parser.add_argument("--vocab", type=int, help="with --shape: size of the vocabulary (default 30522)")
     parser.add_argument(

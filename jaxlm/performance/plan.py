@@ -416,17 +416,19 @@ def _why_formula(chip: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`jaxlm plan --config=FILE[:ARG] --mesh=data=8,fsdp=4,tensor=2 [--chip=v5e] [--mfu=0.4] [--json]`."""
+    """`jaxlm plan --config=CONFIG[:ARG] --mesh=data=8,fsdp=4,tensor=2 [--chip=v5e] [--mfu=0.4] [--json]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm plan", description="Estimate memory, communication and time of a run on absent devices.",
-        usage="%(prog)s --config=FILE[:ARG] --mesh=AXIS=N,... [--chip=CHIP]\n"
+        usage="%(prog)s --config=CONFIG[:ARG] --mesh=AXIS=N,... [--chip=CHIP]\n"
         "                  [--mfu=MFU] [--phase=PHASE] [--formula] [--json]\n"
         "                  [--config.section.key=VALUE ...]",
         formatter_class=HelpFormatter,
-        epilog="example:\n  jaxlm plan --config=configs/encoder_1b.py --mesh=data=16,fsdp=16 --chip=v5e",
+        epilog="example:\n  jaxlm plan --config=encoder_1b --mesh=data=16,fsdp=16 --chip=v5e",
     )  # fmt: skip
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a recipe, or a run's config.json")
+    parser.add_argument(
+        "--config", required=True, metavar="CONFIG[:ARG]", help="a recipe, a config file, or a run's config.json"
+    )
     parser.add_argument("--mesh", required=True, metavar="AXIS=N,...", help="devices along data, fsdp and tensor")
     parser.add_argument("--chip", default="v5e", help=f"one of {', '.join(CHIPS)}")
     parser.add_argument("--mfu", type=float, default=0.4, help="expected fraction of the chip's peak")

@@ -29,7 +29,8 @@ def map_in_processes(
     """Yields function(item) for each item, in order, computed in `workers` processes that run a few items ahead.
 
     A single worker or a single item is computed in this process. `initializer(*arguments)` is called once in each
-    process. Processes are spawned, since forking is unsafe once JAX is loaded. Raises UserError if a worker is killed.
+    process. Processes are spawned, since forking is unsafe once JAX is loaded, and do not know the functions of the
+    program's main file. Raises UserError if a worker is killed.
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))

@@ -18,16 +18,18 @@ from jaxlm.settings import SETTINGS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `jaxlm config [--config=FILE[:ARG]] [SECTION] [--config.section.key=VALUE ...] [--json]`."""
+    """Runs `jaxlm config [--config=CONFIG[:ARG]] [SECTION] [--config.section.key=VALUE ...] [--json]`."""
     overrides, rest = split_overrides(argv)
     parser = argparse.ArgumentParser(
         prog="jaxlm config", description="Print every setting with its value and its meaning.",
-        usage="%(prog)s [SECTION] [--config=FILE[:ARG]] [--json]\n"
+        usage="%(prog)s [SECTION] [--config=CONFIG[:ARG]] [--json]\n"
         "                    [--config.section.key=VALUE ...]",
-        formatter_class=HelpFormatter, epilog="example:\n  jaxlm config optimizer --config=configs/bert_base.py",
+        formatter_class=HelpFormatter, epilog="example:\n  jaxlm config optimizer --config=bert_base",
     )  # fmt: skip
     parser.add_argument("section", nargs="?", default="", help=f"print only this section: {', '.join(SETTINGS)}")
-    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file; default: the default settings")
+    parser.add_argument(
+        "--config", default="", metavar="CONFIG[:ARG]", help="a recipe or a config file; default: the default settings"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, which --config=FILE.json can load")
     args = parser.parse_args(rest)
     if args.config:

@@ -232,14 +232,17 @@ def test_a_run_prints_that_it_waits_for_another_and_takes_over_when_that_one_is_
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
-    program = """
+    work = """
         import os, time
-        from jaxlm.runtime.processes import map_in_processes
         def work(item):
             print(os.getpid(), flush=True)
             time.sleep(60)
-        if __name__ == "__main__":
-            list(map_in_processes(work, [1, 2], 2))
+    """
+    (tmp_path / "work.py").write_text(textwrap.dedent(work))
+    program = """
+        from jaxlm.runtime.processes import map_in_processes
+        from work import work
+        list(map_in_processes(work, [1, 2], 2))
     """
     (tmp_path / "run.py").write_text(textwrap.dedent(program))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
