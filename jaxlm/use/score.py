@@ -52,14 +52,14 @@ def score(
     tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
     in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Other special tokens in a
     text, such as [SEP], are ordinary text. Raises UserError if a text has no tokens, contains the mask or exceeds the
-    model's maximum length, if no text has a token that the vocabulary knows, or the model has no masked-LM head.
+    model's maximum length, if no word of the texts is in the vocabulary, or the model has no masked-LM head.
     """
     require_head(trained)
     if variant not in VARIANTS:
         raise UserError(f"variant={variant} is not one of {', '.join(VARIANTS)}")
     group: list[_Text] = []
     size = 0
-    spelling = Spelling(0, 0)
+    spelling = Spelling(0, 0, 0)
     for number, text in enumerate(texts, 1):
         group.append(_masked_copies(trained, text, number, variant))
         spelling += spelling_of_ids(group[-1].ids, trained.tokenizer)
