@@ -101,7 +101,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "lower_case": S(False, "the trained vocabulary lower-cases text"),
         "character_coverage": S(
             0.9995,
-            "fraction of the characters in the text that the trained vocabulary covers; the rest become unknown tokens",
+            "fraction of the characters in the text that the trained vocabulary covers, if its different characters are"
+            " more than a quarter of the entries; the rest become unknown tokens, or bytes with byte_fallback",
             within="(0,1]",
         ),
         "split_han": S(

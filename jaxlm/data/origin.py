@@ -15,6 +15,7 @@ from jaxlm.tokenizer.tokenizer import Tokenizer
 
 # The settings of the section `data` that do not change what is prepared.
 NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")
+TRAINING_VERSION = 2  # increased where the same text and settings train another vocabulary
 UPLOADING = "uploading"  # a file that exists in a remote folder while that folder is being written
 
 
@@ -31,6 +32,7 @@ def origin_of(config: ConfigDict, existing: Tokenizer | None) -> dict[str, Any]:
         del origin["data.held_out_fraction"]
     if existing:
         return origin | {"tokenizer.path": existing.fingerprint, "tokenizer.words": tokenizer["words"]}
+    origin["tokenizer.training"] = TRAINING_VERSION
     return origin | {f"tokenizer.{name}": value for name, value in tokenizer.items()}
 
 

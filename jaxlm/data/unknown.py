@@ -22,6 +22,7 @@ class Spelling(NamedTuple):
 
     unknown: int
     known: int
+    words: int  # known tokens with a letter or a digit
 
     @property
     def unknown_share(self) -> float:
@@ -29,7 +30,7 @@ class Spelling(NamedTuple):
         return self.unknown / max(self.unknown + self.known, 1)
 
     def __add__(self, other: "Spelling") -> "Spelling":  # type: ignore[override]
-        return Spelling(self.unknown + other.unknown, self.known + other.known)
+        return Spelling(self.unknown + other.unknown, self.known + other.known, self.words + other.words)
 
     def __str__(self) -> str:
         return f"{self.unknown_share:.2%} of {self.unknown + self.known:,} tokens are unknown"
@@ -37,32 +38,37 @@ class Spelling(NamedTuple):
 
 def spelling_of(counts: np.ndarray, tokenizer: Tokenizer) -> Spelling:
     """Returns the spelling of a text in which each token occurs as often as `counts`, integers [V], says."""
-    known = _known_tokens(tokenizer)
-    return Spelling(int(counts[tokenizer.unk_id]), int(counts[: len(known)][known[: len(counts)]].sum()))
+    known, words = _known_tokens(tokenizer)
+    counts = counts[: len(known)]
+    return Spelling(int(counts[tokenizer.unk_id]), int(counts[known].sum()), int(counts[words].sum()))
 
 
 def spelling_of_ids(ids: np.ndarray, tokenizer: Tokenizer) -> Spelling:
     """Returns the spelling of a text with these token ids, int [n]."""
-    return Spelling(int((ids == tokenizer.unk_id).sum()), int(_known_tokens(tokenizer)[ids].sum()))
+    known, words = _known_tokens(tokenizer)
+    return Spelling(int((ids == tokenizer.unk_id).sum()), int(known[ids].sum()), int(words[ids].sum()))
 
 
 @functools.lru_cache(maxsize=4)
-def _known_tokens(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns which tokens spell visible text, bool [V]."""
-    return np.array([bool(tokenizer.text_of(id).strip()) for id in range(tokenizer.vocab_size)])
+def _known_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which tokens spell visible text, and which of them have a letter or a digit: bool [V] each."""
+    texts = [tokenizer.text_of(id) for id in range(tokenizer.vocab_size)]
+    words = [any(character.isalnum() for character in text) for text in texts]
+    return np.array([bool(text.strip()) for text in texts]), np.array(words)
 
 
 def check_spelling(spellings: Mapping[str, Spelling], tokenizer: Tokenizer) -> None:
     """Logs a warning for each source of which more than 1% of the tokens are unknown.
 
-    `spellings` are those of the sources by their names. Raises UserError for a source without a known token.
+    `spellings` are those of the sources by their names. Raises UserError for a source whose known tokens
+    are only punctuation, because then nothing is left to predict or to tell texts apart.
     """
     name = tokenizer.token(tokenizer.unk_id)
     for source, spelling in spellings.items():
-        if spelling.unknown and not spelling.known:
+        if spelling.unknown and not spelling.words:
             raise UserError(
-                f"{source}: the vocabulary has no token for this text, only {name}; use a tokenizer and a model of its"
-                " language, or train a new tokenizer on it"
+                f"{source}: the vocabulary has no token for the words of this text, only {name}; use a tokenizer and a"
+                " model of its language, or train a new tokenizer on it"
             )
         if spelling.unknown_share > MOST_UNKNOWN:
             _log.warning(

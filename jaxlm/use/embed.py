@@ -45,7 +45,7 @@ class Embedder:
         self._layers = tuple(sorted({layer % count for layer in settings.layers}))
         self.width = trained.encoder.width
         self.texts = self.tokens = self.computed = self.truncated = 0
-        self.spelling = Spelling(0, 0)
+        self.spelling = Spelling(0, 0, 0)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of the texts, float32 [n, D]. Raises UserError."""

@@ -68,14 +68,15 @@ def embed_file(
             counts.append({"texts": len(group), "tokens": embedder.tokens - tokens,
                            "truncated": embedder.truncated - truncated,
                            "unknown": embedder.spelling.unknown - spelling.unknown,
-                           "known": embedder.spelling.known - spelling.known})  # fmt: skip
+                           "known": embedder.spelling.known - spelling.known,
+                           "words": embedder.spelling.words - spelling.words})  # fmt: skip
             _append(folder, counts[-1])
             _show(embedder.texts, (embedder.texts - sum(p["texts"] for p in done)) / (time.monotonic() - begin))
         if not counts:
             raise UserError(f"{path} contains no records, so there is nothing to embed")
         total = {name: sum(part.get(name, 0) for part in counts)
-                 for name in ("texts", "tokens", "truncated", "unknown", "known")}  # fmt: skip
-        spelling = Spelling(total["unknown"], total["known"])
+                 for name in ("texts", "tokens", "truncated", "unknown", "known", "words")}  # fmt: skip
+        spelling = Spelling(total["unknown"], total["known"], total["words"])
         check_spelling({path: spelling}, embedder.tokenizer)
         _assemble(folder, len(counts), output, (total["texts"], embedder.width))
         shutil.rmtree(folder)

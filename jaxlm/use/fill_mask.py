@@ -51,7 +51,7 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
         raise UserError(f"no mask in {text!r}: write {tokenizer.mask_token} where a word is to be filled in")
     spelling = spelling_of_ids(ids, tokenizer)
     if spelling.unknown:
-        check_spelling({repr(text): spelling._replace(known=spelling.known + len(masked))}, tokenizer)
+        check_spelling({repr(text): spelling._replace(words=1)}, tokenizer)
     rows, positions = _windows(ids, masked, trained.longest, tokenizer.begin_id, tokenizer.end_id)
     logits = _logits_at(trained, rows, positions)
     logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf

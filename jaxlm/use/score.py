@@ -60,7 +60,7 @@ def score(
         raise UserError(f"variant={variant} is not one of {', '.join(VARIANTS)}")
     group: list[_Text] = []
     size = 0
-    spelling = Spelling(0, 0)
+    spelling = Spelling(0, 0, 0)
     for number, text in enumerate(texts, 1):
         group.append(_masked_copies(trained, text, number, variant))
         spelling += spelling_of_ids(group[-1].ids, trained.tokenizer)

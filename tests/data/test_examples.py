@@ -43,7 +43,7 @@ def make_config(tokenizer, train, **task):
 def test_examples_that_the_vocabulary_cannot_spell_are_refused_or_reported(tokenizer, tmp_path, caplog):
     train, russian = tmp_path / "train.tsv", tmp_path / "ru.tsv"
     russian.write_text("sentence\tlabel\nПривет мир\t0\nСтолица\t1\n")
-    with pytest.raises(UserError, match=r"ru\.tsv: the vocabulary has no token for this text"):
+    with pytest.raises(UserError, match=r"ru\.tsv: the vocabulary has no token for the words of this text"):
         read_examples(make_config(tokenizer, russian))
     train.write_text("sentence\tlabel\nПривет the cat\t0\nthe dog sees\t1\n")
     read_examples(make_config(tokenizer, train))

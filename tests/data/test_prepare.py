@@ -325,7 +325,9 @@ def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(config, tm
     config.data.path = (str(write_lines(tmp_path / "ru.jsonl", russian)),)
     config.data.held_out_fraction = 0.0
     for _ in range(2):  # a reused store is refused as well
-        with pytest.raises(UserError, match=r"ru\.jsonl: the vocabulary has no token for this text, only \[UNK\]"):
+        with pytest.raises(
+            UserError, match=r"ru\.jsonl: the vocabulary has no token for the words of this text, only \[UNK\]"
+        ):
             prepare(config)
     mixed = [*russian, *sentences(40, 5)]
     config.data.path = (str(write_lines(tmp_path / "mixed.jsonl", mixed)),)

@@ -132,3 +132,28 @@ def test_a_chosen_size_always_suits_the_text(tmp_path, capsys, algorithm):
     assert 5 < sizes["few words"] < 256
     assert 200 < sizes["sentences"] <= 256
     assert 700 < sizes["many characters"] <= 1100
+
+
+RARE = [*sentences(2000), "Is it? It is! Pay $5 & Zero: a€"]
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_every_character_of_a_small_alphabet_is_kept(tmp_path, caplog, algorithm, lower_case):
+    settings = tokenizer_settings(vocab_size=320, algorithm=algorithm, lower_case=lower_case)
+    tokenizer = train_tokenizer(RARE, settings, tmp_path)
+    ids = {text: tokenizer.encode(text).ids.tolist() for text in ("Is it?", "Is it!", "Is it$", "Is it&", "Zero€")}
+    assert len({tuple(found) for found in ids.values()}) == len(ids)
+    assert not any(tokenizer.unk_id in found for found in ids.values())
+    assert not caplog.text
+
+
+def test_rare_characters_of_a_large_alphabet_are_left_out_and_named(tmp_path, caplog):
+    settings = tokenizer_settings(vocab_size=120, character_coverage=0.999)
+    tokenizer = train_tokenizer(RARE, settings, tmp_path / "a")
+    assert tokenizer.unk_id in tokenizer.encode("€").ids
+    assert "the vocabulary leaves out" in caplog.text
+    assert "'€' 1" in caplog.text
+    caplog.clear()
+    train_tokenizer(RARE, tokenizer_settings(vocab_size=420, byte_fallback=True), tmp_path / "b")
+    assert not caplog.text

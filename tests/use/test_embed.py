@@ -100,7 +100,9 @@ def test_an_empty_text_gives_the_vector_of_begin_and_end(trained):
 
 def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(trained, caplog):
     model = Model(trained)
-    with pytest.raises(UserError, match=r"the texts: the vocabulary has no token for this text, only \[UNK\]"):
+    with pytest.raises(
+        UserError, match=r"the texts: the vocabulary has no token for the words of this text, only \[UNK\]"
+    ):
         model.embed(["Привет мир", "Столица"])
     assert model.embed([""]).shape == model.embed(["the cat"]).shape
     assert not caplog.text
