@@ -184,6 +184,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(rest)
     config = load_config(args.config, overrides)
+    if config.model.init_from and not config.tokenizer.path:
+        raise UserError(
+            f"`jaxlm prepare` does not read init_from={config.model.init_from}: set --config.tokenizer.path to the"
+            " tokenizer there, so that the token stores are those of training"
+        )
     if args.runner == "beam":
         written = prepare_with(_beam_build(options), config, args.output)
     elif options:
