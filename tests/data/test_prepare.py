@@ -280,5 +280,5 @@ def test_the_command_writes_a_directory_with_the_table_on_stdout_and_progress_on
     assert main([*arguments, "--json"]) == 0
     answer = capsys.readouterr().out.partition("\n")[2]  # `jaxlm` sends the line before it to standard error
     assert json.loads(answer)["stores"]["train/0"]["tokens"] == store.tokens
-    with pytest.raises(UserError, match="does not read init_from=model: set --config.tokenizer.path"):
+    with pytest.raises(UserError, match=r"does not read init_from=model: set --config.tokenizer\.path"):
         main([*arguments[:3], "--config.init_from=model"])  # its tokenizer would be that of training

@@ -130,7 +130,7 @@ def test_the_architecture_of_init_from_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_module, "bench", lambda config, *_: timed.append(config) or {"profile": None})
     monkeypatch.setattr(bench_module, "describe", lambda result: "")
     run = make_workdir(tmp_path / "run")
-    arguments = ["--device-only", f"--config.init_from={run}", "--batch=2", "--length=16"]
+    arguments = ["--device-only", f"--config.init_from={run}", "--config.data.sequence_length=16"]
     bench_module.main([f"--config={ROOT / 'configs' / 'continue.py'}", *arguments])
     assert (timed[0].model.width, timed[0].model.layers) == (TINY["width"], TINY["layers"])
 
