@@ -17,7 +17,6 @@ from jaxlm.config import (
     config_from_dict,
     config_to_dict,
     default_config,
-    load_config,
     phases_of,
     split_overrides,
 )
@@ -28,6 +27,7 @@ from jaxlm.model.presets import PRESETS
 from jaxlm.objectives.objective import Column
 from jaxlm.performance.profile import Profile, profile_steps
 from jaxlm.performance.profile_report import align, draw, profile_table, slowest_table
+from jaxlm.run import load_run_config
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
@@ -293,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
     if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--profile={args.profile}: must be a .png, .svg or .pdf file")
     if args.config:
-        config = load_config(args.config, overrides)
+        config, _ = load_run_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
     else:
         config = shape_config(args.shape, args.vocab or 30_522, args.batch or 32, args.length or 128)

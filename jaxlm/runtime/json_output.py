@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from jaxlm.errors import UserError
+
 _answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # the real standard output
 
 
@@ -22,8 +24,10 @@ def wants_json(argv: Sequence[str]) -> bool:
 def only_json() -> Iterator[None]:
     """Sends standard output to standard error, except for `print_json` and `print_json_list`.
 
-    This includes what C++ libraries and worker processes write.
+    This includes what C++ libraries and worker processes write. Raises UserError if standard output is closed.
     """
+    if sys.stdout is None:
+        raise UserError("standard output is closed, so --json has nowhere to write to: redirect it to a file")
     with contextlib.ExitStack() as cleanup:
         answers = sys.stdout
         if _is_process_output(sys.stdout):

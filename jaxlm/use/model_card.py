@@ -96,11 +96,13 @@ def _training(trained: Trained) -> list[str]:
 def _held_out_table(scores: list[dict[str, Any]]) -> list[str]:
     return [
         "## Evaluation on held-out text", "", "15% of the tokens are masked, the same tokens for every model.", "",
-        "| set | step | loss (nats per masked token) | accuracy | top-5 accuracy | nats per byte | unigram loss |",
-        "|---|---|---|---|---|---|---|",
+        "| set | step | masked tokens | loss (nats per masked token) | perplexity | accuracy | top-5 accuracy | "
+        "nats per byte | unigram loss | unigram top-5 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {e['name']} | {e['step']:,} | {_number(e['loss'])} | {_share(e['accuracy'])} | "
-            f"{_share(e['accuracy_top5'])} | {_number(e['nats_per_byte'])} | {_number(e['unigram_loss'])} |"
+            f"| {e['name']} | {e['step']:,} | {e['n']:,} | {_number(e['loss'])} | {_number(e['perplexity'], 1)} | "
+            f"{_share(e['accuracy'])} | {_share(e['accuracy_top5'])} | {_number(e['nats_per_byte'])} | "
+            f"{_number(e['unigram_loss'])} | {_share(e['unigram_top5'])} |"
             for e in scores
         ),
     ]  # fmt: skip
@@ -177,8 +179,8 @@ def _differences(trained: Trained) -> list[str]:
     ]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or not np.isfinite(value) else f"{value:,.{digits}f}"
 
 
 def _share(value: float | None) -> str:

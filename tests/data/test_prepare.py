@@ -285,6 +285,9 @@ def test_the_command_writes_a_directory_with_the_table_on_stdout_and_progress_on
     assert complete == f"token store: {tmp_path / 'out'} is already complete"
     assert spelling[0].startswith(f"{config.data.path[0]}: 0.00% of ")
     assert spelling[1].startswith("held-out set held_out: 0.00% of ")
+    assert main([*arguments, "--json"]) == 0
+    output = capsys.readouterr().out  # `jaxlm` sends the lines before the object to standard error
+    assert json.loads(output[output.index("{") :])["stores"]["train/0"]["tokens"] == store.tokens
 
 
 def test_files_of_the_user_beside_the_output_are_left_alone(tmp_path, config):

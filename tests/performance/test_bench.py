@@ -18,6 +18,7 @@ from jaxlm.objectives.table import make_objective
 from jaxlm.performance import bench as bench_module
 from jaxlm.performance.bench import bench, describe, profile_json, resized, shape_config, synthetic_batch
 from tests.conftest import ROOT
+from tests.untrained import TINY, make_workdir
 
 BATCH, LENGTH = 4, 64
 
@@ -124,12 +125,23 @@ def test_a_recipe_is_timed_with_other_rows():
     assert phases_of(own)[-1] == phases_of(load_config(str(ROOT / "configs" / "modernbert_base.py")))[-1]
 
 
+def test_the_architecture_of_init_from_is_timed(tmp_path, monkeypatch):
+    timed = []
+    monkeypatch.setattr(bench_module, "bench", lambda config, *_: timed.append(config) or {"profile": None})
+    monkeypatch.setattr(bench_module, "describe", lambda result: "")
+    run = make_workdir(tmp_path / "run")
+    arguments = ["--device-only", f"--config.init_from={run}", "--config.data.sequence_length=16"]
+    bench_module.main([f"--config={ROOT / 'configs' / 'continue.py'}", *arguments])
+    assert (timed[0].model.width, timed[0].model.layers) == (TINY["width"], TINY["layers"])
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--shape=2x64", "--steps=0"], "--steps=0: must be at least 1"),
     (["--shape=2x64", "--batch=0"], "--batch=0: must be at least 1"),
     (["--shape=2x64", "--profile=nowhere/x.png"], "there is no directory nowhere"),
     (["--shape=2x64", "--profile=x.txt"], "must be a .png"),
     (["--shape=2x64", "--documents=500"], "do not fit into a row"),
+    ([f"--config={ROOT / 'configs' / 'mini.py'}", "--vocab=500"], "--vocab=500 applies to --shape"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_said(arguments, words, monkeypatch):
     monkeypatch.setattr(bench_module, "MEASURING_SECONDS", 0.01)

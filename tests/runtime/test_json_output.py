@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.cli import VERBS
-from jaxlm.runtime.json_output import as_json, print_json, print_json_list, wants_json
+from jaxlm.errors import UserError
+from jaxlm.runtime.json_output import as_json, only_json, print_json, print_json_list, wants_json
 from tests.conftest import ROOT, environment, mini_overrides
 from tests.untrained import make_workdir
 
@@ -67,6 +68,12 @@ def test_only_the_answer_reaches_standard_output():
         assert (before, after) == ("before", "after")
         assert json.loads(answer) == {"text": "x", "é": "\udce9"}
         assert {"python", "library", "worker", "python again"} <= set(result.stderr.split("\n"))
+
+
+def test_a_closed_standard_output_is_reported(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    with pytest.raises(UserError, match="standard output is closed"), only_json():
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_help_explains_empty_texts_and_has_an_example(capsys):
     assert main(["embed", "--help"]) == 0
     help_text = capsys.readouterr().out
     assert "an empty text" in " ".join(help_text.split())
-    assert "example: jaxlm embed" in help_text
+    assert "example:\n  jaxlm embed" in help_text
 
 
 def test_a_folder_of_parts_in_use_is_rejected(workdir, texts, tmp_path, capsys):
