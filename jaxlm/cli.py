@@ -74,13 +74,11 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
         return 1 if error.code else 0
     except BaseException as error:  # also the panics of libraries in Rust, which are not of the class Exception
-        if debug:
-            raise
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            name = str(error.filename or "output")
-            _report(f"{name if len(name) < 300 else name[:300] + '...'}: {error.strerror}; fix that and run the same"
-                    " command again")  # fmt: skip
+            _report(f"{error.filename or 'output'}: {error.strerror}; fix that and run the same command again")
             _discard_output()
+        elif debug:
+            raise
         else:
             _report(explain(error, argv))
     return 1
@@ -122,6 +120,8 @@ def _make_output_encodable() -> None:
 
 
 def _report(sentence: str) -> None:
+    if len(sentence) > 1200:  # it quotes something very long; its end, which says what to do, is kept
+        sentence = f"{sentence[:800]} ... {sentence[-300:]}"
     with contextlib.suppress(OSError, AttributeError):  # standard error is closed or full
         print(f"jaxlm: {sentence}", file=sys.stderr)
 

@@ -35,7 +35,7 @@ from jaxlm.settings import (
     Setting,
 )
 from jaxlm.storage import read_json, write_text
-from jaxlm.typed import shown
+from jaxlm.typed import cut, shown
 
 
 def default_config() -> ConfigDict:
@@ -180,7 +180,7 @@ def find_setting(key: str, where: str = "") -> Setting:
     section, _, name = key.partition(".")
     if section in SETTINGS and name in SETTINGS[section]:
         return SETTINGS[section][name]
-    raise UserError(f"{where + ': ' if where else ''}there is no setting {key}{_nearest(key)}")
+    raise UserError(f"{where + ': ' if where else ''}there is no setting {cut(key)}{_nearest(key)}")
 
 
 def _nearest(key: str) -> str:
@@ -240,14 +240,14 @@ def parse_value(key: str, text: str, setting: Setting) -> Any:
     if setting.type is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if text.lower() not in words:
-            raise UserError(f"{key}={text}: expected true or false")
+            raise UserError(f"{key}={cut(text)}: expected true or false")
         return words[text.lower()]
     if setting.type is tuple:
         if (text.startswith("[") and text.endswith("]")) or setting.item is dict:
             try:
                 return _as_kind(key, json.loads(text or "[]"), setting)
             except ValueError as error:
-                raise UserError(f"{key}={text}: not a valid JSON list ({error})") from error
+                raise UserError(f"{key}={cut(text)}: not a valid JSON list ({error})") from error
         return _as_kind(key, [part for part in text.split(",") if part], setting)
     return _as_kind(key, text.replace("_", ""), setting)
 
@@ -275,7 +275,7 @@ def _as_kind(key: str, value: Any, setting: Setting) -> Any:
         return value
     except (TypeError, ValueError, OverflowError) as error:
         names = {int: "a whole number", float: "a number", tuple: "a list", bool: "true or false", str: "text"}
-        raise UserError(f"{key}={value}: expected {names[kind]}") from error
+        raise UserError(f"{key}={cut(str(value))}: expected {names[kind]}") from error
 
 
 def changed_settings(before: ConfigDict, after: ConfigDict, resuming: bool = True) -> list[str]:
@@ -356,7 +356,7 @@ def _check_value(key: str, value: Any, setting: Setting) -> None:
     if setting.choices and value not in setting.choices:
         near = difflib.get_close_matches(str(value), setting.choices, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{key}={value} is not one of {', '.join(setting.choices)}{hint}")
+        raise UserError(f"{key}={cut(str(value))} is not one of {', '.join(setting.choices)}{hint}")
     if wrong := wrong_value(key, value):
         raise UserError(f"{key}={shown(value)}: {wrong}")
 
@@ -377,10 +377,11 @@ def wrong_value(key: str, value: Any) -> str:
     setting = find_setting(key)
     if setting.within and value is not None:
         contains, message = INTERVALS[setting.within]
-        if not (math.isfinite(value) and contains(value)):
+        if not contains(value) or (isinstance(value, float) and not math.isfinite(value)):
             return message
-    if setting.type is int and value is not None and abs(value) > LARGEST_INTEGERS.get(key, 2**63 - 1):
-        return f"must be at most {LARGEST_INTEGERS.get(key, 2**63 - 1):,}"
+    largest = LARGEST_INTEGERS.get(key, 2**63 - 1)
+    if setting.type is int and value is not None and abs(value) > largest:
+        return f"must be at most {largest:,}"
     return ""
 
 

@@ -85,6 +85,10 @@ def is_kind(value: Any, kind: type) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Returns a value for a message, cut to 60 characters."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else "a number of more than 60 digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """Returns a value of JSON for a message, cut if it is long."""
+    return cut(repr(value)) if not isinstance(value, int) or abs(value) < 10**60 else "a number of more than 60 digits"
+
+
+def cut(text: str) -> str:
+    """Returns a text for a message, cut to 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

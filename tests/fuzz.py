@@ -5,16 +5,27 @@ one sentence; an unexpected exception or a run without an end is a fault.
 """
 
 import contextlib
+import gzip
 import io
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow
+from pyarrow import parquet
+
 from jaxlm import cli
+from jaxlm.config import default_config
+from jaxlm.data.prepare import prepare
+from jaxlm.huggingface.weights import write_tensors
+from jaxlm.settings import SETTINGS
+from jaxlm.tokenizer.tokenizer import load_tokenizer
+from tests.conftest import ROOT, sentences, write_checkpoint, write_text
+from tests.untrained import make_workdir
 
 SECONDS = 60  # after which a verb counts as hanging
 
@@ -22,6 +33,10 @@ VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 3, 2**31, 10**30, 1e30, -0.5, 1e-12, "", "1e-12", "x" * 5000, "a\0b", "\ud800", "gelu",
     [], [1], ["a"], [[]], {}, {"a": 1}, {"content": 3}, [None], [{"type": 3}],
 ]  # fmt: skip
+
+
+class Hang(BaseException):
+    """Raised in a verb that takes too long; no verb catches it."""
 
 
 class Outcome(NamedTuple):
@@ -36,7 +51,7 @@ def run_verb(argv: list[str], standard_input: str = "") -> Outcome:
     output, errors = io.StringIO(), io.StringIO()
 
     def stop(number: int, frame: object) -> None:
-        raise TimeoutError
+        raise Hang
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
@@ -44,9 +59,9 @@ def run_verb(argv: list[str], standard_input: str = "") -> Outcome:
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             status = cli.main(["--debug", *argv])
-    except TimeoutError:
+    except Hang:
         return Outcome("hang", "")
-    except BaseException as error:
+    except BaseException as error:  # also panics of libraries in Rust
         return Outcome("unexpected", f"{type(error).__name__}: {str(error)[:300]}")
     finally:
         signal.alarm(0)
@@ -178,3 +193,176 @@ def _put_in_place(file: Path, where: int) -> None:
 
 NUMBERS = ("0", "-1", "1", "nan", "inf", "1e9", "1e30", "1" * 400, "", "x", "1.5", "true", "[]", "\u0663")
 TEXTS = ("", "a" * 5000, "a\0b", "\udcff", "base64", "zlib", "undefined", "../..", "/dev/null", "-", "\u202e", "{}")
+
+
+# A set-up with every kind of file that a verb reads
+
+
+class Target(NamedTuple):
+    """A file, and a command that reads it."""
+
+    file: Path
+    argv: tuple[str, ...]
+
+
+class World:
+    """Small models and texts in a folder, and the commands that read each of their files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.text = write_text(folder / "text.txt", 60)
+        self.bert = write_checkpoint(folder / "bert", self.text)
+        self.sentences = _sentence_transformer(folder / "sentences", self.text)
+        self.roberta = _with_byte_level_vocabulary(folder / "bytes", self.bert)
+        self.run = _run(folder / "run", self.text)
+        self.tables = _tables(folder)
+        self.targets = [*self._models(), *self._inputs()]
+
+    def _models(self) -> Iterator[Target]:
+        score = ("score", "The cat sees the house.")
+        for name in ("config.json", "vocab.txt", "tokenizer_config.json", "model.safetensors"):
+            yield Target(self.bert / name, (*score, f"--model={self.bert}"))
+        yield Target(self.bert / "config.json", ("export", f"--workdir={self.bert}", "--to={new}"))
+        embed = ("embed", f"--model={self.sentences}", f"--input={self.text}", "--output={new}.npy")
+        for file in sorted(self.sentences.rglob("*.json")):
+            yield Target(file, embed)
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+            yield Target(
+                self.roberta / name, (*self._prepare(self.tables[0]), f"--config.tokenizer.path={self.roberta}")
+            )
+        for name in ("config.json", "token_counts.npy", "tokenizer/jaxlm_tokenizer.json", "tokenizer/tokenizer.model"):
+            yield Target(self.run / name, (*score, f"--model={self.run}"))
+        for name in ("metrics.jsonl", "data.json", "config.json"):
+            yield Target(self.run / name, ("export", f"--workdir={self.run}", "--to={new}"))
+        for name in (
+            "data.json",
+            "data/prepared.json",
+            "data/train/0/index.json",
+            "data/tokenizer/jaxlm_tokenizer.json",
+        ):
+            yield Target(self.run / name, ("evaluate", f"--model={self.run}", "--rows=1"))
+        for name in ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt"):
+            yield Target(self.run / "checkpoints" / "1" / name, (*score, f"--model={self.run}"))
+        yield Target(
+            self.run / "config.json", ("plan", f"--config={self.run}/config.json", "--mesh=data=1", "--formula")
+        )
+
+    def _inputs(self) -> Iterator[Target]:
+        for file in self.tables:
+            yield Target(file, self._prepare(file))
+            yield Target(file, ("embed", f"--model={self.bert}", f"--input={file}", "--output={new}.npy"))
+
+    def _prepare(self, file: Path) -> tuple[str, ...]:
+        settings = (f"data.path={file}", f"data.cache={self.folder}/cache", "data.workers=1", "tokenizer.vocab_size=60")
+        return ("prepare", f"--config={ROOT}/configs/mini.py", *(f"--config.{setting}" for setting in settings))
+
+    def arguments(self) -> list[tuple[str, ...]]:
+        """Returns commands with a place, {}, for a number or a text of an argument."""
+        score, embed = ("score", f"--model={self.bert}"), ("embed", f"--model={self.bert}", "--output={new}.npy")
+        fill = ("fill-mask", f"--model={self.bert}")
+        recipe = f"--config={ROOT}/configs/mini.py"
+        return [
+            (*fill, "The [MASK].", "--top={}"), (*fill, "The [MASK].", "--targets={}"), (*fill, "The [MASK] {}"),
+            (*score, "{}"), (*embed, f"--input={self.text}", "--batch-tokens={}"),
+            (*embed, f"--input={self.text}", "--encoding={}"), (*embed, f"--input={self.text}", "--layers={}"),
+            (*embed, "--input={}"), ("fill-mask", "--model={}", "[MASK]"), ("embed", "--model={}", "--input=x"),
+            ("export", f"--workdir={self.bert}", "--to={new}", "--dtype={}"), ("config", "{}"), ("{}",),
+            ("evaluate", f"--model={self.bert}", f"--data.path={self.text}", "--data.document={}"),
+            ("evaluate", f"--model={self.bert}", f"--data.path={self.text}", "--data.max_document_characters={}"),
+            ("evaluate", f"--model={self.bert}", "--rows={}"), ("evaluate", f"--model={self.bert}", "--data.path={}"),
+            ("bench", "--shape={}"), ("bench", "--shape=1x{}", "--device-only"), ("bench", "--shape=1x8", "--batch={}"),
+            ("bench", "--shape=1x8", "--vocab={}"), ("bench", "--shape=1x8", "--length={}"),
+            ("bench", "--shape=1x8", "--steps=1", "--batch=1", "--length=8", "--vocab=50", "--padding={}"),
+            ("plan", recipe, "--mesh={}", "--formula"), ("plan", recipe, "--mesh=data={}", "--formula"),
+            ("plan", recipe, "--mesh=data=1", "--formula", "--mfu={}"),
+            ("plan", recipe, "--mesh=data=1", "--formula", "--phase={}"), ("train", "--config={}", "--workdir={new}"),
+            ("train", recipe, "--workdir={new}", f"--config.data.path={self.text}", "--config.model.init_from={}"),
+            *(("plan", recipe, "--mesh=data=1", "--formula", f"--config.{section}.{name}={{}}")
+              for section in SETTINGS for name in SETTINGS[section]),
+            *((*self._prepare(self.tables[0]), f"--config.{section}.{name}={{}}")
+              for section in ("data", "tokenizer") for name in SETTINGS[section] if name not in ("cache", "workers")),
+        ]  # fmt: skip
+
+    def damage(self, target: Target, kind: str, where: int, what: int) -> Outcome:
+        """Runs the command of a target while its file is damaged."""
+        with damaged(target.file, kind, where, what):
+            return self.call(target.argv)
+
+    def call(self, argv: Sequence[str], standard_input: str = "") -> Outcome:
+        """Runs a command; "{new}" in it is a path that does not exist yet."""
+        new = self.folder / "new"
+        try:
+            return run_verb([argument.replace("{new}", str(new)) for argument in argv], standard_input)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            for file in self.folder.glob("new*"):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def _sentence_transformer(directory: Path, text: Path) -> Path:
+    """Writes a sentence-transformers directory with two weight files and a tokenizer.json."""
+    write_checkpoint(directory, text)
+    load_tokenizer(directory).save(directory / "saved")
+    (directory / "saved" / "tokenizer.json").rename(directory / "tokenizer.json")
+    shutil.rmtree(directory / "saved")
+    content = (directory / "model.safetensors").read_bytes()
+    from safetensors.numpy import load
+
+    (directory / "model.safetensors").unlink()
+    write_tensors(directory, load(content), 8000)
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": True}
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ],
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": 30, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": {"query": "The "}, "default_prompt_name": "query"},
+        "special_tokens_map.json": {"mask_token": {"content": "[MASK]"}, "pad_token": "[PAD]"},
+    }
+    (directory / "1_Pooling").mkdir()
+    for name, value in files.items():
+        (directory / name).write_text(json.dumps(value, indent=1))
+    return directory
+
+
+def _with_byte_level_vocabulary(directory: Path, bert: Path) -> Path:
+    directory.mkdir()
+    letters = [chr(letter) for letter in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "th", "the"]
+    (directory / "vocab.json").write_text(json.dumps({piece: id for id, piece in enumerate(pieces)}))
+    (directory / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
+    (directory / "tokenizer_config.json").write_text('{"add_prefix_space": false, "model_max_length": 512}')
+    return directory
+
+
+def _run(directory: Path, text: Path) -> Path:
+    """Writes a work directory with a held-out set and a log."""
+    make_workdir(directory, norm_position="post", first_norm=True, embedding_norm=True)
+    settings = default_config()
+    settings.data.update(path=(str(text),), document="paragraph", held_out_fraction=0.3, workers=1, sequence_length=16)
+    settings.tokenizer.path = str(directory / "tokenizer")
+    prepared = prepare(settings, str(directory / "data"))
+    content = {"directory": str(directory / "data"), "fingerprint": prepared.fingerprint}
+    (directory / "data.json").write_text(json.dumps(content))
+    events = [
+        {"kind": "start", "devices": 1, "device_kind": "cpu", "processor": "x", "versions": {}, "commit": "a"},
+        {"kind": "train", "step": 1, "loss": 4.0, "tokens": 100, "tokens_per_second": 10.0},
+        {"kind": "evaluation", "step": 1, "name": "held_out", "loss": 4.0, "accuracy": 0.1, "accuracy_top5": 0.2,
+         "nats_per_byte": 1.0, "unigram_loss": 4.1},
+    ]  # fmt: skip
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return directory
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Writes the same short texts in every format that is read."""
+    texts = sentences(60)
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "a.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    (folder / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
+    with gzip.open(folder / "a.txt.gz", "wt") as file:
+        file.write("\n".join(texts))
+    parquet.write_table(pyarrow.table({"text": texts}), folder / "a.parquet")
+    return [folder / name for name in ("a.jsonl", "a.csv", "a.tsv", "a.txt.gz", "a.parquet")]

@@ -153,8 +153,8 @@ def synthetic_batch(
 
     Raises UserError if they do not fit.
     """
-    real = length - round(padding * length)
-    if not 0 <= padding < 1 or not 1 <= documents <= real:
+    real = length - round(padding * length) if 0 <= padding < 1 else 0
+    if not 1 <= documents <= real:
         raise UserError(
             f"--documents={documents} and --padding={padding:g} do not fit into a row of {length} tokens: padding must "
             "be at least 0 and below 1, and each document needs a token"

@@ -83,6 +83,8 @@ def read_record(directory: Path, step: int) -> dict[str, Any]:
     try:
         if not any(path.iterdir()):
             raise BrokenStepError("is empty")
+        if odd := [entry.name for entry in path.rglob("*") if not (entry.is_file() or entry.is_dir())]:
+            raise BrokenStepError(f"holds {odd[0]}, which is neither a file nor a directory")  # reading it could hang
         content = parse_json((path / RECORD_NAME).read_bytes())
     except OSError as error:
         raise BrokenStepError(f"cannot be read ({reason(error)})") from error

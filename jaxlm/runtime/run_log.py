@@ -15,6 +15,7 @@ from jaxlm.runtime.curve import draw_curve
 from jaxlm.runtime.json_output import as_json
 from jaxlm.runtime.progress import StepProgress
 from jaxlm.storage import parse_json, reason
+from jaxlm.typed import is_kind
 
 # How metrics are shown. Training shows these alone, in this order; an evaluation shows every scalar that it logs.
 # Tokens per second do not count padding; metrics.jsonl has both numbers.
@@ -228,6 +229,9 @@ def _repair_last_line(path: Path) -> bool:
     return end > 0
 
 
+_FIELDS = {"loss": float, "accuracy": float, "devices": int, "processor": str, "versions": dict}  # read by model cards
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Returns the event in a line of metrics.jsonl; None if the line is not a valid event."""
     try:
@@ -237,7 +241,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
         return None
     stepless = 0 if event["kind"] not in ("train", "evaluation", "resume") else None
-    return event if isinstance(event.get("step", stepless), int) else None
+    typed = all(event.get(name) is None or is_kind(event[name], kind) for name, kind in _FIELDS.items())
+    return event if typed and isinstance(event.get("step", stepless), int) else None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

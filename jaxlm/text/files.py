@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxlm.errors import UserError
-from jaxlm.storage import reason
+from jaxlm.storage import read_bytes, reason
 from jaxlm.text.remote import RemoteFile, file_system, is_remote, list_remote, remote_errors, remote_version
 
 File = Path | RemoteFile
@@ -39,12 +39,7 @@ def read_file(file: File) -> bytes | None:
         system, path = file_system(file.url)
         with remote_errors(file.url, "read"):
             return system.cat_file(path) if system.exists(path) else None
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {reason(error)}") from error
+    return read_bytes(file) if file.exists() else None
 
 
 def file_version(file: File) -> list[Any]:

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 
 from jaxlm.config import config_to_dict, default_config, phases_of
+from jaxlm.errors import UserError
 from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.weights import Reader, tensor_names
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.storage import read_json
+from jaxlm.typed import Record
 from jaxlm.use.loading import Trained
 from jaxlm.version import __version__
 
@@ -154,12 +156,14 @@ def _masking(masking: Any) -> str:
 def _documents(workdir: Path) -> str:
     """Returns the size of the training text, or "" if the token store no longer exists."""
     try:
-        store = Path(json.loads((workdir / "data.json").read_text())["directory"])
-        record = json.loads((store / "prepared.json").read_text())
-    except (OSError, ValueError, KeyError):
+        file = workdir / "data.json"
+        file = Path(Record(file, read_json(file)).text("directory")) / "prepared.json"
+        stores = Record(file, read_json(file)).record("stores")
+        training = [stores.record(name) for name in stores.content if name.startswith("train/")]
+        totals = {key: sum(store.integer(key, at_most=2**63) for store in training)
+                  for key in ("documents", "bytes", "tokens")}  # fmt: skip
+    except UserError:  # a card without the size is better than none
         return ""
-    training = [store for name, store in record["stores"].items() if name.startswith("train/")]
-    totals = {key: sum(store[key] for store in training) for key in ("documents", "bytes", "tokens")}
     return f"{totals['documents']:,} documents, {totals['bytes'] / 1e6:,.1f} MB, {totals['tokens']:,} tokens"
 
 
