@@ -22,6 +22,7 @@ from jaxlm.huggingface.weights import some_of
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import beside, check_named, read_json, reason, write_text
+from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
 from jaxlm.use.model_card import loading_call, model_card
 
@@ -122,7 +123,11 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
     if trained.source:
         return read_json(trained.directory / "config.json")
     file = trained.directory / conversion.SOURCE_CONFIG
-    return read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    Record(file, config).text("model_type")
+    return config
 
 
 def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import logging
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime import hardware
 from jaxlm.runtime.checkpoint import find_step, restore_params, split_step
-from jaxlm.storage import check_named
+from jaxlm.storage import check_named, read_bytes
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
 
 _log = logging.getLogger("jaxlm")
@@ -130,10 +131,10 @@ def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Tr
 
 def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
     try:
-        counts = np.load(path, allow_pickle=False)
+        counts = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
         if counts.shape != (vocab_size,) or counts.dtype != np.int64:
             raise ValueError(f"it contains {counts.dtype}{counts.shape}")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # NumPy raises errors of many types for a damaged header
         raise UserError(
             f"{path} is missing or damaged ({error}): remove {path.parent / 'data.json'} and run `jaxlm train` again,"
             " which writes both again"
