@@ -104,7 +104,7 @@ def test_a_text_without_a_token_to_predict_is_rejected(run, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("語語語 語語\n")
     arguments = [f"--data.path={tmp_path / 'a.txt'}", f"--data.cache={run.parent / 'cache'}", "--data.workers=1"]
     assert main(["evaluate", f"--model={run}", *arguments]) == 1
-    assert "a.txt has no token to predict" in capsys.readouterr().err
+    assert "a.txt: the vocabulary has no token for the words of this text" in capsys.readouterr().err
 
 
 def test_the_table_fits_a_terminal_and_names_its_protocol(run, text, capsys):
