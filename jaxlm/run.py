@@ -63,14 +63,8 @@ class Run:
 
     def describe_phase(self, number: int) -> str:
         """Returns what is predicted in a phase, in words: two losses can be compared only if it is the same."""
-        phase, objective = self.assembly.phases[number], self.assembly.objectives[number]
-        what = phase.objective
-        if what == "masked":
-            first, last = (f"{100 * objective.knobs(progress)['mask_rate']:.3g}%" for progress in (0.0, 1.0))
-            rate = first if first == last else f"{first} to {last}"
-            units = {"token": "", "whole_word": ", whole words", "span": ", spans"}
-            what = f"{rate} of tokens masked{units[self.config.masking.scheme]}"
-        return what + (", with dropout" if objective.dropout else "")
+        objective = self.assembly.objectives[number]
+        return objective.describe() + (", with dropout" if objective.dropout else "")
 
     def describe_phases(self) -> list[tuple[int, str]]:
         """Returns the first update of each phase, counted from 1, and what is predicted in it."""

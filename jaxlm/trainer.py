@@ -15,27 +15,20 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from jaxlm.config import config_from_dict, config_to_dict, phase_number, split_overrides
+from jaxlm.announcements import announce, announce_phase, describe_best, jump, remarks
+from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
-from jaxlm.huggingface.conversion import nearest_family
 from jaxlm.init_from import Start
-from jaxlm.objectives.table import OBJECTIVES
-from jaxlm.optimizer.parameter_rules import frozen_mask
-from jaxlm.optimizer.schedules import make_schedule
-from jaxlm.run import Run, check_workdir, load_run_config, locked, schedule_length, set_up, total_steps
+from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, Saved
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.run_log import RunLog, read_metrics
 from jaxlm.storage import check_named
-
-ENDS = ("steps", "epochs", "tokens", "minutes")  # the settings of `train` that end a run
-CAUSAL_EVALUATION = "evaluations mask tokens, which the model does not learn to predict in a causal phase"
-SMALL_JUMP = 0.01  # of the peak learning rate, or of the tokens that are masked: not worth a line
 
 
 def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, Any]:
@@ -66,9 +59,9 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             workdir, run.total_steps, tensorboard=config.logging.tensorboard, curve=config.logging.curve,
             first_step=step, primary=jax.process_index() == 0,
         ))  # fmt: skip
-        _announce(run, log, step, clock)
-        if saved and (jump := _jump(run, saved, clock)):
-            log.note(jump)
+        announce(run, log, step, clock)
+        if saved and (line := jump(run, saved, clock)):
+            log.note(line)
         if run.start and not saved:
             run.evaluate(evaluators, state["params"], log, 0)  # before training, to compare with the end
 
@@ -88,7 +81,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             if number != meter.phase:  # no line of the log averages over two phases
                 if meter.metrics:
                     log.train(step, meter.read() | {"progress": clock.read(step)[1]})
-                _announce_phase(run, log, number)
+                announce_phase(run, log, number)
                 meter.phase = number
             knobs = run.assembly.objectives[number].knobs(progress)
             votes = run.votes.cast(clock.elapsed, bool(stopped))
@@ -148,10 +141,10 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
         for evaluator in evaluators:
             log.note(evaluator.describe(evaluator.name, results[evaluator.name]))
-        for remark in _remarks(run, results, step):
+        for remark in remarks(run, results, step):
             log.note(remark)
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
-            log.note(_describe_best(selects, *best, last=step))
+            log.note(describe_best(selects, *best, last=step))
         if run.start and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
@@ -203,23 +196,6 @@ def _improves(
     """Returns whether an evaluation is the best so far, so that its step has to be saved."""
     score = _score(selects, results)
     return keep_best and score is not None and distributed.from_first(lambda: checkpoints.is_better(score))
-
-
-def _remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
-    """Returns what the last metrics do not say themselves."""
-    if run.assembly.phases[phase_number(run.assembly.phases, max(step - 1, 0))].objective == "causal":
-        return [f"the last step is of a causal phase: {CAUSAL_EVALUATION}"] if results else []
-    remarks = [evaluator.remark(results[evaluator.name]) for evaluator in run.evaluators]
-    return [remark for remark in remarks if remark]
-
-
-def _describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
-    """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen."""
-    extreme = "highest" if selects.higher_is_better else "lowest"
-    protocol = f" ({selects.protocol})" if selects.protocol else ""
-    which = f"the last one, step {step:,}" if step == last else f"step {step:,}"
-    text = f"best checkpoint: {which}, with the {extreme} {selects.selects} on {selects.name}, {score:.4g}{protocol}"
-    return text if step == last else f"{text}; the figures above are those of the last step, {last:,}"
 
 
 def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:
@@ -293,117 +269,6 @@ class _Meter:
             }
         self._clear()
         return result
-
-
-def _announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
-    train, assembly, mesh = run.config.train, run.assembly, run.assembly.mesh
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(assembly.abstract_state["params"]))
-    sizes = "x".join(str(size) for size in mesh.shape.values())
-    log.event("start", step=step, elapsed_seconds=clock.elapsed, total_steps=run.total_steps, parameters=parameters,
-              data=run.data.fingerprint, tokenizer=run.data.tokenizer.fingerprint, mesh=dict(mesh.shape),
-              compute_dtype=train.compute_dtype, attention=assembly.attention,
-              training=run.describe_phases(), evaluation={e.name: e.protocol for e in run.evaluators},
-              **hardware.describe_machine())  # fmt: skip
-    log.note(
-        f"{parameters:,} parameters, vocabulary {assembly.encoder.vocab_size:,}; products in {train.compute_dtype} "
-        f"on {sizes} {jax.devices()[0].platform} (data x fsdp x tensor); {run.rows.describe()}; {_length(run)}"
-    )
-    log.note(assembly.attention)
-    if run.start or run.config.optimizer.freeze:
-        log.note(_trained_parameters(run, parameters))
-    for line in [] if step else _export_limits(run):
-        log.note(line)
-    if clock.is_over(step):
-        end = next(name for name in ENDS if train[name] is not None)
-        log.note(f"this run is complete at step {step}; to extend it, raise train.{end}")
-    elif step:
-        log.note(f"resuming after step {step}")
-
-
-def _trained_parameters(run: Run, parameters: int) -> str:
-    """Returns a sentence about how many of the parameters learn, and which are frozen."""
-    settings, params = run.config.optimizer, run.assembly.abstract_state["params"]
-    if not settings.freeze:
-        return f"all {parameters:,} parameters are trained"
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(frozen_mask(settings, params)), strict=True)
-    trained = sum(leaf.size for leaf, frozen in pairs if not frozen)
-    return f"{trained:,} of {parameters:,} parameters are trained; frozen: {','.join(settings.freeze)}"
-
-
-def _export_limits(run: Run) -> list[str]:
-    """Returns what `jaxlm export` will not write of this model, in lines; none if it can write everything."""
-    lines = []
-    family, lacking = nearest_family(run.assembly.encoder)
-    if lacking:
-        lines.append(
-            f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
-        )
-    if not OBJECTIVES[run.config.train.objective].predicts_tokens:
-        lines.append("`jaxlm export` writes the encoder of this model without its head")
-    try:
-        run.data.tokenizer.transformers_files(run.config.data.sequence_length, token_types=False)
-    except UserError as error:
-        lines.append(str(error))
-    return lines
-
-
-def _length(run: Run) -> str:
-    """Returns the length of a run in words, such as "400 steps (3.2 epochs)"."""
-    train, steps = run.config.train, run.total_steps
-    if steps is None:
-        return f"{train.minutes:g} minutes, " + ("with" if train.count_compilation else "without") + " compilation"
-    if len(run.assembly.phases) > 1 or run.config.data.weights:  # then an epoch is not a number of steps
-        return f"{steps:,} steps"
-    epoch = run.rows.steps_for(1000.0, None) / 1000  # which may end within a step
-    return f"{steps:,} steps ({steps / epoch:,.2f} epochs)"
-
-
-def _announce_phase(run: Run, log: RunLog, number: int) -> None:
-    """Says where a phase of several begins: its losses cannot be compared with those of the one before."""
-    phases, phase = run.assembly.phases, run.assembly.phases[number]
-    if len(phases) > 1:
-        log.note(
-            f"phase {number + 1} of {len(phases)}: {run.describe_phase(number)}; {phase.batch_size} rows of "
-            f"{phase.sequence_length} tokens"
-        )
-    if phase.objective == "causal" and run.evaluators:
-        log.note(CAUSAL_EVALUATION)
-
-
-def _jump(run: Run, saved: Saved, clock: Clock) -> str:
-    """Returns a line about the jump of the rates at this step if the run has another length than before; else ""."""
-    if "config" not in saved.metadata or clock.is_over(saved.step):
-        return ""
-    config, train, step = run.config, run.config.train, saved.step
-    before = config_from_dict(saved.metadata["config"], "the config of the checkpoint").train
-    changes = [f"train.{name} from {before[name]} to {train[name]}" for name in ENDS if before[name] != train[name]]
-    if not changes:
-        return ""
-    number = phase_number(run.assembly.phases, step)
-    peak, objective = run.assembly.phases[number].learning_rate, run.assembly.objectives[number]
-
-    def rates(clock: Clock, step: int) -> tuple[float, float | None]:
-        """Returns the learning rate and the mask rate of an update."""
-        done, progress = clock.read(step)
-        rate = peak * float(make_schedule(config.schedule, schedule_length(clock.total_steps))(np.float32(done)))
-        return rate, objective.knobs(progress).get("mask_rate")
-
-    earlier = Clock(before.minutes, total_steps(before, run.rows), saved.metadata["elapsed_seconds"])
-    (rate, masked), (next_rate, next_masked) = rates(earlier, max(step - 1, 0)), rates(clock, step)
-    jumps, remedies = [], []
-    if abs(next_rate - rates(earlier, step)[0]) > SMALL_JUMP * peak:
-        jumps.append(f"the learning rate jumps from {rate:.3g} to {next_rate:.3g}")
-        remedies.append("schedule.name=constant, or wsd extended before its decay begins")
-    if masked and next_masked and abs(next_masked - masked) > SMALL_JUMP:
-        jumps.append(f"the mask rate jumps from {masked:.1%} to {next_masked:.1%}")
-        remedies.append("masking.final_rate=none")
-    if not jumps:
-        return ""
-    return (
-        f"the length of the run has changed ({', '.join(changes)}), and its schedules span the whole run: "
-        f"{' and '.join(jumps)} at step {step + 1:,}; a run can be extended without a jump if it was trained with "
-        f"{', and with '.join(remedies)}"
-    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import trainer
+from jaxlm import announcements, trainer
 from jaxlm.config import default_config
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
@@ -54,13 +54,13 @@ def test_training_says_what_cannot_be_exported(settings, lines):
         config=config, assembly=SimpleNamespace(encoder=encoder_config(config.model, 80)),
         data=SimpleNamespace(tokenizer=definable),
     )  # fmt: skip
-    assert trainer._export_limits(run) == lines
+    assert announcements._export_limits(run) == lines
 
     def refuse(*args, **more):
         raise UserError("cannot export the tokenizer: it ends words with a space")
 
     definable.transformers_files = refuse
-    assert trainer._export_limits(run) == [*lines, "cannot export the tokenizer: it ends words with a space"]
+    assert announcements._export_limits(run) == [*lines, "cannot export the tokenizer: it ends words with a space"]
 
 
 def resumes(workdir) -> list[int]:
@@ -307,9 +307,9 @@ def test_the_length_of_a_run_is_said_in_words(settings, text):
     rows = SimpleNamespace(steps_for=lambda epochs, tokens: 2.5 * epochs)
     assembly = SimpleNamespace(phases=[None])
     run = SimpleNamespace(config=config, total_steps=config.train.steps, rows=rows, assembly=assembly)
-    assert trainer._length(run) == text
+    assert announcements._length(run) == text
     config.data.weights = (1.0, 2.0)
-    assert "epochs" not in trainer._length(run)
+    assert "epochs" not in announcements._length(run)
 
 
 def steps_in(workdir) -> list[int]:

@@ -18,6 +18,10 @@ class CausalLanguageModel(MaskedLanguageModel):
     """
 
     causal: ClassVar[bool] = True
+    evaluation_note: ClassVar[str] = "evaluations mask tokens, which the model does not learn to predict"
+
+    def describe(self) -> str:
+        return "causal"
 
     def slots(self, length: int) -> int:
         return length

@@ -29,6 +29,7 @@ class Classify:
     predicts_tokens: ClassVar[bool] = False
     additive: ClassVar[bool] = True
     counted: ClassVar[frozenset[str]] = frozenset()
+    evaluation_note: ClassVar[str] = ""
 
     @classmethod
     def from_config(
@@ -41,6 +42,9 @@ class Classify:
     @property
     def dropout(self) -> bool:
         return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0
+
+    def describe(self) -> str:
+        return "classify"
 
     def columns(self, length: int) -> dict[str, Column]:
         return {

@@ -36,6 +36,7 @@ class MaskedLanguageModel:
     additive: ClassVar[bool] = True
     counted: ClassVar[frozenset[str]] = frozenset({"dropped_words"})
     causal: ClassVar[bool] = False
+    evaluation_note: ClassVar[str] = ""
 
     @classmethod
     def from_config(
@@ -55,6 +56,12 @@ class MaskedLanguageModel:
     @property
     def dropout(self) -> bool:
         return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0
+
+    def describe(self) -> str:
+        first, last = (f"{100 * self.knobs(progress)['mask_rate']:.3g}%" for progress in (0.0, 1.0))
+        units = {"token": "", "whole_word": ", whole words", "span": ", spans"}
+        rate = first if first == last else f"{first} to {last}"
+        return f"{rate} of tokens masked{units[self.masking.scheme]}"
 
     def slots(self, length: int) -> int:
         """Returns P, the predictions that a row of `length` tokens has room for."""

@@ -57,6 +57,15 @@ class Objective(Protocol):
         """The metrics that are summed over the steps of a log line; the others are averaged."""
         ...
 
+    @property
+    def evaluation_note(self) -> str:
+        """What to know about evaluations while this objective is trained, in words; "" if there is nothing."""
+        ...
+
+    def describe(self) -> str:
+        """Returns what is predicted, in words: two losses can be compared only if it is the same."""
+        ...
+
     def columns(self, length: int) -> Mapping[str, Column]:
         """Returns the arrays of a batch of rows of `length` tokens; two of them are "tokens" and "segment_ids"."""
         ...
