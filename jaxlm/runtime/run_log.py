@@ -13,7 +13,7 @@ from typing import Any
 from jaxlm.errors import UserError
 from jaxlm.runtime.curve import draw_curve
 from jaxlm.runtime.progress import StepProgress
-from jaxlm.storage import parse_json, reason
+from jaxlm.storage import parse_json, read_bytes, reason
 from jaxlm.typed import is_kind
 
 # How metrics are shown. Training shows these alone, in this order; an evaluation shows every scalar that it logs.
@@ -258,9 +258,9 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """
     path = Path(workdir) / "metrics.jsonl"
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}; give the work directory of a run") from error
+        content = read_bytes(path)
+    except UserError as error:
+        raise UserError(f"{error}; give the work directory of a run") from error
     *lines, last = content.split(b"\n")
     events: dict[tuple, dict[str, Any]] = {}
     for number, line in enumerate([*lines, last], 1):
