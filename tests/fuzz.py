@@ -27,6 +27,7 @@ from jaxlm.tokenizer.tokenizer import load_tokenizer
 from tests.conftest import ROOT, sentences, write_checkpoint, write_text
 from tests.untrained import make_workdir
 
+FAULTS = ("unexpected", "hang")  # ways to end that are bugs
 SECONDS = 60  # after which a verb counts as hanging
 
 VALUES: list[Any] = [
@@ -58,7 +59,7 @@ def run_verb(argv: list[str], standard_input: str = "") -> Outcome:
     original, cli.sys.stdin = cli.sys.stdin, io.StringIO(standard_input)
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            status = cli.main(["--debug", *argv])
+            status = cli.main(argv)
     except Hang:
         return Outcome("hang", "")
     except BaseException as error:  # also panics of libraries in Rust
@@ -67,6 +68,8 @@ def run_verb(argv: list[str], standard_input: str = "") -> Outcome:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
         cli.sys.stdin = original
+    if "jaxlm: unexpected " in errors.getvalue():
+        return Outcome("unexpected", errors.getvalue())
     return Outcome("refused" if status else "accepted", errors.getvalue() if status else output.getvalue())
 
 
