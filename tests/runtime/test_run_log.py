@@ -255,3 +255,9 @@ with RunLog(sys.argv[1], 2000, tensorboard=True, curve=False) as log:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("TensorBoard gets no more events: File too large") == 1
     assert read_metrics(tmp_path)[-1]["step"] == 2000
+
+
+def test_a_pipe_in_place_of_a_log_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="it is a pipe, a socket or a device; give the work directory"):
+        read_metrics(tmp_path)
