@@ -30,7 +30,6 @@ def test_the_metadata_are_those_of_the_licence_and_the_python_versions():
     lowest, below = map(int, re.findall(r"3\.(\d+)", PROJECT["requires-python"]))
     versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(lowest, below)]
     assert [line for line in PROJECT["classifiers"] if " :: 3." in line] == versions
-    assert {"Homepage", "Documentation", "Changelog", "Issues"} <= PROJECT["urls"].keys()
 
 
 @pytest.fixture(scope="module")
