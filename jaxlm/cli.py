@@ -93,6 +93,8 @@ def _run(argv: list[str], program: bool) -> int:
     for argument in argv:
         if any("\udc80" <= character <= "\udcff" for character in argument):  # Python's form of bytes it cannot decode
             raise UserError(f"the argument {argument!a} is not valid {sys.getfilesystemencoding().upper()}")
+        if re.fullmatch(r"--[\w.-]+=--", argument):  # which argparse takes for an empty list
+            raise UserError(f"{argument}: expected a value after the equals sign")
     if argv[0] not in VERBS:
         raise UserError(f"there is no verb {argv[0]}; the verbs are {', '.join(VERBS)}")
     if program:

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def parse_json(content: bytes | str) -> Any:
     """Returns the value of JSON, which is UTF-8 with or without a byte order mark.
 
     Raises ValueError if it is empty or not valid, and for what readers of JSON understand differently: a key that
-    occurs twice, NaN and infinity, and values nested more than MAX_DEPTH deep.
+    occurs twice, NaN and infinity, half of a surrogate pair, and values nested more than MAX_DEPTH deep.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     if not text.strip():
@@ -95,6 +96,8 @@ def parse_json(content: bytes | str) -> Any:
         ]  # fmt: skip
     if inside:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        _require_characters(value)
     return value
 
 
@@ -104,6 +107,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return content
+
+
+def _require_characters(value: Any) -> None:
+    """Raises ValueError if a text in JSON has half of a surrogate pair, which no encoding can write."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise ValueError(f"it contains {half}, half of a surrogate pair") from error
 
 
 def _not_finite(name: str) -> Any:

@@ -213,8 +213,8 @@ def test_an_error_of_the_machine_is_one_sentence(monkeypatch, capsys, number, na
     fix = "fix that and run the same command again"
     assert capsys.readouterr().err == f"jaxlm: {name or 'output'}: {os.strerror(number)}; {fix}\n"
     monkeypatch.setattr(show_config, "main", lambda argv: Path("/nowhere/at/all").read_text())
-    with pytest.raises(FileNotFoundError):  # a bug is not hidden
-        cli.main(["config"])
+    with pytest.raises(FileNotFoundError):
+        cli.main(["config", "--debug"])
 
 
 def test_sigterm_ends_a_command_with_a_sentence(monkeypatch, capsys):
@@ -251,3 +251,10 @@ print(int(jax.jit(lambda x: x * 2 + 1)(20)))
     assert whole
     assert sizes == whole
     assert ["is damaged and is compiled again" in run.stderr for run in runs] == [False, True, False]
+
+
+def test_an_option_whose_value_is_two_dashes_is_rejected(capsys):
+    from jaxlm import cli
+
+    assert cli.main(["bench", "--shape=1x16", "--batch=--"]) == 1
+    assert capsys.readouterr().err == "jaxlm: --batch=--: expected a value after the equals sign\n"

@@ -56,6 +56,12 @@ def test_json_that_is_damaged_is_rejected_with_the_remedy(tmp_path, content):
         storage.read_json(file, remedy="copy it again")
 
 
+def test_json_with_half_of_a_surrogate_pair_is_rejected():
+    with pytest.raises(ValueError, match=r"it contains \\ud83d, half of a surrogate pair"):
+        storage.parse_json(rb'{"a": ["\ud83d"]}')
+    assert storage.parse_json(rb'{"a": ["\ud83d\ude00", "\\ud83d"]}') == {"a": ["\U0001f600", "\\ud83d"]}
+
+
 def test_a_reason_is_one_short_line():
     assert storage.reason(FileNotFoundError(2, "No such file or directory")) == "it does not exist"
     assert storage.reason(OSError(28, "No space left on device")) == "No space left on device"
