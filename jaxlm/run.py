@@ -250,7 +250,7 @@ def _known_data(record: Path) -> dict[str, str] | None:
     if not record.exists():
         return None
     try:
-        known = storage.parse_json(record.read_bytes())
+        known = storage.parse_json(storage.read_bytes(record))
         content = {name: str(known[name]) for name in ("directory", "fingerprint")}
         whole = known.get("crc32") in (None, record_crc32(content))
     except (ValueError, TypeError, KeyError, AttributeError):

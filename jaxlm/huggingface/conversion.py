@@ -22,7 +22,7 @@ from jaxlm.huggingface.refit import refit
 from jaxlm.huggingface.weights import Reader, some_of, tensor_names, write_tensors
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
-from jaxlm.storage import read_json, reason
+from jaxlm.storage import read_json, read_text, reason
 from jaxlm.typed import Record, records, shown
 
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
@@ -84,8 +84,9 @@ def _cached(name: str) -> Path:
     found = hub / f"models--{name.replace('/', '--')}"
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and found.is_dir():
         main = found / "refs" / "main"
-        revision = main.read_text().strip() if main.is_file() else ""
-        snapshots = sorted((found / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+        revision = read_text(main).strip() if main.is_file() else ""
+        folders = [path for path in (found / "snapshots").glob("*") if path.is_dir()]
+        snapshots = sorted(folders, key=lambda path: path.stat().st_mtime)
         named = [path for path in snapshots if path.name == revision] or snapshots
         if named:
             return named[-1]

@@ -220,7 +220,7 @@ def _repair_last_line(path: Path) -> bool:
     """Removes a last line that a kill left unfinished; returns whether the file has any lines."""
     if not path.exists():
         return False
-    content = path.read_bytes()
+    content = read_bytes(path)
     end = content.rfind(b"\n") + 1
     if end < len(content):
         with path.open("r+b") as file:

@@ -104,12 +104,12 @@ def _finished_parts(folder: Path, width: int) -> list[dict[str, int]]:
     """Returns the records of the complete parts, from the first to the last before a missing or damaged one."""
     found: list[dict[str, int]] = []
     record = folder / "parts.jsonl"
-    for line in record.read_text().splitlines() if record.is_file() else ():
+    for line in record.read_bytes().splitlines() if record.is_file() else ():
         try:
             part = parse_json(line)
             shape = np.load(_part(folder, len(found)), mmap_mode="r", allow_pickle=False).shape
             complete = shape == (part["texts"], width)
-        except (ValueError, OSError, KeyError, TypeError):
+        except Exception:  # NumPy raises errors of many types for a damaged header
             complete = False
         if not complete:
             break

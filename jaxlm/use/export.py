@@ -14,6 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.storage import read_json, reason, write_text
+from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, load_trained
 from jaxlm.use.model_card import model_card
 
@@ -75,7 +76,11 @@ def _base_config(trained: Trained) -> dict[str, Any] | None:
     if trained.source:
         return read_json(trained.directory / "config.json")
     file = trained.directory / conversion.SOURCE_CONFIG
-    return read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    Record(file, config).text("model_type")
+    return config
 
 
 def _write_tokenizer(trained: Trained, to: Path, token_types: bool) -> None:

@@ -1,6 +1,7 @@
 """Loading a trained model from a work directory or a Hugging Face directory: parameters, architecture, tokenizer."""
 
 import dataclasses
+import io
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime import hardware
 from jaxlm.runtime.checkpoint import restore_params
+from jaxlm.storage import read_bytes
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
 
 _log = logging.getLogger("jaxlm")
@@ -94,10 +96,10 @@ def _load_workdir(directory: Path, execution: Execution) -> Trained:
 
 def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
     try:
-        counts = np.load(path, allow_pickle=False)
+        counts = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
         if counts.shape != (vocab_size,) or counts.dtype != np.int64:
             raise ValueError(f"it contains {counts.dtype}{counts.shape}")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # NumPy raises errors of many types for a damaged header
         raise UserError(
             f"{path} is missing or damaged ({error}): remove {path.parent / 'data.json'} and run `jaxlm train` again,"
             " which writes both again"

@@ -383,6 +383,10 @@ def test_a_model_is_found_by_name_in_the_cache(tmp_path, monkeypatch):
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("aaa\n")
     assert conversion.locate("some/bert") == folder / "snapshots" / "aaa"
+    (folder / "snapshots" / "ccc").symlink_to(tmp_path / "removed")
+    assert conversion.locate("some/bert") == folder / "snapshots" / "aaa"
+    (folder / "refs" / "main").write_bytes(b"caf\xe9")
+    assert "main, line 1, byte 3: not UTF-8" in error_of(conversion.locate, "some/bert")
     text = error_of(conversion.locate, "other/bert")
     assert "no directory other/bert and no model of this name in" in text
     assert "`hf download other/bert`" in text
