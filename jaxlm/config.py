@@ -32,7 +32,7 @@ from jaxlm.settings import (
     SHORT_NAMES,
     Setting,
 )
-from jaxlm.storage import read_json, write_text
+from jaxlm.storage import parse_json, read_json, write_text
 from jaxlm.typed import cut, shown
 
 
@@ -229,7 +229,7 @@ def parse_value(key: str, text: str, setting: Setting) -> Any:
     if setting.type is tuple:
         if (text.startswith("[") and text.endswith("]")) or setting.item is dict:
             try:
-                return _as_kind(key, json.loads(text or "[]"), setting)
+                return _as_kind(key, parse_json(text or "[]"), setting)
             except ValueError as error:
                 raise UserError(f"{key}={cut(text)}: not a valid JSON list ({error})") from error
         return _as_kind(key, [part for part in text.split(",") if part], setting)
