@@ -160,4 +160,4 @@ def test_a_classifier_needs_an_encoder(tmp_path, capsys):
     table = write_table(tmp_path / "a.tsv", 10, 0)
     command = ["train", f"--config={CLASSIFY}", f"--config.task.train={table}", f"--workdir={tmp_path / 'run'}"]
     assert cli.main(command) == 1
-    assert "needs a trained encoder: set init_from" in capsys.readouterr().err
+    assert "this config starts from a trained model: set --config.init_from=DIR" in capsys.readouterr().err

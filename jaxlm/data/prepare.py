@@ -193,8 +193,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxlm prepare",
         description="Train the tokenizer and write the token stores of a config's data, without training a model.",
-        usage="%(prog)s --config=CONFIG[:ARG] [--output=DIR] [--runner=beam] [--json]\n"
-        "                     [--config.section.key=VALUE ...] [-- BEAM OPTION ...]",
+        usage="%(prog)s --config=CONFIG[:ARG] [--output=DIR] [--runner=beam]\n"
+        "                     [--json] [--config.section.key=VALUE ...]\n"
+        "                     [-- BEAM OPTION ...]",
         formatter_class=HelpFormatter,
         epilog="example:\n  jaxlm prepare --config=mini --output=runs/pydocs\n\n"
         "Paths, --output and data.cache may be URLs (gs://, s3://): see docs/text.md.",

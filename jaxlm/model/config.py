@@ -7,7 +7,7 @@ from typing import Any
 from jaxlm.config import check_architecture, checked_value
 from jaxlm.errors import UserError
 from jaxlm.model.presets import PRESETS
-from jaxlm.settings import SETTINGS
+from jaxlm.settings import MAX_CHOSEN_VOCABULARY, SETTINGS
 
 _DEFAULTS = {name: setting.default for name, setting in SETTINGS["model"].items()}
 
@@ -20,7 +20,7 @@ class EncoderConfig:
     embedding_width=0 stands for `width`. Raises UserError for invalid values.
     """
 
-    vocab_size: int = SETTINGS["tokenizer"]["vocab_size"].default
+    vocab_size: int = MAX_CHOSEN_VOCABULARY
     layers: int = _DEFAULTS["layers"]
     width: int = _DEFAULTS["width"]
     heads: int = _DEFAULTS["heads"]

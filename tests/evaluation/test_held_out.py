@@ -189,6 +189,7 @@ def test_rows_of_the_token_table_without_a_token_are_not_drawn_and_have_no_frequ
     monkeypatch.setattr(held_out, "make_evaluation_step", lambda model, masking, *_: seen.append(masking))
     monkeypatch.setattr(held_out, "evaluate_held_out", lambda *_: {})
     monkeypatch.setattr(held_out, "held_out_batches", lambda *_: ())
+    monkeypatch.setattr(held_out, "held_out_count", lambda *_: 1)
     monkeypatch.setattr(held_out.sharding, "local_parts", lambda mesh: ((0,), 1))
     facts = DataFacts(MASK, PAD, SPECIAL, COUNTS, vocab_size=SIZE)
     tokenizer = SimpleNamespace(piece_bytes=lambda: PIECE_BYTES, begin_id=BEGIN, pad_id=PAD)
@@ -197,7 +198,7 @@ def test_rows_of_the_token_table_without_a_token_are_not_drawn_and_have_no_frequ
         config=default_config(), encoder=large, execution=model.execution, mesh=None,
         phases=(SimpleNamespace(rotary_base=1e4),),
     )  # fmt: skip
-    data = SimpleNamespace(tokenizer=tokenizer, facts=facts, held_out={"a": None})
+    data = SimpleNamespace(tokenizer=tokenizer, facts=facts, held_out={"a": None}, counts_of="training text")
     held_out.held_out_evaluators(assembly, data)[0].run(params, 0)
     assert set(seen[0].ordinary_ids) == set(range(SIZE)) - set(SPECIAL)
     monkeypatch.undo()

@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def step(model):
-    sums = make_prediction_sums(model, SPECIAL, np.ones(SIZE), np.ones(SIZE))
+    sums = make_prediction_sums(model, MASKING, np.ones(SIZE), np.ones(SIZE))
     return jax.jit(lambda params, batch: sums(params, **batch))
 
 

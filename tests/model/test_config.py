@@ -18,6 +18,7 @@ from jaxlm.model.heads import MaskedLM, abstract_params, encode, gather_position
 from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.model.presets import PRESETS
 from jaxlm.runtime.parameter_paths import param_path
+from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RENEW = "JAXLM_RENEW_GOLDEN"
@@ -206,7 +207,7 @@ def test_presets_and_defaults_are_those_of_the_settings(preset):
     config = default_config()
     config.model.update(PRESETS[preset] if preset else {})
     made = EncoderConfig.preset(preset) if preset else EncoderConfig()
-    assert made == encoder_config(config.model, 0 if preset else config.tokenizer.vocab_size)
+    assert made == encoder_config(config.model, 0 if preset else MAX_CHOSEN_VOCABULARY)
 
 
 def test_fields_are_converted_and_the_embedding_width_follows_the_width():

@@ -22,7 +22,7 @@ from jaxlm.run import set_up
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.parameter_paths import map_params, match_rules, param_path
 from jaxlm.runtime.sharding import make_mesh, state_shardings
-from jaxlm.train import train as run_training
+from jaxlm.trainer import train as run_training
 from jaxlm.use.loading import load_trained
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # tests mostly compile
