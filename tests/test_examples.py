@@ -37,6 +37,7 @@ def write_lines(path):
     return path
 
 
+@pytest.mark.slow
 def test_search_finds_the_line_itself(run, workdir, tmp_path):
     lines = write_lines(tmp_path / "lines.txt")
     query = lines.read_text().splitlines()[7]
@@ -47,6 +48,7 @@ def test_search_finds_the_line_itself(run, workdir, tmp_path):
     assert (tmp_path / "lines.vectors.npy").exists()
 
 
+@pytest.mark.slow
 def test_the_own_training_loop_lowers_the_loss(run, workdir, tmp_path):
     lines = write_lines(tmp_path / "lines.txt")
     printed = run("own_training_loop.py", f"--model={workdir}", f"--lines={lines}", "--steps=40")

@@ -75,6 +75,7 @@ def entropy(p: float) -> float:
     return float(-p * np.log(p) - (1 - p) * np.log(1 - p))
 
 
+@pytest.mark.slow
 def test_the_objective_replaces_ordinary_tokens_and_its_sums_add_over_rows(page):
     config = default_config()
     config.model.update(layers=1, width=16, heads=2, feed_forward_width=16)
@@ -166,6 +167,7 @@ def test_a_checkpoint_of_the_family_survives_export_and_import(page, tmp_path):
     assert conversion.choose_family(encoder, family.name) is family
 
 
+@pytest.mark.slow
 def test_the_family_computes_what_transformers_computes(page, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

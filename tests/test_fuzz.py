@@ -25,6 +25,7 @@ def check(outcome: fuzz.Outcome) -> None:
         assert outcome.text.count("jaxlm: ") == 1, outcome
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=60)
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_named(world, data):
@@ -34,6 +35,7 @@ def test_a_damaged_file_is_read_or_named(world, data):
     check(world.damage(target, kind, data.draw(NUMBER), data.draw(NUMBER)))
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=60)
 @given(data=st.data())
 def test_a_nonsensical_argument_is_used_or_named(world, data):

@@ -49,6 +49,7 @@ def continued(text_file, cache, checkpoint):
     return make
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_architecture_tokenizer_and_weights_of_a_checkpoint(continued, checkpoint, tmp_path):
     config = continued()
     assert (config.model.width, config.model.norm_position, config.model.positions) == (24, "post", "learned")

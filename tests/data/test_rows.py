@@ -249,6 +249,7 @@ def test_starting_at_a_step_equals_iterating_to_it_through_tf_data(stores):
         "tokens": np.int32, "segment_ids": np.int32, "word_starts": np.bool_}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_take_their_share_in_every_phase(store):
     rows = TrainRows([store], None, [Phase(2, 10, 6), Phase(None, 20, 4)], 0)
     halves = [list(train_batches(rows, 0, 4, part, 2)) for part in range(2)]

@@ -115,6 +115,7 @@ def test_the_model_does_not_see_what_it_must_predict(step, params):
     assert 0.7 < np.mean(np.isclose(totals, 1, atol=1e-3)) < 1
 
 
+@pytest.mark.slow
 def test_10_rows_by_8_and_3_and_1_give_the_same_figures(step, params, rows):
     alone = [masked_positions(step, params, rows[index], index) for index in range(ROWS)]
     one, three, eight = (evaluate_held_out(step, params, batches(rows, size)) for size in (1, 3, 8))
@@ -184,6 +185,7 @@ def test_a_model_that_knows_only_frequencies_is_as_good_as_the_unigram_baseline(
     assert result["accuracy_top5"] == pytest.approx(result["unigram_top5"])
 
 
+@pytest.mark.slow
 def test_rows_of_the_token_table_without_a_token_are_not_drawn_and_have_no_frequency(model, params, rows, monkeypatch):
     seen = []
     monkeypatch.setattr(held_out, "make_evaluation_step", lambda model, masking, *_: seen.append(masking))

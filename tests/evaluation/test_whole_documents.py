@@ -63,6 +63,7 @@ def test_a_document_is_whole_if_it_fits_and_cut_otherwise(store):
     assert [piece.document for piece in document_pieces(store, 64, BEGIN, 2)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_figures_do_not_depend_on_the_rows(step, params, store):
     figures = [metrics(step, params, store, *how) for how in ((64, 3), (100, 4), (512, 1))]
     assert figures[0]["n"] == pytest.approx(0.15 * sum(length - 2 for length in LENGTHS), abs=len(LENGTHS))

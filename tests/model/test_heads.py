@@ -161,6 +161,7 @@ def test_counts_change_nothing_without_the_setting(changes):
     jax.tree.map(np.testing.assert_array_equal, with_counts, without)
 
 
+@pytest.mark.slow
 def test_initial_weights_depend_only_on_the_seed():
     config = architecture()
     jax.tree.map(np.testing.assert_array_equal, init_params(config, 3), init_params(config, 3))

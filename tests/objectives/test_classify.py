@@ -61,6 +61,7 @@ def test_a_packed_examples_logits_are_what_they_are_alone(pooling, model):
     assert np.ptp(together, axis=0).min() > 0.01
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_labelled_examples():
     objective = make_objective()
     params = grown(objective)

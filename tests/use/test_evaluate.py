@@ -50,6 +50,7 @@ def evaluated(run, text, capsys):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

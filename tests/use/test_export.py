@@ -100,6 +100,7 @@ def test_positions_and_token_types_are_converted_to_the_family(mini, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_imported_checkpoint_is_exported_unchanged(text_file, tmp_path):
     given = write_checkpoint(tmp_path / "in", text_file, hidden_act="gelu_python")
     out = export(given, tmp_path / "out")
@@ -170,6 +171,7 @@ def test_a_checkpoint_keeps_its_dtypes_and_its_model_card(text_file, tmp_path):
     assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "families"),
     [

@@ -25,6 +25,7 @@ def close(actual, expected):
     return np.asarray(actual) == pytest.approx(np.asarray(expected), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_packed_texts_have_the_outputs_that_they_have_alone(model):
     one, two = model.tokenize("The cat sees."), model.tokenize("a letter")
     row, segment_ids = np.concatenate([one, two])[None], np.repeat([1, 2], [len(one), len(two)])[None]
@@ -66,6 +67,7 @@ def test_few_shapes_are_compiled(model):
     assert model.encode(np.zeros((0, 5), int)).shape == (0, 5, model.config.width)
 
 
+@pytest.mark.slow
 def test_gradients_and_jit_give_the_values_of_the_model(model):
     tokens, target = rows(model, 2, 11), 7
 

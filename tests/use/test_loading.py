@@ -119,6 +119,7 @@ def test_a_damaged_step_is_not_replaced_by_another(workdir, tmp_path):
     assert load_trained(copy).step == 5
 
 
+@pytest.mark.slow
 def test_every_verb_takes_a_step_and_prints_which_one_was_read(workdir, text_file, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("the cat\n")
     verbs = [
