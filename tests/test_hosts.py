@@ -171,4 +171,4 @@ def test_a_batch_that_the_processes_do_not_divide_is_rejected_before_anything_st
         "train.batch_size=7 is not divisible by the 2 devices that split the batch"
     ]
     assert "step" not in out
-    assert os.listdir(tmp_path / "run") == ["lock"]
+    assert sorted(os.listdir(tmp_path / "run")) == [".jaxlm-run", "lock"]
