@@ -2,7 +2,8 @@
 
 command:  jaxlm train --config=configs/quickstart.py --workdir=runs/quickstart
 hardware: 2 CPU cores, an Intel Xeon with AMX
-result:   held-out loss 3.183 nats, accuracy 46.7% (unigram baseline 6.647), 3 minutes in total, 2026-11-26
+result:   held-out loss 3.113 nats, accuracy 47.0% (unigram baseline 6.617), 405 updates, 3 minutes in total,
+          2026-11-29
 """
 
 from jaxlm.config import default_config
