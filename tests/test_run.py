@@ -86,6 +86,7 @@ def test_a_directory_of_a_run_and_an_empty_one_are_accepted_and_marked(tmp_path,
         assert (tmp_path / "new" / "run" / MARKER).is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_transformers_is_not_overwritten_by_a_run_that_starts_from_it(text_file, tmp_path, capsys):
     checkpoint = write_checkpoint(tmp_path / "bert", text_file)
     before = contents(checkpoint)

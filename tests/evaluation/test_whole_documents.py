@@ -71,6 +71,7 @@ def test_the_figures_do_not_depend_on_the_rows(step, params, store):
         assert other == pytest.approx(figures[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_documents_loss_is_that_of_the_document_alone(model, step, params, store):
     apply = jax.jit(
         lambda tokens, segment_ids: jax.nn.log_softmax(model.apply({"params": params}, tokens, segment_ids))

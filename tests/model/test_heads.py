@@ -41,6 +41,7 @@ def quickly(function):
 TOKENS = np.array([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]], np.int32)
 
 
+@pytest.mark.slow
 def test_logits_at_chosen_positions_match_those_at_all_positions():
     config = architecture()
     model, params = MaskedLM(config), random_params(config)

@@ -68,6 +68,7 @@ def test_a_run_and_its_export_have_the_same_loss_on_the_same_text(evaluated, run
     assert one["unigram_loss"] != pytest.approx(other["unigram_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_whole_documents_have_the_same_loss_whatever_the_length_of_rows(run, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("".join(f"{sentence[:12]}\n" for sentence in sentences(30)))
     arguments = [f"--data.path={tmp_path / 'a.txt'}", "--data.document=line", f"--data.cache={run.parent / 'cache'}"]

@@ -36,6 +36,7 @@ def test_packed_texts_have_the_outputs_that_they_have_alone(model):
         assert close(packed[0, len(one) :], output(two[None])[0])
 
 
+@pytest.mark.slow
 def test_the_logits_are_the_heads_of_the_states(model):
     tokens = rows(model, 2, 9)
     assert close(model.logits(tokens), model.trained.model.apply(
@@ -58,6 +59,7 @@ def test_token_types_change_the_outputs_and_are_zero_by_default(model):
     assert np.abs(np.asarray(model.logits(tokens, token_types=np.ones_like(tokens))) - plain).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_few_shapes_are_compiled(model):
     forward._outermost.program.clear_cache()
     for count in (1, 2, 3, 4):

@@ -57,6 +57,7 @@ def test_a_score_is_the_sum_over_masked_copies(trained, variant):
         assert [*result.tokens] == [trained.tokenizer.token(int(id)) for id in trained.tokenizer.encode(text).ids]
 
 
+@pytest.mark.slow
 def test_the_variants_differ_only_within_words_of_several_tokens(trained):
     text = TEXTS[1]
     original, within = (next(score(trained, [text], variant)) for variant in ("original", "within-word"))
