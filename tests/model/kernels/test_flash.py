@@ -104,7 +104,13 @@ def test_training_lowers_to_a_forward_and_a_backward_kernel_for_cuda():
         seeds = jnp.ones((2, 2), jnp.uint32)
         return attend(query, key, value, mask, execution, None, 0.1, seeds, 1).astype(jnp.float32).sum()
 
-    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x, ids).lower(lowering_platforms=("cuda",)).as_text()
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x, ids)
+    try:
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # from jax 0.11 on
+        if "No supported GPU devices" not in str(error):
+            raise
+        pytest.skip("this jax lowers to CUDA only beside a GPU")
     assert text.count("triton_kernel_call") + text.count("__gpu$xla.gpu.triton") == 2
     assert "flash_forward" in text
     assert "flash_backward" in text
