@@ -21,6 +21,7 @@ SMALL_JUMP = 0.01  # of the peak learning rate, or of the tokens that are masked
 
 
 def announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
+    """Logs what a run consists of when it begins or resumes after `step` updates."""
     train, assembly, mesh = run.config.train, run.assembly, run.assembly.mesh
     parameters = sum(leaf.size for leaf in jax.tree.leaves(assembly.abstract_state["params"]))
     sizes = "x".join(str(size) for size in mesh.shape.values())
@@ -84,7 +85,7 @@ def _export_limits(run: Run) -> list[str]:
 
 
 def announce_phase(run: Run, log: RunLog, number: int) -> None:
-    """Says where a phase of several begins: its losses cannot be compared with those of the one before."""
+    """Logs the beginning of a phase, whose losses cannot be compared with those of the phase before."""
     phases, phase = run.assembly.phases, run.assembly.phases[number]
     if len(phases) > 1:
         log.note(
@@ -96,7 +97,7 @@ def announce_phase(run: Run, log: RunLog, number: int) -> None:
         log.note(note)
 
 
-def jump(run: Run, saved: Saved, clock: Clock) -> str:
+def describe_jump(run: Run, saved: Saved, clock: Clock) -> str:
     """Returns a line about the jump of the rates at this step if the run has another length than before; else ""."""
     if "config" not in saved.metadata or clock.is_over(saved.step):
         return ""
@@ -126,14 +127,14 @@ def jump(run: Run, saved: Saved, clock: Clock) -> str:
     if not jumps:
         return ""
     return (
-        f"the length of the run has changed ({', '.join(changes)}), and its schedules span the whole run: "
+        f"the length of the run has changed ({', '.join(changes)}), and its schedules depend on that length: "
         f"{' and '.join(jumps)} at step {step + 1:,}; a run can be extended without a jump if it was trained with "
         f"{', and with '.join(remedies)}"
     )
 
 
 def remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
-    """Returns what the last metrics do not say themselves."""
+    """Returns warnings about the metrics of the last evaluation, such as a loss above the baseline."""
     if note := run.assembly.objectives[phase_number(run.assembly.phases, max(step - 1, 0))].evaluation_note:
         return [f"in the phase of the last step, {note}"] if results else []
     remarks = [evaluator.remark(results[evaluator.name]) for evaluator in run.evaluators]

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from jaxlm.announcements import announce, announce_phase, describe_best, jump, remarks
+from jaxlm.announcements import announce, announce_phase, describe_best, describe_jump, remarks
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import UserError
@@ -60,7 +60,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             first_step=step, primary=jax.process_index() == 0,
         ))  # fmt: skip
         announce(run, log, step, clock)
-        if saved and (line := jump(run, saved, clock)):
+        if saved and (line := describe_jump(run, saved, clock)):
             log.note(line)
         if run.start and not saved:
             run.evaluate(evaluators, state["params"], log, 0)  # before training, to compare with the end

@@ -367,7 +367,7 @@ def test_a_run_that_is_prolonged_says_how_its_rates_jump(mini, tmp_path, capsys)
     assert "jumps" not in capsys.readouterr().out
     train(mini("train.steps=12", *falling), tmp_path)
     assert (
-        "the length of the run has changed (train.steps from 6 to 12), and its schedules span the whole run: the "
+        "the length of the run has changed (train.steps from 6 to 12), and its schedules depend on that length: the "
         "learning rate jumps from 0.000167 to 0.0005 and the mask rate jumps from 23.3% to 30.0% at step 7; "
     ) in capsys.readouterr().out
 

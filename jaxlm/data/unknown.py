@@ -1,6 +1,6 @@
-"""Text that the vocabulary cannot spell: how many of its tokens are unknown, and what users are told about it.
+"""How many tokens of a text are unknown to the vocabulary, and the warnings and errors about it.
 
-A model that reads mostly unknown tokens has excellent figures, because what is left to predict is punctuation.
+On mostly unknown tokens, a model has excellent metrics, because only punctuation is left to predict.
 """
 
 import functools
