@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and commands inherit that
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS = [
