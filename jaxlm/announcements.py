@@ -141,10 +141,16 @@ def remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
     return [remark for remark in remarks if remark]
 
 
-def describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
-    """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen."""
+def describe_best(selects: Evaluator, step: int, score: float, last: int, reported: bool = False) -> str:
+    """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen.
+
+    `reported` says whether other sets have been evaluated on it.
+    """
     extreme = "highest" if selects.higher_is_better else "lowest"
     protocol = f" ({selects.protocol})" if selects.protocol else ""
     which = f"the last one, step {step:,}" if step == last else f"step {step:,}"
     text = f"best checkpoint: {which}, with the {extreme} {selects.selects} on {selects.name}, {score:.4g}{protocol}"
-    return text if step == last else f"{text}; the figures above are those of the last step, {last:,}"
+    if step == last:
+        return text
+    which = f"the figures of {selects.name}" if reported else "the figures above"
+    return f"{text}; {which} are those of the last step, {last:,}"

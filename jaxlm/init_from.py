@@ -23,6 +23,7 @@ from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
 _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions")
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
+HEADS = {"xlm-roberta": "roberta", "camembert": "roberta"}  # families with the heads of another
 _log = logging.getLogger("jaxlm")
 
 
@@ -38,11 +39,19 @@ class Start:
     source_config: dict[str, Any] | None  # config.json of the Hugging Face directory that it is or once started from
     objective: str | None = None  # that of a work directory
     step: int | None = None  # the checkpoint of a work directory; None: the newest
+    labels: tuple[str, ...] = ()  # names of the outputs of a model that was fine-tuned
+    head: str = ""  # the family whose head it has, a value of task.head; "": not known
+    pooling: str = ""  # likewise of task.pooling
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings that a run takes over, by section."""
-        return {"model": self.model, "tokenizer": self.tokenizer}
+        task = {name: value for name, value in (("head", self.head), ("pooling", self.pooling)) if value}
+        return {"model": self.model, "tokenizer": self.tokenizer, "task": task}
+
+    def has_task(self, objective: str, labels: tuple[str, ...]) -> bool:
+        """Returns whether its head is for an objective, with outputs of these names."""
+        return self.objective == objective and self.labels == labels
 
     @property
     def has_head(self) -> bool:
@@ -94,8 +103,7 @@ class Start:
             restored = restore_params(self.directory / "checkpoints", abstract_params(config, theirs), self.step)
             params = jax.tree.map(np.asarray, restored.state)
             if not self.has_head:
-                del params["head"]  # of another task
-                _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
+                params["task_head"] = params.pop("head")
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
             _extend_positions(params, theirs, encoder, extend_positions)
@@ -104,13 +112,15 @@ class Start:
     def _read_source(self, source: conversion.Source) -> dict[str, Any]:
         loaded = conversion.read_params(source, self.encoder)
         params = loaded.params
-        if loaded.unused:
-            _log.warning("%s: ignored, since a masked language model has none: %s", self.name,
-                         some_of(loaded.unused, 3))  # fmt: skip
+        pooler = conversion.read_pooler(source, self.encoder)
+        unused = [name for name in loaded.unused if not (pooler and "pooler.dense." in name)]
+        if unused:
+            _log.warning("%s: ignored, since a masked language model has none: %s", self.name, some_of(unused, 3))
         if loaded.fresh:
             params.pop("head", None)
-            _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
         params.pop("discriminator", None)
+        if pooler:
+            params["pooler"] = pooler
         return params
 
 
@@ -132,17 +142,23 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         tensor_names(directory)  # missing or damaged weights are reported before any text is read
         tokenizer = {"path": str(directory.absolute())}
         source_config = read_json(directory / "config.json")
+        labels, head, pooling = (), HEADS.get(source.family.name, source.family.name), ""
     elif (directory / "config.json").is_file():
         source, config = None, load_config(str(directory / "config.json"))
         objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
+        labels, head, pooling = config.task.labels, config.task.head, config.task.pooling
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
         before_it = directory / conversion.SOURCE_CONFIG
         source_config = read_json(before_it) if before_it.is_file() else None
     else:
         raise UserError(f"init_from={name} has no config.json; expected a work directory or a Hugging Face directory")
     model = {key: value for key, value in model.items() if key not in _OWN}
-    return Start(name, directory, model, tokenizer, source, source_config, objective, step)
+    if head in ("", "auto") and source_config:  # a run that continued a checkpoint
+        family = str(source_config.get("model_type"))
+        head = HEADS.get(family, family)
+    head, pooling = ("" if value == "auto" else value for value in (head, pooling))
+    return Start(name, directory, model, tokenizer, source, source_config, objective, step, labels, head, pooling)
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:

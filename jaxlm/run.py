@@ -27,6 +27,7 @@ from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.prepared import record_crc32
 from jaxlm.data.rows import RowSource
 from jaxlm.data.table import DATA, Data
+from jaxlm.data.tasks.table import KINDS, shared_labels
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.table import EVALUATORS
@@ -78,8 +79,23 @@ class Run:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
             params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
-            state["params"] = _replaced(state["params"], self.assembly.objectives[0].inherit(params))
+            state["params"] = _replaced(state["params"], self._inherited(self.start, params))
         return state
+
+    def _inherited(self, start: Start, params: dict) -> dict:
+        """Returns those of the start's parameters that this run takes over, and logs what it does not."""
+        objective = self.assembly.objectives[0]
+        log = logging.getLogger("jaxlm")
+        if "task_head" in params and not start.has_task(self.config.train.objective, self.data.facts.labels):
+            del params["task_head"]
+            if start.objective == self.config.train.objective:
+                theirs, ours = (", ".join(labels[:5]) for labels in (start.labels, self.data.facts.labels))
+                log.warning("%s was trained for other labels (%s, not %s): a new head is initialized", start.name, theirs, ours)
+        if objective.predicts_tokens and "head" not in params:
+            log.warning("%s has no masked-LM head: a new head is initialized", start.name)
+        if objective.predicts_tokens and "pooler" in params:
+            log.warning("%s: ignored, since a masked language model has none: pooler.dense", start.name)
+        return objective.inherit(params)
 
     def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the global batch on the mesh, of which this process gives its rows."""
@@ -87,11 +103,21 @@ class Run:
 
     def evaluate(self, evaluators: Sequence[Evaluator], params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
         """Returns the metrics of each evaluator by its name, and logs them; `step` updates have been done."""
+        return self._evaluated([(evaluator.name, evaluator.run) for evaluator in evaluators], params, log, step)
+
+    def report(self, params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
+        """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`."""
+        reported = [(evaluator.name, evaluator.report) for evaluator in self.evaluators if evaluator.report]
+        return self._evaluated(reported, params, log, step)
+
+    def _evaluated(
+        self, evaluations: Sequence[tuple[str, Callable]], params: dict, log: RunLog, step: int
+    ) -> dict[str, Metrics]:
         number = phase_number(self.assembly.phases, max(step - 1, 0))
         results = {}
-        for evaluator in evaluators:
-            results[evaluator.name] = evaluator.run(params, number)
-            log.evaluation(step, evaluator.name, results[evaluator.name])
+        for name, evaluation in evaluations:
+            results[name] = evaluation(params, number)
+            log.evaluation(step, name, results[name])
         return results
 
 
@@ -220,6 +246,8 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     if start and not before:
         start.check(any_size, config.model.extend_positions)
 
+    if start and start.labels and not config.task.labels and config.train.objective in KINDS:
+        config.task.labels = shared_labels(config, start.labels)
     data = _data_of_run(config, workdir)
     if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added
         config.model.vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
@@ -231,11 +259,13 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     assembly = assemble(config, encoder, data.facts, mesh, platform)
     multiple = int(np.lcm.reduce([sharding.batch_parts(mesh) * phase.accumulate for phase in phases]))
     rows = data.rows(config, phases, run_seeds(config)["data"], multiple)
+    if config.evaluation.per_epoch:
+        config.evaluation.every = max(1, round(rows.steps_for(1000.0, None) / 1000 / config.evaluation.per_epoch))
     if jax.process_index() == 0:
         save_config(config, workdir / "config.json")
         if start and start.source_config and not before:
             storage.write_text(workdir / SOURCE_CONFIG, json.dumps(start.source_config, indent=2) + "\n")
-    evaluators = EVALUATORS[config.train.objective](assembly, data)
+    evaluators = EVALUATORS[config.train.objective](assembly, data, workdir)
     total = total_steps(config.train, rows)
     return Run(config, workdir, data, assembly, rows, evaluators, total, start, distributed.Votes(mesh))
 

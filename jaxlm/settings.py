@@ -223,9 +223,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train": {
         "objective": S(
             "masked",
-            "masked: predict masked tokens; causal: predict each token from those before it; classify: predict the"
-            " label of an example (section task)",
-            ("masked", "causal", "classify"),
+            "masked: predict masked tokens; causal: predict each token from those before it; the others are fine-tuned on"
+            " labelled examples (section task): one label, several labels, or a number per example",
+            ("masked", "causal", "classification", "multi_label", "regression"),
         ),
         "steps": S(
             None, "stop after this many updates; set one of steps, epochs, tokens, minutes", kind=int, within=">0"
@@ -283,19 +283,41 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
     },
     "task": {
-        "train": S("", "file of labelled training examples: .tsv, .csv or .jsonl"),
+        "data": S("", "folder that the files of this section are in; empty: the current one"),
+        "train": S("", "file of labelled training examples: .tsv, .csv, .jsonl or .parquet"),
         "evaluation": S(
             (),
             "files of evaluation examples, as NAME=FILE, several with commas; a bare FILE is named evaluation",
         ),
+        "test": S((), "likewise, but the examples may lack labels: they are predicted at the end of the run"),
         "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
         "label": S("label", "column with the label"),
         "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
+        "separator": S(",", "what separates the labels of an example with several"),
         "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),
-        "pooling": S("mean", "how the states of an example become one vector", ("mean", "cls", "max")),
-        "metric": S(
-            "accuracy", "metric of the first evaluation file that selects the best checkpoint", ("accuracy", "loss")
+        "bad_rows": S("refuse", "rows with another number of columns than the header", ("refuse", "skip")),
+        "truncation": S(
+            "longest_first",
+            "which text of an example that is too long loses its end: the longer one, or the first or second of a pair",
+            ("longest_first", "first", "second", "refuse"),
         ),
+        "head": S(
+            "auto",
+            "head on the encoder, as in that family of Transformers; auto: that of the model's family",
+            ("auto", "bert", "roberta", "distilbert", "electra", "modernbert"),
+        ),
+        "pooling": S(
+            "auto",
+            "how the states of an example become one vector; auto: as the head's family, mean in ModernBERT, else cls, the"
+            " state of the first token",
+            ("auto", "cls", "mean", "max"),
+        ),
+        "dropout": S(None, "dropout of the head; none: model.dropout", kind=float, within="[0,1)"),
+        "class_weights": S(
+            (), "weights of the labels in the loss, as LABEL=WEIGHT, else 1; balanced: equal totals for all labels"
+        ),
+        "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
+        "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
     },
     "optimizer": {
         "name": S("adamw", "muon: for the matrices of layers, with AdamW for the rest", ("adamw", "lamb", "muon")),
@@ -375,6 +397,19 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "every": S(1000, "steps between evaluations on the held-out sets; 0: only at the end", within=">=0"),
         "rows": S(512, "number of rows of each held-out set to evaluate on, from its start; 0: all", within=">=0"),
         "batch_size": S(0, "rows per evaluation batch; 0: train.batch_size", within=">=0"),
+        "per_epoch": S(
+            0.0, "labelled examples: evaluations per epoch; above 0, it replaces evaluation.every", within=">=0"
+        ),
+        "select": S(
+            "split",
+            "labelled examples: what selects the best checkpoint; split: a part of task.train that is not trained on,"
+            " chosen by hash; NAME: that evaluation set, whose figures are then optimistic; none: the last checkpoint is"
+            " reported",
+        ),
+        "select_fraction": S(0.1, "fraction of task.train that is kept for selection", within="(0,1)"),
+        "patience": S(
+            0, "labelled examples: stop after this many evaluations without a better one; 0: never", within=">=0"
+        ),
     },
     "logging": {
         "every": S(10, "steps between lines of metrics.jsonl", within=">=1"),
@@ -395,7 +430,7 @@ class Former(NamedTuple):
     """What became of a setting that older versions wrote into config.json."""
 
     name: str | None  # the setting's name now; None if it was removed
-    values: Mapping[bool, str] = MappingProxyType({})  # if it was a switch: what replaces True and False
+    values: Mapping[bool | str, str] = MappingProxyType({})  # what replaces values that no longer exist
 
 
 FORMER: dict[str, Former] = {
@@ -403,6 +438,7 @@ FORMER: dict[str, Former] = {
     "optimizer.rates": Former("optimizer.rate_multipliers"),
     "schedule.decay": Former("schedule.decay_steps"),
     "train.rematerialise": Former("train.rematerialise", {True: "full", False: "none"}),
+    "train.objective": Former("train.objective", {"classify": "classification"}),
     "debug.nan_at_step": Former(None),
 }
 

@@ -23,7 +23,8 @@ from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, sel
 from jaxlm.init_from import Start
 from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
+from jaxlm.evaluation.task_sets import write_results
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, restore_params
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.help_format import HelpFormatter
@@ -75,7 +76,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         agreed: Array | None = None
         results: dict[str, Metrics] = {}
         evaluated: set[int] = set()  # the phases whose evaluation has been compiled
-        over, stopping = clock.is_over(step), False
+        over, stopping = clock.is_over(step) or _is_stale(config.evaluation, checkpoints, step), False
         while not over and not stopping:
             number, (done, progress) = phase_number(run.assembly.phases, step), clock.read(step)
             if number != meter.phase:  # no line of the log averages over two phases
@@ -121,6 +122,9 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
                         if config.checkpoint.every == 1:  # no save may be under way when the next one begins
                             checkpoints.wait()
                         log.event("checkpoint", step=step)
+                if selects and selects.name in results and _is_stale(config.evaluation, checkpoints, step):
+                    log.note(f"stopping early: {config.evaluation.patience} evaluations without a better one")
+                    over = True
             if due or saving or (step - first_step).bit_count() == 1:
                 memory.give_back()  # also after 1, 2, 4, ... updates: most unused memory appears early
         _stop_on_nan(metrics, step, checkpoints)
@@ -134,9 +138,11 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             by = stopped[0] if jax.process_count() == 1 else "a signal to one of the processes"
             raise UserError(f"stopped by {by}; step {step} is saved, and the same command resumes from it")
         clock.stop()
-        results = run.evaluate(evaluators, state["params"], log, step)
+        during = [evaluator for evaluator in evaluators if evaluator.selects or not evaluator.report]
+        results = run.evaluate(during, state["params"], log, step)
         _save(run, checkpoints, step, state, clock, results)
         checkpoints.wait()
+        results |= _report(run, checkpoints, selects, state["params"], log, step, results)
         checksum = params_sha256(state["params"])
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
         for evaluator in evaluators:
@@ -144,12 +150,44 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         for remark in remarks(run, results, step):
             log.note(remark)
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
-            log.note(describe_best(selects, *best, last=step))
+            reports = any(evaluator.report for evaluator in evaluators)
+            log.note(describe_best(selects, *best, last=step, reported=reports))
         if run.start and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
         log.note(f"params sha256 {checksum}")
         return {"step": step, "params_sha256": checksum, "evaluation": results}
+
+
+def _report(
+    run: Run, checkpoints: Checkpoints, selects: Evaluator | None, params: dict, log: RunLog, step: int,
+    selection: dict[str, Metrics],
+) -> dict[str, Metrics]:  # fmt: skip
+    """Returns the metrics of the sets that are reported on the best checkpoint, and writes them to results.json.
+
+    `params` are those after the last `step`, and what is reported if no set selects; `selection` are its metrics.
+    """
+    if not any(evaluator.report for evaluator in run.evaluators):
+        return {}
+    best = checkpoints.best() if selects and run.config.checkpoint.keep_best else None
+    protocol: dict[str, Any] = {"step": step, "selected_by": None}
+    if best and selects:
+        extreme = "highest" if selects.higher_is_better else "lowest"
+        protocol = {"step": best[0], "selected_by": f"{extreme} {selects.criterion}", "value": best[1]}
+        if best[0] != step:
+            abstract = run.assembly.abstract_state["params"]
+            params = restore_params(checkpoints.directory, abstract, best[0]).state
+    results = run.report(params, log, protocol["step"])
+    protocol |= {"last_step": step, "seed": run.config.train.seed, "init_from": run.config.model.init_from}
+    if jax.process_index() == 0:
+        write_results(run.workdir, results, selection, protocol)
+    return results
+
+
+def _is_stale(evaluation: Any, checkpoints: Checkpoints, step: int) -> bool:
+    """Returns whether the last `evaluation.patience` evaluations were not better than one before them."""
+    best = checkpoints.best() if evaluation.patience else None
+    return best is not None and step // evaluation.every - best[0] // evaluation.every >= evaluation.patience
 
 
 def compile_step(run: Run, number: int, *arguments: Any) -> Callable:

@@ -17,6 +17,7 @@ class Evaluator(NamedTuple):
     selects: str = ""  # the metric that chooses the best checkpoint; empty: this set chooses none
     higher_is_better: bool = False
     protocol: str = ""  # what the metrics depend on beside the set: the masks, the rows
+    report: Callable[[dict[str, Any], int], Metrics] | None = None  # at the end, on the best checkpoint; None: not at all
     remark: Callable[[Metrics], str] = lambda metrics: ""  # a warning about the metrics at the end of a run, or ""
 
     @property

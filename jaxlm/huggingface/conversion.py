@@ -367,6 +367,26 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
 
 
+def read_pooler(source: Source, encoder: EncoderConfig) -> dict[str, np.ndarray] | None:
+    """Returns kernel [D, D] and bias [D] of the dense layer on the first token that a BERT is pretrained with.
+
+    None if the checkpoint has none. Raises UserError for another shape, or NaN or infinity.
+    """
+    names = _canonical(source.family, tensor_names(source.directory), source.directory)
+    if not {"pooler.dense.weight", "pooler.dense.bias"} <= names.keys():
+        return None
+    width = encoder.width
+    with Reader(source.directory) as reader:
+        found = {}
+        for leaf, shape in (("weight", (width, width)), ("bias", (width,))):
+            given = names[f"pooler.dense.{leaf}"]
+            if reader.shape(given) != shape:
+                raise UserError(f"{source.directory}: {given} has the shape {list(reader.shape(given))}, not {list(shape)}")
+            found[leaf] = reader.read_parameter(given)
+            check_finite(given, found[leaf], str(source.directory))
+    return {"kernel": np.ascontiguousarray(found["weight"].T), "bias": found["bias"]}
+
+
 def is_buffer(name: str) -> bool:
     """Returns whether a tensor is no parameter: jaxlm and Transformers compute it."""
     return bool(_BUFFERS.search(name))

@@ -9,14 +9,16 @@ from jaxlm.data.facts import SYNTHETIC_FACTS, DataFacts
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.objectives.causal_lm import CausalLanguageModel
-from jaxlm.objectives.classify import Classify
 from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.objective import Objective, Params
+from jaxlm.objectives.sequences import SequenceObjective
 
 OBJECTIVES: dict[str, type[Any]] = {
     "masked": MaskedLanguageModel,
     "causal": CausalLanguageModel,
-    "classify": Classify,
+    "classification": SequenceObjective,
+    "multi_label": SequenceObjective,
+    "regression": SequenceObjective,
 }
 
 

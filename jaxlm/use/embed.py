@@ -13,8 +13,8 @@ from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
 from jaxlm.data.unknown import Spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
-from jaxlm.model.classifier import pool_segments
 from jaxlm.model.heads import MaskedLM, encode
+from jaxlm.model.pooling import pool_segments
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.hardware import check_memory
 from jaxlm.use.loading import Trained
