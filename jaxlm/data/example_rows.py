@@ -16,9 +16,11 @@ from jaxlm.data.permutation import permute
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
 from jaxlm.errors import UserError
 
-ROW_MULTIPLE = 32  # of tokens, in the length of a row
+ROW_MULTIPLE = 8  # of tokens, in the length of a row
+SHORTEST_ROW = 32  # tokens
 SHORTEST_SEGMENT = 4  # tokens: a row of L tokens has room for L / 4 segments
-SIMULATED_STEPS = 512  # from which the numbers of rows are chosen
+SIMULATED_STEPS = 256  # from which the length and the numbers of rows are chosen
+ROW_FACTORS = (1.0, 1.25, 1.5, 2.0)  # lengths of rows that are tried, relative to the longest segment
 ROW_COUNTS = 3  # numbers of rows that are chosen; beyond them there is one in which every batch fits
 
 
@@ -30,9 +32,13 @@ class Shape:
     slots: int
 
 
-def shape_for(examples: Examples, longest: int) -> Shape:
-    """Returns the shape of the shortest rows into which every segment fits; rows have at most `longest` tokens."""
-    length = min(longest, max(2 * ROW_MULTIPLE, -(-examples.longest // ROW_MULTIPLE) * ROW_MULTIPLE))
+def shape_for(examples: Examples, longest: int, factor: float = 1.0) -> Shape:
+    """Returns the shape of the shortest rows into which every segment fits, or of rows `factor` times as long.
+
+    Rows have at most `longest` tokens.
+    """
+    tokens = int(factor * max(SHORTEST_ROW, examples.longest))
+    length = min(longest, -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE)
     shortest = min((len(tokens) for tokens in examples.tokens), default=length)
     return Shape(length, max(1, length // max(shortest, SHORTEST_SEGMENT)))
 
@@ -126,14 +132,13 @@ class ExampleRows(RowSource):
         self.examples, self.phases, self.seed = examples, tuple(phases), seed
         self.pad_id, self.multiple = pad_id, multiple
         self.columns: Mapping[str, Any] = {name: dtype for name, (_, dtype, _) in columns_of(examples).items()}
-        self.shape = shape_for(examples, max(phase.sequence_length for phase in phases))
         self._first: list[tuple[int, int]] = []  # of each phase: its first step, and the examples before it
         step = consumed = 0
         for phase in self.phases:
             self._first.append((step, consumed))
             step += phase.steps or 0
             consumed += (phase.steps or 0) * phase.batch_size
-        self._counts = [self._row_counts(number) for number in range(len(self.phases))]
+        self.shape, self._counts = self._best_shape(max(phase.sequence_length for phase in phases))
         self._packed: tuple[int, dict[str, np.ndarray]] | None = None
 
     def _phase(self, step: int) -> int:
@@ -152,25 +157,38 @@ class ExampleRows(RowSource):
             chosen[here] = permute(chosen[here], total, (self.seed, int(epoch)))
         return chosen
 
-    def _lay_out(self, step: int) -> Layout:
-        return lay_out(self.examples, self.examples.segments_of(self.examples_of_step(step).tolist()), self.shape)
+    def _lay_out(self, step: int, shape: Shape) -> Layout:
+        return lay_out(self.examples, self.examples.segments_of(self.examples_of_step(step).tolist()), shape)
 
-    def _row_counts(self, number: int) -> tuple[int, ...]:
-        """Returns the numbers of rows that batches of a phase may have, so that few programs are compiled.
+    def _best_shape(self, longest: int) -> tuple[Shape, list[tuple[int, ...]]]:
+        """Returns the shape of rows, and the numbers of rows that batches of each phase may have.
 
-        The last one fits every batch: a row for each of its segments.
+        They are few, so that few programs are compiled, and have the least padding in the first steps of each phase.
+        The last number fits every batch: a row for each of its segments.
         """
-        first, phase = self._first[number][0], self.phases[number]
-        epoch = math.ceil(len(self.examples) / phase.batch_size)
-        steps = range(first, first + min(SIMULATED_STEPS, epoch, phase.steps or SIMULATED_STEPS))
-        found = [-(-self._lay_out(step).row_count // self.multiple) * self.multiple for step in steps]
-        segments = np.sort(np.diff(self.examples.first))[::-1]
-        most = int(segments[np.arange(phase.batch_size) % len(segments)].sum())
-        return (*best_row_counts(found), -(-most // self.multiple) * self.multiple)
+        best: tuple[int, Shape, list[tuple[int, ...]]] | None = None
+        for shape in dict.fromkeys(shape_for(self.examples, longest, factor) for factor in ROW_FACTORS):
+            rows, counts = 0, []
+            for (first, _), phase in zip(self._first, self.phases, strict=True):
+                epoch = math.ceil(len(self.examples) / phase.batch_size)
+                steps = range(first, first + min(SIMULATED_STEPS, epoch, phase.steps or SIMULATED_STEPS))
+                found = [self._multiple(self._lay_out(step, shape).row_count) for step in steps]
+                chosen = best_row_counts(found)
+                rows += sum(next(count for count in chosen if count >= one) for one in found)
+                segments = np.sort(np.diff(self.examples.first))[::-1]
+                most = int(segments[np.arange(phase.batch_size) % len(segments)].sum())
+                counts.append((*chosen, self._multiple(most)))
+            if best is None or rows * shape.length < best[0]:
+                best = rows * shape.length, shape, counts
+        assert best
+        return best[1:]
+
+    def _multiple(self, rows: int) -> int:
+        return -(-rows // self.multiple) * self.multiple
 
     def _whole(self, step: int) -> dict[str, np.ndarray]:
         if self._packed is None or self._packed[0] != step:
-            layout = self._lay_out(step)
+            layout = self._lay_out(step, self.shape)
             rows = next(count for count in self._counts[self._phase(step)] if count >= layout.row_count)
             self._packed = step, fill_rows(self.examples, layout, self.shape, rows, self.pad_id)
         return self._packed[1]
