@@ -1,8 +1,10 @@
-"""Fine-tune an encoder on labelled examples; the argument names the kind of task, or a known task.
+"""Fine-tune an encoder on labelled examples: one setting for all kinds of tasks, with packed examples.
 
-command:  jaxlm train --config=finetune:classification --workdir=runs/sst2 --config.init_from=DIR
+command:  jaxlm train --config=configs/finetune.py --workdir=runs/finetune --config.init_from=DIR
           --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
-source:   one setting for all tasks, after cramming (arXiv 2212.14034)
+variants: :classification (the default), :multi_label, :regression
+hardware: 2 CPU cores
+result:   not yet run
 """
 
 from jaxlm.config import default_config

@@ -18,7 +18,7 @@ from jaxlm.trainer import train
 from jaxlm.use.loading import load_trained
 from tests.conftest import OBJECTS, ROOT, SUBJECTS, VERBS
 
-CLASSIFY = str(ROOT / "configs" / "classify.py")
+FINETUNE = str(ROOT / "configs" / "finetune.py")
 
 
 def write_table(path, count, seed):
@@ -41,7 +41,7 @@ def encoder(mini, tmp_path_factory):
 
 @pytest.fixture
 def classify(encoder, tmp_path):
-    """Returns the config of classify.py from the encoder on made-up sentences, with overrides."""
+    """Returns the config of finetune.py from the encoder on made-up sentences, with overrides."""
     from jaxlm.init_from import start_settings
 
     files = [write_table(tmp_path / f"{name}.tsv", count, seed) for seed, (name, count) in
@@ -52,10 +52,11 @@ def classify(encoder, tmp_path):
             f"init_from={encoder}", f"task.train={files[0]}", f"task.evaluation=dev={files[1]},other={files[2]}",
             "model.dropout=0", "model.attention_dropout=0", "data.sequence_length=32", "train.batch_size=16",
             "train.epochs=none", "train.steps=60", "evaluation.every=20", "checkpoint.every=20",
+            "evaluation.per_epoch=0",
             "optimizer.learning_rate=0.005", "logging.tensorboard=false", "logging.curve=false", "logging.every=10",
             "train.compute_dtype=float32", "schedule.name=constant", "schedule.warmup=0",
         ]  # fmt: skip
-        return load_config(CLASSIFY, [*settings, *overrides], start_settings)
+        return load_config(FINETUNE, [*settings, *overrides], start_settings)
 
     return make
 
@@ -69,8 +70,8 @@ def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accu
     shown = capsys.readouterr().out
     assert "dev: accuracy" in shown
     assert re.search(r"nats per example; the most frequent label alone \d\d\.\d\d%; n = 60", shown)
-    assert re.search(r"best checkpoint: .*step \d+, with the highest accuracy on dev, ", shown)
-    events = [e for e in read_metrics(tmp_path / "run") if e["kind"] == "evaluation" and e["name"] == "dev"]
+    assert re.search(r"best checkpoint: .*step \d+, with the highest accuracy on selection, ", shown)
+    events = [e for e in read_metrics(tmp_path / "run") if e["kind"] == "evaluation" and e["name"] == "selection"]
     assert [e["step"] for e in events] == [0, 20, 40, 60]
     accuracies = {e["step"]: e["accuracy"] for e in events if e["step"]}
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", higher_is_better=True)
@@ -79,6 +80,31 @@ def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accu
     assert (tmp_path / "run" / "checkpoints" / str(best)).exists()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["task"]["labels"] == ["busy", "calm"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["evaluation"]["dev"] == result["evaluation"]["dev"]
+    assert results["protocol"]["step"] == best
+    assert results["protocol"]["selected_by"] == "highest accuracy on selection"
+    lines = (tmp_path / "run" / "predictions" / "dev.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["label"] for line in lines]
+    wanted = [line.split("\t")[1] for line in (tmp_path / "dev.tsv").read_text().splitlines()[1:]]
+    right = np.mean([answer == label for answer, label in zip(answers, wanted, strict=True)])
+    assert right == pytest.approx(result["evaluation"]["dev"]["accuracy"])
+
+
+@pytest.mark.slow
+def test_the_report_is_that_of_the_best_checkpoint_and_patience_ends_a_run(classify, tmp_path, capsys):
+    # A learning rate that destroys the model after the first evaluation.
+    settings = ("optimizer.learning_rate=1.0", "optimizer.clip_norm=0", "evaluation.every=2", "evaluation.patience=3")
+    result = train(classify("train.steps=40", "checkpoint.every=100", *settings), tmp_path / "run")
+    assert result["step"] < 40
+    assert "stopping early: 3 evaluations without a better one" in capsys.readouterr().out
+    best = json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["step"]
+    assert result["step"] == best + 6
+    events = [e for e in read_metrics(tmp_path / "run") if e["kind"] == "evaluation" and e["name"] == "dev"]
+    assert events[-1]["step"] == best
+    again = train(classify("train.steps=40", "checkpoint.every=100", *settings), tmp_path / "run")
+    assert again["step"] == result["step"]
+    assert again["params_sha256"] == result["params_sha256"]
 
 
 @pytest.mark.slow
@@ -127,7 +153,7 @@ def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsy
     np.testing.assert_allclose(*states, atol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "This is a text encoder with" in card
-    assert "| dev | 2 |" in card
+    assert "| dev |" in card
     assert "| masking |" not in card
 
 
@@ -148,7 +174,7 @@ def test_pretraining_goes_on_from_a_classifier_with_a_new_head(classify, mini, t
     [
         ("task.train=/nowhere.tsv", "there is no file /nowhere.tsv"),
         ("task.text=absent", "there is no column absent; the columns are sentence, label"),
-        ("task.label=absent", "has 0 different labels in absent; at least 2 are needed"),
+        ("task.label=absent", "there is no column absent; the columns are sentence, label"),
     ],
 )
 def test_bad_tasks_are_one_sentence(classify, tmp_path, override, message):
@@ -158,6 +184,6 @@ def test_bad_tasks_are_one_sentence(classify, tmp_path, override, message):
 
 def test_a_classifier_needs_an_encoder(tmp_path, capsys):
     table = write_table(tmp_path / "a.tsv", 10, 0)
-    command = ["train", f"--config={CLASSIFY}", f"--config.task.train={table}", f"--workdir={tmp_path / 'run'}"]
+    command = ["train", f"--config={FINETUNE}", f"--config.task.train={table}", f"--workdir={tmp_path / 'run'}"]
     assert cli.main(command) == 1
     assert "this config starts from a trained model: set --config.init_from=DIR" in capsys.readouterr().err

@@ -58,11 +58,11 @@ def test_a_step_compiled_from_shapes_trains_on_a_batch(objective):
 
 
 def test_a_loss_that_does_not_add_refuses_micro_batches(monkeypatch):
-    config = small_config("classify")
+    config = small_config("classification")
     config.train.accumulate = 2
     make_assembly(config)
-    monkeypatch.setattr(OBJECTIVES["classify"], "additive", False)
-    with pytest.raises(UserError, match=r"train\.accumulate=2: the loss of train\.objective=classify does not add"):
+    monkeypatch.setattr(OBJECTIVES["classification"], "additive", False)
+    with pytest.raises(UserError, match=r"train\.accumulate=2: the loss of train\.objective=classification does not add"):
         make_assembly(config)
 
 
