@@ -2,7 +2,7 @@
 
 command:  jaxlm train --config=configs/finetune.py --workdir=runs/finetune --config.init_from=DIR
           --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
-variants: :classification (the default), :multi_label, :regression
+variants: :multi_label, :regression
 hardware: 2 CPU cores
 result:   not yet run
 """
