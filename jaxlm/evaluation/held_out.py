@@ -136,7 +136,9 @@ def evaluate_held_out(
 
 
 def describe(name: str, metrics: Mapping[str, Any]) -> str:
-    """Returns the metrics of a held-out set, and those of the unigram baseline, as a table."""
+    """Returns the metrics of a held-out set, and those of the unigram baseline, as a table; a line if it has none."""
+    if not metrics["n"]:
+        return f"{name}: no masked tokens"
     heading = f"{'':<9}{'loss (nats)':>13}{'perplexity':>12}{'accuracy':>10}{'top-5':>8}"
     model = (
         f"{'  model':<9}{_number(metrics['loss'], 3):>13}{_number(metrics['perplexity']):>12}"
@@ -168,12 +170,17 @@ def _number(value: float, digits: int = 1) -> str:
 def remark(name: str, metrics: Mapping[str, float]) -> str:
     """Returns a warning about a loss that is no better than the unigram baseline, or about very few tokens; or ""."""
     n = metrics["n"]
-    if n and metrics["loss"] >= metrics["unigram_loss"]:
+    if not n:
+        return (
+            f"{name}: the text is too short to have a masked token, so it has no loss and cannot choose the best "
+            "checkpoint; hold out more text"
+        )
+    if metrics["loss"] >= metrics["unigram_loss"]:
         return (
             f"{name}: the loss is not below the unigram baseline, so the model predicts no better than the frequencies "
             "of tokens do, whatever the context; train longer, or try another optimizer.learning_rate"
         )
-    if 0 < n < FEW_TOKENS:
+    if n < FEW_TOKENS:
         error = 1.96 * math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / n)
         return (
             f"{name}: only {n:,} masked tokens are evaluated, so the 95% interval of the accuracy is "

@@ -148,6 +148,10 @@ def test_a_model_without_a_head_is_rejected(run, exported):
         evaluate(trained, {})
 
 
+def test_a_set_without_masked_tokens_has_no_figures():
+    assert describe("a", {"n": 0, "loss": np.nan}) == "a: no masked tokens"
+
+
 def test_figures_too_long_for_their_column_are_in_scientific_notation():
     known = {"loss": 3e30, "perplexity": np.inf, "accuracy": 0.0, "accuracy_top5": 0.0, "unigram_loss": 800.0,
              "unigram_top5": 0.1, "n": 3, "rows": "rows of 8 tokens", "unigram_of": "training text"}  # fmt: skip
