@@ -90,7 +90,7 @@ class Run:
         number = phase_number(self.assembly.phases, max(step - 1, 0))
         results = {}
         for evaluator in evaluators:
-            results[evaluator.name] = evaluator.run(params, number)
+            results[evaluator.name] = evaluator.evaluate(params, number)
             log.evaluation(step, evaluator.name, results[evaluator.name])
         return results
 

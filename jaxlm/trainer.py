@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from jaxlm.announcements import announce, announce_phase, describe_best, describe_jump, remarks
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
 from jaxlm.init_from import Start
 from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
@@ -113,7 +113,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
                 _stop_on_nan(metrics, step, checkpoints)
                 with meter.excluding():
                     with clock.compiling(bool(due) and number not in evaluated):
-                        results = run.evaluate(due, state["params"], log, step)
+                        results = _evaluate(run, due, state, log, step, checkpoints)
                     evaluated |= {number} if due else set()
                     saving = saving or _improves(config.checkpoint.keep_best, checkpoints, selects, results)
                     if saving:
@@ -134,7 +134,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             by = stopped[0] if jax.process_count() == 1 else "a signal to one of the processes"
             raise UserError(f"stopped by {by}; step {step} is saved, and the same command resumes from it")
         clock.stop()
-        results = run.evaluate(evaluators, state["params"], log, step)
+        results = _evaluate(run, evaluators, state, log, step, checkpoints)
         _save(run, checkpoints, step, state, clock, results)
         checkpoints.wait()
         checksum = params_sha256(state["params"])
@@ -183,6 +183,16 @@ def _save(
         checkpoints.save(step, state, metadata, score=score)
     except NonFinite as error:
         raise _nan_error(step, checkpoints, str(error)) from error
+
+
+def _evaluate(
+    run: Run, evaluators: Sequence[Evaluator], state: dict, log: RunLog, step: int, checkpoints: Checkpoints
+) -> dict[str, Metrics]:
+    """Returns the metrics of each evaluator by its name. Raises UserError if a loss is NaN or infinite."""
+    try:
+        return run.evaluate(evaluators, state["params"], log, step)
+    except NotFinite as error:
+        raise _nan_error(step, checkpoints, f"{error.what} is not finite") from error
 
 
 def _score(selects: Evaluator | None, results: dict[str, Metrics]) -> float | None:

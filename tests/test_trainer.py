@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from jaxlm import announcements, trainer
 from jaxlm.config import default_config
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
+from jaxlm.evaluation import held_out
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.model.config import encoder_config
 from jaxlm.run import Run
@@ -456,6 +458,21 @@ def test_nan_at_a_save_is_detected_in_the_arrays(mini, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "compile_step", with_nan_params(trainer.compile_step, at=11))
     with pytest.raises(UserError, match=r"step 12: .*the checkpoint of step 10 is kept"):
         train(mini(*settings), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(mini, tmp_path, monkeypatch):
+    losses = iter([3.0, math.nan])
+
+    def evaluate(*arguments):
+        return held_out_metrics(*arguments) | {"loss": next(losses)}
+
+    held_out_metrics = held_out.evaluate_held_out
+    monkeypatch.setattr(held_out, "evaluate_held_out", evaluate)
+    settings = ("train.steps=9", "checkpoint.every=4", "evaluation.every=3", *LIGHT)
+    with pytest.raises(UserError, match="step 6: the loss on held_out is not finite; the checkpoint of step 4 is kept"):
+        train(mini(*settings), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").newest() == 4
 
 
 @pytest.mark.slow

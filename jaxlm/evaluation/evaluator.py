@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxlm.errors import NotFinite
+
 Metrics = dict[str, Any]  # numbers, and texts that say how they were computed
 
 
@@ -23,6 +25,16 @@ class Evaluator(NamedTuple):
     def criterion(self) -> str:
         """The metric that chooses the best checkpoint, with its set and protocol, in words."""
         return f"{self.selects} on {self.name}" + (f" ({self.protocol})" if self.protocol else "")
+
+    def evaluate(self, params: dict[str, Any], phase: int) -> Metrics:
+        """Returns what `run` returns. Raises UserError if the loss of what is predicted is NaN or infinite.
+
+        Other metrics of such a model look excellent: no logit exceeds NaN, so every label is among the top five.
+        """
+        metrics = self.run(params, phase)
+        if metrics["n"] and not math.isfinite(metrics["loss"]):
+            raise NotFinite(f"the loss on {self.name}")
+        return metrics
 
 
 def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:

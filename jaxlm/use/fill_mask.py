@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxlm.data.packing import padded_size
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
@@ -54,6 +54,8 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
         check_spelling({repr(text): spelling._replace(words=1)}, tokenizer)
     rows, positions = _windows(ids, masked, trained.longest, tokenizer.begin_id, tokenizer.end_id)
     logits = _logits_at(trained, rows, positions)
+    if not np.isfinite(logits).all():
+        raise NotFinite(f"the prediction for {text!r}")
     logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf
     spans = offsets[masked].tolist()
     if targets:
@@ -118,7 +120,7 @@ def _continuations(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:
-    probabilities = np.exp(logits - logits.max())
+    probabilities = np.exp(logits.astype(np.float64) - logits.max())
     return probabilities / probabilities.sum()
 
 

@@ -154,11 +154,15 @@ def _masking(masking: Any) -> str:
 
 
 def _documents(workdir: Path) -> str:
-    """Returns the size of the training text, or "" if the token store no longer exists."""
+    """Returns the size of the training text, or "" if its token stores no longer exist."""
     try:
         file = workdir / "data.json"
-        file = Path(Record(file, read_json(file)).text("directory")) / "prepared.json"
-        stores = Record(file, read_json(file)).record("stores")
+        known = Record(file, read_json(file))
+        file = Path(known.text("directory")) / "prepared.json"
+        prepared = Record(file, read_json(file))
+        if prepared.text("fingerprint") != known.text("fingerprint"):
+            return ""
+        stores = prepared.record("stores")
         training = [stores.record(name) for name in stores.content if name.startswith("train/")]
         totals = {key: sum(store.integer(key, at_most=2**63) for store in training)
                   for key in ("documents", "bytes", "tokens")}  # fmt: skip

@@ -11,11 +11,11 @@ QUERIES, VECTORS = 1024, 16_384  # per piece
 def similarity(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns the cosine of each vector of a [n, D] with each of b [m, D], float32 [n, m]; 0 for a vector of zeros.
 
-    Raises UserError if the arrays have other shapes.
+    Raises UserError if the arrays have other shapes or contain NaN or infinity.
     """
     first, second = _vectors(a, "the first array"), _vectors(b, "the second array")
     _check_widths(first, second)
-    return _unit(first) @ _unit(second).T
+    return _unit(first, "the first array") @ _unit(second, "the second array").T
 
 
 def nearest(queries: ArrayLike, corpus: ArrayLike, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +34,7 @@ def nearest(queries: ArrayLike, corpus: ArrayLike, k: int = 10) -> tuple[np.ndar
     cosines = np.zeros((len(queries), k), np.float32)
     for first in range(0, len(queries), QUERIES):
         part = slice(first, first + QUERIES)
-        rows[part], cosines[part] = _nearest(_unit(queries[part]), corpus, k)
+        rows[part], cosines[part] = _nearest(_unit(queries[part], "queries"), corpus, k)
     return rows, cosines
 
 
@@ -42,7 +42,7 @@ def _nearest(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarra
     rows = [np.zeros(0, np.int64)] * len(queries)
     cosines = [np.zeros(0, np.float32)] * len(queries)
     for first in range(0, len(corpus), VECTORS):
-        found = queries @ _unit(corpus[first : first + VECTORS]).T
+        found = queries @ _unit(corpus[first : first + VECTORS], "corpus").T
         keep = min(k, found.shape[1])
         least = np.partition(found, -keep, axis=1)[:, -keep]
         for number, row in enumerate(found):
@@ -54,9 +54,14 @@ def _nearest(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarra
     return np.stack(rows), np.stack(cosines)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
+    """Returns vectors of length one, float32; those of zeros remain zeros. Raises UserError for NaN and infinity."""
+    vectors = np.asarray(vectors, np.float64)
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise UserError(f"{name}: a vector contains NaN or infinity; remove it")
+    scaled = vectors / np.where(largest > 0, largest, 1)  # the squares of very large or small numbers overflow
+    return np.asarray(scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1), np.float32)
 
 
 def _vectors(array: ArrayLike, name: str) -> np.ndarray:

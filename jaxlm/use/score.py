@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxlm.data.packing import Batch, batch_tokens_for, pack
 from jaxlm.data.unknown import Spelling, check_spelling, spelling_of_ids
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
@@ -120,6 +120,8 @@ def _scores(trained: Trained, texts: Sequence[_Text], batch_tokens: int) -> Iter
     for text in texts:
         values = found[start : start + len(text.ids)].tolist()
         start += len(text.ids)
+        if not np.isfinite(values).all():
+            raise NotFinite(f"the score of {text.text[:40]!r}")
         tokens = tuple(trained.tokenizer.token(int(id)) for id in text.ids)
         yield Score(text.text, sum(values), sum(values) / len(values), tokens, tuple(values))
 

@@ -34,6 +34,27 @@ def test_nearest_is_exact_for_any_size_of_pieces(queries, rows, k, seed):
     assert all(len(set(row)) == k for row in found.tolist())
 
 
+@pytest.mark.parametrize("scale", [1e-35, 1e-12, 1e25, 1e37])
+def test_very_small_and_large_vectors_have_a_cosine(scale):
+    a, b = np.array([[3, 4.0]]) * scale, np.array([[4, 3], [3, 4.0]]) * scale
+    assert jaxlm.similarity(a.astype(np.float32), b.astype(np.float32)) == pytest.approx(
+        np.array([[0.96, 1]]), abs=1e-6
+    )
+    rows, cosines = jaxlm.nearest(a, b)
+    assert rows.tolist() == [[1, 0]]
+    assert cosines == pytest.approx(np.array([[1, 0.96]]), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_rejected(value):
+    good, bad = np.ones((2, 3)), np.array([[1, 2, 3], [1, value, 3]])
+    for call in (jaxlm.similarity, jaxlm.nearest):
+        with pytest.raises(UserError, match=r"^(queries|the first array): a vector contains NaN or infinity"):
+            call(bad, good)
+        with pytest.raises(UserError, match=r"^(corpus|the second array): a vector contains NaN or infinity"):
+            call(good, bad)
+
+
 def test_equal_neighbours_are_ordered_by_row(monkeypatch):
     monkeypatch.setattr(neighbours, "VECTORS", 4)
     rows, _ = jaxlm.nearest(np.ones((1, 2)), np.ones((10, 2)), 6)
