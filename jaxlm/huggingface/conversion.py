@@ -37,6 +37,7 @@ from jaxlm.typed import Record, records, shown
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
 _TABLE = "encoder/embeddings/token/embedding"
+_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")
@@ -382,6 +383,18 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
 
 
+def read_pooler(source: Source, to: Family) -> dict[str, np.ndarray]:
+    """Returns the tensors of a checkpoint's pooler, float32, by name without the family's prefix.
+
+    They are for `write_weights`; jaxlm does not use them. Returns {} if the checkpoint or the family `to` has none.
+    """
+    if not (source.family.has_pooler and to.has_pooler):
+        return {}
+    names = _canonical(source.family, tensor_names(source.directory), source.directory)
+    with Reader(source.directory) as reader:
+        return {name: reader.read_parameter(names[name]) for name in _POOLER if name in names}
+
+
 def is_buffer(name: str) -> bool:
     """Returns whether a tensor is no parameter: jaxlm and Transformers compute it."""
     return bool(_BUFFERS.search(name))
@@ -451,8 +464,11 @@ def write_weights(
     params: dict[str, Any],
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    pooler: dict[str, np.ndarray] | None = None,
 ) -> list[Path]:
     """Writes safetensors and returns the files; params without a head are written as the family's base model.
+
+    `pooler` holds the tensors of `read_pooler`, which are written too.
 
     Raises UserError if a tensor holds NaN, infinity or numbers too large for the dtype, if a file cannot be written, or
     if reading it back gives other values.
@@ -467,6 +483,8 @@ def write_weights(
         array = np.concatenate([part.T if tensor.transposed else part for part in parts])
         name = (prefix if family.is_encoder(tensor.name) else "") + tensor.name
         tensors[name] = as_dtype(name, array, dtype)
+    for name, array in (pooler or {}).items():
+        tensors[prefix + name] = as_dtype(prefix + name, array, dtype)
     if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
         tensors[family.decoder_bias] = tensors[family.output_bias]
     return write_tensors(directory, tensors, shard_bytes)

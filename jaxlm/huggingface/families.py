@@ -70,6 +70,7 @@ class Family:
     keys: tuple[Key, ...]
     fixed: dict[str, Any]
     special_ids: dict[str, str]  # key of config.json -> role of the token
+    has_pooler: bool = False  # a dense layer and tanh on the state of the begin token, as in BERT
     allowed: dict[str, tuple] = dataclasses.field(
         default_factory=dict
     )  # keys for which other values change the function
@@ -155,6 +156,7 @@ _BERT = Family(
     keys=(Key("hidden_act", "head_activation", "gelu", _ACTIVATIONS), *_BERT_KEYS),
     fixed=_POST_NORM,
     special_ids={"pad_token_id": "pad"},
+    has_pooler=True,
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
@@ -173,6 +175,7 @@ _ROBERTA = Family(
     keys=(*_BERT_KEYS, Key("pad_token_id", "position_offset", 1, None, lambda pad: pad + 1, lambda row, _: row - 1)),
     fixed=_POST_NORM | {"head_activation": "gelu"},
     special_ids={"pad_token_id": "pad", "bos_token_id": "begin", "eos_token_id": "end"},
+    has_pooler=True,
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
