@@ -88,6 +88,7 @@ class Start:
         self.check(encoder, extend_positions)
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
+            conversion.check_padding(self.source, before)
             params = self._read_source(self.source)
         else:
             config = load_config(str(self.directory / "config.json"))

@@ -31,10 +31,13 @@ from jaxlm.huggingface.weights import (
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
 from jaxlm.storage import read_json, read_text, reason
+from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.typed import Record, records, shown
 
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
+_TABLE = "encoder/embeddings/token/embedding"
+_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")
@@ -159,6 +162,20 @@ def model_settings(source: Source) -> dict[str, Any]:
             " file again"
         )
     return settings
+
+
+def check_padding(source: Source, tokenizer: Tokenizer) -> None:
+    """Raises UserError if config.json names another token as padding than the tokenizer, in a family whose positions
+    depend on it: Transformers would not count that token, wherever it is in a text."""
+    if not any(key.ours == "position_offset" for key in source.family.keys):
+        return
+    pad = _dotted(source.config, "pad_token_id", 1)
+    if pad != tokenizer.pad_id and 0 <= pad < tokenizer.vocab_size:
+        raise UserError(
+            f"{source.directory / 'config.json'}: pad_token_id={pad} is the token {tokenizer.token(pad)!r}, but the"
+            f" tokenizer pads with {tokenizer.token(tokenizer.pad_id)!r}, whose id is {tokenizer.pad_id}: Transformers"
+            f" gives {tokenizer.token(pad)!r} no position of its own, which jaxlm does not support"
+        )
 
 
 def longest_text(source: Source, encoder: EncoderConfig) -> int:
@@ -335,6 +352,8 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     found: dict[Tensor, str] = {}
     for tensor in tensors_of(family, encoder):
         name = biases[0] if tensor.name == family.output_bias and biases else tensor.name
+        if tied and tensor.paths == (_TABLE,) and name not in names:
+            name = family.decoder  # a file may hold the one array under either name
         in_head = all(path.startswith("head/") for path in tensor.paths)
         if name in names and (not in_head or _heads_are_for_tokens(family, names)):
             found[tensor] = names[name]
@@ -344,11 +363,8 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
             problems.append(f"{tensor.name} is missing")
     copies = {*biases, *([family.decoder] if tied else [])}
     rest = {n: given for n, given in names.items() if given not in found.values() and not is_buffer(n)}
-    if tied and family.decoder in rest and _differs(source.directory, rest[family.decoder], found):
-        _log.warning(
-            "%s: %s differs from the token embeddings, but config.json ties them: the embeddings are used",
-            source.directory, family.decoder,
-        )  # fmt: skip
+    if tied:
+        _warn_of_copies(source, names, found)
     rest = {name: given for name, given in rest.items() if name not in copies}
     # For example a layer beyond those in config.json: without it, the encoder would compute something else.
     problems += [f"{given} is unexpected" for name, given in rest.items() if family.is_encoder(name)]
@@ -367,17 +383,36 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
 
 
+def read_pooler(source: Source, to: Family) -> dict[str, np.ndarray]:
+    """Returns the tensors of a checkpoint's pooler, float32, by name without the family's prefix.
+
+    They are for `write_weights`; jaxlm does not use them. Returns {} if the checkpoint or the family `to` has none.
+    """
+    if not (source.family.has_pooler and to.has_pooler):
+        return {}
+    names = _canonical(source.family, tensor_names(source.directory), source.directory)
+    with Reader(source.directory) as reader:
+        return {name: reader.read_parameter(names[name]) for name in _POOLER if name in names}
+
+
 def is_buffer(name: str) -> bool:
     """Returns whether a tensor is no parameter: jaxlm and Transformers compute it."""
     return bool(_BUFFERS.search(name))
 
 
-def _differs(directory: Path, decoder: str, found: dict[Tensor, str]) -> bool:
-    table = next(given for tensor, given in found.items() if tensor.paths == ("encoder/embeddings/token/embedding",))
-    with Reader(directory) as reader:
-        if reader.shape(decoder) != reader.shape(table):
-            return True
-        return not np.array_equal(reader.read(decoder), reader.read(table))
+def _warn_of_copies(source: Source, names: dict[str, str], found: dict[Tensor, str]) -> None:
+    """Warns if a checkpoint with tied embeddings has an output projection, or a bias for it, with values of its own."""
+    table = next((given for tensor, given in found.items() if tensor.paths == (_TABLE,)), None)
+    pairs = [(names.get(source.family.decoder), table, "the token embeddings")]
+    pairs.append((names.get(source.family.decoder_bias), names.get(source.family.output_bias), "the output bias"))
+    with Reader(source.directory) as reader:
+        for copy, used, what in pairs:
+            if copy and used and copy != used and not np.array_equal(reader.read(copy), reader.read(used)):
+                _log.warning(
+                    "%s: %s differs from %s, but config.json ties them: %s is used, as in Transformers 4; Transformers"
+                    ' 5 uses both, and so does jaxlm if config.json has "tie_word_embeddings": false',
+                    source.directory, copy, what, used,
+                )  # fmt: skip
 
 
 def _canonical(family: Family, names: list[str], directory: Path) -> dict[str, str]:
@@ -429,8 +464,11 @@ def write_weights(
     params: dict[str, Any],
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    pooler: dict[str, np.ndarray] | None = None,
 ) -> list[Path]:
     """Writes safetensors and returns the files; params without a head are written as the family's base model.
+
+    `pooler` holds the tensors of `read_pooler`, which are written too.
 
     Raises UserError if a tensor holds NaN, infinity or numbers too large for the dtype, if a file cannot be written, or
     if reading it back gives other values.
@@ -445,6 +483,8 @@ def write_weights(
         array = np.concatenate([part.T if tensor.transposed else part for part in parts])
         name = (prefix if family.is_encoder(tensor.name) else "") + tensor.name
         tensors[name] = as_dtype(name, array, dtype)
+    for name, array in (pooler or {}).items():
+        tensors[prefix + name] = as_dtype(prefix + name, array, dtype)
     if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
         tensors[family.decoder_bias] = tensors[family.output_bias]
     return write_tensors(directory, tensors, shard_bytes)

@@ -70,6 +70,7 @@ class Family:
     keys: tuple[Key, ...]
     fixed: dict[str, Any]
     special_ids: dict[str, str]  # key of config.json -> role of the token
+    has_pooler: bool = False  # a dense layer and tanh on the state of the begin token, as in BERT
     allowed: dict[str, tuple] = dataclasses.field(
         default_factory=dict
     )  # keys for which other values change the function
@@ -133,7 +134,8 @@ _BERT_KEYS = (
     Key("initializer_range", "initialization_std", 0.02),
     Key("tie_word_embeddings", "tied_output", True),
 )
-_BERT_ALLOWED = {
+_ALLOWED = {"is_causal": (False,)}  # Transformers then hides later tokens, in every family
+_BERT_ALLOWED = _ALLOWED | {
     "is_decoder": (False,), "add_cross_attention": (False,), "position_embedding_type": ("absolute",),
     "pruned_heads": ({},),
 }  # fmt: skip
@@ -154,6 +156,7 @@ _BERT = Family(
     keys=(Key("hidden_act", "head_activation", "gelu", _ACTIVATIONS), *_BERT_KEYS),
     fixed=_POST_NORM,
     special_ids={"pad_token_id": "pad"},
+    has_pooler=True,
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
@@ -172,6 +175,7 @@ _ROBERTA = Family(
     keys=(*_BERT_KEYS, Key("pad_token_id", "position_offset", 1, None, lambda pad: pad + 1, lambda row, _: row - 1)),
     fixed=_POST_NORM | {"head_activation": "gelu"},
     special_ids={"pad_token_id": "pad", "bos_token_id": "begin", "eos_token_id": "end"},
+    has_pooler=True,
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
@@ -216,6 +220,7 @@ _DISTILBERT = Family(
     ),
     fixed=_POST_NORM | {"token_types": 0, "norm_epsilon": 1e-12},
     special_ids={"pad_token_id": "pad"},
+    allowed=_ALLOWED,
 )
 
 # Clark et al. 2020, arXiv 2003.10555: narrow embeddings with a projection; a discriminator has its own head
@@ -255,6 +260,12 @@ def _read_pattern(types: list[str]) -> str:
 def _write_pattern(pattern: str, encoder: EncoderConfig) -> list[str]:
     names = {letter: name for name, letter in _LAYER_TYPES.items()}
     return [names[pattern[layer % len(pattern)]] for layer in range(encoder.layers)]
+
+
+def _read_window(width: int) -> int:
+    if width < 2:
+        raise ValueError("a token would see only itself")
+    return width // 2 * 2  # half of it on each side
 
 
 def _modernise(config: dict[str, Any]) -> dict[str, Any]:
@@ -325,7 +336,7 @@ _MODERNBERT = Family(
         Key("norm_bias", "norm_bias", False),
         Key("attention_bias", "attention_bias", False),
         Key("mlp_bias", "feed_forward_bias", False),
-        Key("local_attention", "window", 128, None, lambda width: width // 2 * 2),  # half on each side
+        Key("local_attention", "window", 128, None, _read_window),
         Key("layer_types", "layer_pattern", None, None, _read_pattern, _write_pattern),
         Key("rope_parameters.full_attention.rope_theta", "rotary_base", None, None, float),
         Key("rope_parameters.sliding_attention.rope_theta", "local_rotary_base", None, None, float),
@@ -345,7 +356,7 @@ _MODERNBERT = Family(
         "pad_token_id": "pad", "bos_token_id": "begin", "cls_token_id": "begin",
         "eos_token_id": "end", "sep_token_id": "end",
     },
-    allowed={
+    allowed=_ALLOWED | {
         "rope_parameters.full_attention.rope_type": ("default",),
         "rope_parameters.sliding_attention.rope_type": ("default",),
         "rope_scaling": (None,),

@@ -43,12 +43,20 @@ def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
 
     The token of a role is the one that special_tokens_map.json or tokenizer_config.json beside `file` names, or else
     one of the usual names that is in the vocabulary. `unknown` holds the names of the unknown token in the model
-    itself, which take precedence. Raises UserError if a role has no token, or two roles have the same one.
+    itself, which take precedence. Raises UserError if a role has no token, if its token is not in the vocabulary, so
+    that Transformers would add it, or if two roles have the same one.
     """
     configs = _configs_with_names(file)
     role_ids, missing = {}, []
     for role in ROLES:
         names = _contents(config.get(key) for key in _CONFIG_KEYS[role] for config in configs)
+        key = _CONFIG_KEYS[role][0]
+        for name in _contents(config.get(key) for config in configs)[:1]:
+            if name not in vocabulary:
+                raise UserError(
+                    f"{file}: the {key} {name!r}, which a file beside it names, is not in the vocabulary; name one that"
+                    " is there"
+                )
         names = [*unknown, *names] if role == "unk" else names
         known = [name for name in (*names, *_USUAL_NAMES[role]) if name in vocabulary]
         if known:

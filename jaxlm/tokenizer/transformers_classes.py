@@ -5,13 +5,14 @@ ignores the normalizer and the pre-tokenizer in tokenizer.json; a setting that t
 default of the class. The ids here are those of Transformers 5.24.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.special_tokens import added_entries, config_beside
+from jaxlm.tokenizer.special_tokens import added_entries, config_beside, find_role_ids
 from jaxlm.tokenizer.tokenizer_json import vocabulary_of
 
 Definition = dict[str, Any]
@@ -63,6 +64,11 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
     The name is that in tokenizer_config.json, in config.json, or of the family in config.json; "" if there is none, and
     then the file is used as written. Raises UserError for a class that is not supported.
     """
+    if setting(file, "split_special_tokens", False):
+        raise UserError(
+            f"{file.with_name('tokenizer_config.json')} sets split_special_tokens, with which Transformers finds no"
+            " special token in a text; jaxlm does not support it: remove the key"
+        )
     model = config_beside(file, "config.json")
     family = model.get("model_type")
     if family in _AS_WRITTEN_FAMILIES:
@@ -132,7 +138,32 @@ def as_transformers(file: Path, definition: Definition) -> Definition:
     rebuilt = _REBUILD[kind](file, definition) if kind in _REBUILD else definition
     own = definition.get("added_tokens") or []
     vocabulary = vocabulary_of(definition | {"added_tokens": []})
-    return rebuilt | {"added_tokens": added_entries(file, own, vocabulary, keep=kind == AS_WRITTEN)}
+    found = rebuilt | {"added_tokens": added_entries(file, own, vocabulary, keep=kind == AS_WRITTEN)}
+    if kind == AS_WRITTEN and config_beside(file, "config.json").get("model_type"):
+        _warn_of_frame(file, found)
+    return found
+
+
+def _warn_of_frame(file: Path, definition: Definition) -> None:
+    """Warns if Transformers puts other tokens around a text than a begin and an end token, as jaxlm always does."""
+    import tokenizers
+
+    vocabulary = vocabulary_of(definition)
+    role_ids = find_role_ids(file, vocabulary)
+    parts: Definition = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
+    parts["post_processor"] = definition.get("post_processor")
+    try:
+        around = tokenizers.Tokenizer.from_str(json.dumps(parts)).encode("").ids
+    except Exception as error:  # the library raises no specific class
+        raise UserError(f"{file} has a post_processor that the `tokenizers` library cannot load: {error}") from error
+    if around != [role_ids["begin"], role_ids["end"]]:
+        tokens = {id: token for token, id in vocabulary.items()}
+        _log.warning(
+            "%s: Transformers puts %s around a text, but jaxlm always puts %s and %s, so vectors and logits differ;"
+            " change its post_processor if the model was trained with both tokens",
+            file, " and ".join(tokens.get(id, str(id)) for id in around) or "no token",
+            tokens[role_ids["begin"]], tokens[role_ids["end"]],
+        )  # fmt: skip
 
 
 def bert_normalizer(file: Path, lower_case: bool) -> dict[str, Any]:

@@ -104,12 +104,15 @@ def _convert(trained: Trained, kind: Family, to: Path, dtype: str) -> None:
     base = base if base and base["model_type"] == kind.name else None
     encoder = refit(trained.encoder, kind, trained.tokenizer.pad_id)
     params = refit_params(jax.tree.map(np.asarray, trained.params), trained.encoder, encoder)
-    left_out = list(trained.left_out)
+    pooler = conversion.read_pooler(trained.source, kind) if trained.source else {}
+    left_out = [name for name in trained.left_out if not name.endswith(tuple(pooler))]
     if "discriminator/score" not in kind.modules and params.pop("discriminator", None):
         left_out.append("discriminator_predictions")
-    conversion.write_weights(to, kind, encoder, params, dtype)
+    conversion.write_weights(to, kind, encoder, params, dtype, pooler=pooler)
     if left_out:
-        _log.warning("not exported, since only masked-LM heads are converted between families: %s", some_of(left_out))
+        _log.warning(
+            "not exported, since no heads but those of masked LMs are converted between families: %s", some_of(left_out)
+        )
 
     roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
     config = conversion.config_for(encoder, kind, trained.longest, roles, base)

@@ -148,6 +148,7 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
     config.model.update(conversion.model_settings(source))
     tokenizer = load_tokenizer(directory)
     check_ids(tokenizer, config.model.vocab_size, directory)
+    conversion.check_padding(source, tokenizer)
     encoder = encoder_config(config.model, tokenizer.vocab_size)
     loaded = conversion.read_params(source, encoder)
     if loaded.fresh:

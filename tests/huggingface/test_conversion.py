@@ -135,13 +135,34 @@ def test_old_names_of_norms_and_buffers_are_read(tmp_path):
     assert not old.unused
 
 
-def test_a_tied_decoder_that_differs_is_reported_and_ignored(tmp_path, caplog):
-    table = "bert.embeddings.word_embeddings.weight"
-    same = load(write(tmp_path / "same", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table]}))[2]
+@pytest.mark.parametrize(
+    ("copy", "original", "what"),
+    [
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", "the token embeddings"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias", "the output bias"),
+    ],
+)
+def test_a_tied_tensor_that_differs_is_reported_and_ignored(copy, original, what, tmp_path, caplog):
+    same = load(write(tmp_path / "same", "bert", lambda t: t | {copy: t[original]}))[2]
     assert not caplog.text
-    other = load(write(tmp_path / "other", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table] + 1}))[2]
-    assert "cls.predictions.decoder.weight differs from the token embeddings, but config.json ties them" in caplog.text
+    other = load(write(tmp_path / "other", "bert", lambda t: t | {copy: t[original] + 1}))[2]
+    assert f"{copy} differs from {what}, but config.json ties them: {original} is used" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, same.params, other.params)
+
+
+@pytest.mark.parametrize(
+    ("case", "table", "decoder"),
+    [
+        ("bert", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+        ("modernbert", "model.embeddings.tok_embeddings.weight", "decoder.weight"),
+    ],
+)
+def test_a_tied_array_is_read_under_either_name(case, table, decoder, tmp_path, caplog):
+    renamed = lambda tensors: {decoder if name == table else name: array for name, array in tensors.items()}  # noqa: E731
+    expected, found = (load(write(tmp_path / name, case, change))[2] for name, change in
+                       (("usual", lambda t: t), ("other", renamed)))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, expected.params, found.params)
+    assert (found.fresh, found.unused, caplog.text) == ([], [], "")
 
 
 def test_an_untied_decoder_reads_its_own_bias(tmp_path):
@@ -312,6 +333,10 @@ def test_settings_that_do_not_change_the_function_are_ignored():
         ("bert", lambda t: t, {"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported are gelu,"),
         ("modernbert", lambda t: t, {"hidden_activation": "gelu_new"}, "hidden_activation='gelu_new' is not"),
         ("bert", lambda t: t, {"is_decoder": True}, "is_decoder=True is not supported for the family bert"),
+        ("roberta", lambda t: t, {"is_causal": True}, "is_causal=True is not supported for the family roberta"),
+        ("distilbert", lambda t: t, {"is_causal": True}, "is_causal=True is not supported"),
+        ("modernbert", lambda t: t, {"is_causal": True}, "is_causal=True is not supported"),
+        ("modernbert", lambda t: t, {"local_attention": 1}, "local_attention=1 is not supported"),
         ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
          "rope_parameters.full_attention.rope_type='yarn' is not supported"),

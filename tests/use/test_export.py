@@ -193,7 +193,26 @@ def test_a_checkpoint_is_exported_as_another_family(case, families, tmp_path, ca
         ids = [trained.tokenizer.encode(text, find_mask=True).ids.tolist() for trained in (given, out)]
         assert ids[0] == ids[1]
     if case == "bert_pretraining":
-        assert "only masked-LM heads are converted between families: bert.pooler.dense.bias" in caplog.text
+        assert "converted between families: cls.seq_relationship.bias; cls.seq_relationship.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("case", "family", "prefix"),
+    [("bert_without_head", "roberta", ""), ("bert_without_head", "camembert", ""), ("bert_pretraining", "xlm-roberta",
+      "roberta."), ("bert_without_head", "electra", None)],
+)  # fmt: skip
+def test_a_pooler_goes_along_to_a_family_that_has_one(case, family, prefix, tmp_path, caplog):
+    given = add_vocabulary(write_case(tmp_path / "in", case, pad_token_id=0))
+    before, after = (load_file(path / "model.safetensors") for path in (given, export(given, tmp_path / "out", family)))
+    before = {name.removeprefix("bert."): array for name, array in before.items() if ".pooler." in f".{name}"}
+    assert len(before) == 2
+    if prefix is None:
+        assert not [name for name in after if "pooler" in name]
+        assert "converted between families: pooler.dense.bias; pooler.dense.weight" in caplog.text
+        return
+    assert "pooler.dense" not in caplog.text
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[prefix + name], array)
 
 
 def test_a_discriminator_becomes_an_encoder_of_another_family(tmp_path, caplog):
