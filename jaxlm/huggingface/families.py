@@ -271,6 +271,8 @@ def _read_window(width: int) -> int:
 def _modernise(config: dict[str, Any]) -> dict[str, Any]:
     """Returns ModernBERT's config.json in the format of Transformers 5; version 4 had a layer period and two bases."""
     config = dict(config)
+    if config.get("sliding_window") is not None:  # half of the window; it replaces local_attention
+        config["local_attention"] = 2 * config.pop("sliding_window")
     if not config.get("layer_types"):
         every = config.get("global_attn_every_n_layers") or 3
         kinds = ("full_attention", "sliding_attention")

@@ -349,6 +349,11 @@ def test_unsupported_configs_and_wrong_tensors_are_named(case, change, config, m
     assert message in error_of(load, write(tmp_path, case, change, **config))
 
 
+def test_modernberts_sliding_window_is_half_of_the_window_and_replaces_local_attention(tmp_path):
+    source = conversion.read_source(write(tmp_path, "modernbert", local_attention=128, sliding_window=10))
+    assert conversion.model_settings(source)["window"] == 20
+
+
 def test_all_wrong_tensors_are_listed_at_once(tmp_path):
     text = error_of(load, write(tmp_path, "bert", lambda t: {k: v for k, v in t.items() if "layer.1" not in k}))
     assert text.count("is missing") == 6
