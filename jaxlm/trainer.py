@@ -145,7 +145,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             log.note(remark)
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
             log.note(describe_best(selects, *best, last=step))
-        if run.start and jax.process_index() == 0:
+        if run.start and results and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
         log.note(f"params sha256 {checksum}")

@@ -165,5 +165,5 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for name, size in files.items():
         print(f"{size:>14,}  {name}")
-    print(f"load it with {loading_call(to, args.to)}")
+    print(f"load it with {loading_call(to, os.path.expanduser(args.to))}")
     return 0
