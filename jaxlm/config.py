@@ -225,8 +225,10 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def apply_override(config: ConfigDict, override: str) -> None:
     """Sets a setting from `section.key=value`. Raises UserError for an unknown key and a value of the wrong type."""
-    key, _, text = override.partition("=")
+    key, equals, text = override.partition("=")
     key, setting = full_name(key), find_setting(key)
+    if not equals:
+        raise UserError(f"{key} has no value; write {key}=VALUE")
     section, _, name = key.partition(".")
     config[section][name] = parse_value(key, text, setting)
 

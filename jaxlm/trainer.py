@@ -28,7 +28,7 @@ from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.run_log import RunLog, read_metrics
-from jaxlm.storage import check_named
+from jaxlm.storage import local_path
 
 
 def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             log.note(remark)
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
             log.note(describe_best(selects, *best, last=step))
-        if run.start and jax.process_index() == 0:
+        if run.start and results and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
         log.note(f"params sha256 {checksum}")
@@ -297,18 +297,15 @@ def main(argv: Sequence[str]) -> int:
         help="directory of the run: a new or empty one, or that of a run, which is resumed",
     )  # fmt: skip
     args = parser.parse_args(rest)
-    check_named("--workdir", args.workdir)
     train_from(args.config, args.workdir, overrides)
     return 0
 
 
 def train_from(config: ConfigDict | str | Path, workdir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Trains what a config, a config file or a recipe describes. See `jaxlm.train`."""
-    if not str(workdir):
-        raise UserError("the work directory has no name; pass the directory of the run")
-    if isinstance(overrides, str):
-        raise UserError('overrides must be a list such as ["train.steps=100"], not a str')
-    workdir = Path(workdir)
+    if not isinstance(overrides, list | tuple) or not all(isinstance(one, str) for one in overrides):
+        raise UserError('overrides must be a list of str such as ["train.steps=100"]')
+    workdir = local_path("--workdir", workdir)
     check_workdir(workdir)
     resolved, start = load_run_config(config, overrides, workdir)
     with distributed.joined(resolved.mesh):

@@ -81,6 +81,12 @@ def test_before_and_after_stand_side_by_side(continued, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_without_held_out_sets_prints_no_empty_table(continued, tmp_path, capsys):
+    assert train(continued("train.steps=1", "data.held_out_fraction=0"), tmp_path)["evaluation"] == {}
+    assert "loss before" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp_path, text_file, cache):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)

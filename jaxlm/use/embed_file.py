@@ -19,7 +19,17 @@ from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
-from jaxlm.storage import atomic_path, beside, check_named, lock, parse_json, read_json, sync_directory, write_text
+from jaxlm.storage import (
+    atomic_path,
+    beside,
+    check_named,
+    local_path,
+    lock,
+    parse_json,
+    read_json,
+    sync_directory,
+    write_text,
+)
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, read_records
 from jaxlm.text.sources import find_files, source_fingerprint
@@ -196,8 +206,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm embed --model=DIR --input=FILE --output=FILE.npy|.jsonl|.parquet`."""
     args = _parser().parse_args(argv)
     check_named("--input", args.input)
-    check_named("--output", args.output)
-    output, records = Path(args.output), RecordSettings(args.format, args.field, args.encoding)
+    output, records = local_path("--output", args.output), RecordSettings(args.format, args.field, args.encoding)
     if output.suffix not in WRITERS:
         raise UserError(f"--output={output}: the name must end in {', '.join(WRITERS)}, which sets the format")
     if output.is_dir() or not output.parent.is_dir():

@@ -21,7 +21,7 @@ from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_trans
 from jaxlm.huggingface.weights import some_of
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
-from jaxlm.storage import beside, check_named, read_json, reason, write_text
+from jaxlm.storage import beside, local_path, read_json, reason, write_text
 from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
 from jaxlm.use.model_card import loading_call, model_card
@@ -51,8 +51,7 @@ def export(
 
 def _target(to: str | Path, dtype: str | None) -> Path:
     """Returns the absolute path of the directory to write. Raises UserError if it or the dtype cannot be used."""
-    check_named("--to", str(to))
-    to = Path(os.path.abspath(Path(to).expanduser()))
+    to = Path(os.path.abspath(local_path("--to", to)))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={to} exists and is not empty; set a new directory")
     if dtype not in (None, *DTYPES):
@@ -169,5 +168,5 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for name, size in files.items():
         print(f"{size:>14,}  {name}")
-    print(f"load it with {loading_call(to, args.to)}")
+    print(f"load it with {loading_call(to, os.path.expanduser(args.to))}")
     return 0

@@ -154,6 +154,13 @@ def test_a_checkpoint_with_any_head_is_exported_whole(case, change, config, call
     assert load_trained(given).has_head == (case in ("bert_pretraining", "modernbert_untied"))
 
 
+def test_the_printed_call_names_the_home_directory_as_transformers_needs_it(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_checkpoint(tmp_path / "in", text_file)
+    assert cli.main(["export", "--model=~/in", "--to=~/out"]) == 0
+    assert f"from_pretrained('{tmp_path / 'out'}')" in capsys.readouterr().out
+
+
 def test_a_checkpoint_keeps_its_dtypes_and_its_model_card(text_file, tmp_path):
     given = write_checkpoint(tmp_path / "in", text_file, torch_dtype="float16")
     tensors = load_file(given / "model.safetensors")

@@ -17,6 +17,13 @@ def test_similarity_is_the_cosine():
     assert (jaxlm.similarity(np.zeros((1, 8)), b) == 0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
+def test_the_scale_of_a_vector_does_not_matter(scale):
+    a = np.array([[3.0, 4.0], [0.0, 0.0]]) * scale
+    assert jaxlm.similarity(a, [[1.0, 0.0]]) == pytest.approx(np.array([[0.6], [0.0]]))
+    assert jaxlm.similarity([[3, -4]], [[-4, -3], [3, -4]]) == pytest.approx(np.array([[0.0, 1.0]]))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6))
 def test_nearest_is_exact_for_any_size_of_pieces(queries, rows, k, seed):
@@ -77,6 +84,11 @@ def test_the_corpus_may_be_a_memory_mapped_file(tmp_path):
         ((np.ones((2, 3)), np.ones((0, 3))), "must contain at least one vector"),
         ((np.array([["a"]]), np.ones((2, 1))), "numbers"),
         ((np.ones((2, 3)), np.ones((2, 3)), 0), "k=0: must be at least 1"),
+        ((np.ones((2, 3)), np.ones((2, 3)), "2"), "k must be an int, not str"),
+        ((np.ones((2, 3)), np.ones((2, 3)), 1.5), "k must be an int, not float"),
+        (([[1, 2], [1]], np.ones((2, 2))), "its rows differ in length"),
+        (([[1, np.nan]], np.ones((2, 2))), "queries: a vector contains NaN"),
+        ((np.ones((2, 2)), [[1, np.inf]]), "corpus: a vector contains NaN or infinity"),
     ],
 )
 def test_invalid_arrays_raise_one_sentence(arguments, error):
