@@ -325,7 +325,7 @@ _MODERNBERT = Family(
         Key("norm_bias", "norm_bias", False),
         Key("attention_bias", "attention_bias", False),
         Key("mlp_bias", "feed_forward_bias", False),
-        Key("local_attention", "window", 128, None, lambda width: width // 2 * 2),  # half on each side
+        Key("local_attention", "window", 128, None, lambda width: max(1, width // 2 * 2)),  # half on each side
         Key("layer_types", "layer_pattern", None, None, _read_pattern, _write_pattern),
         Key("rope_parameters.full_attention.rope_theta", "rotary_base", None, None, float),
         Key("rope_parameters.sliding_attention.rope_theta", "local_rotary_base", None, None, float),
