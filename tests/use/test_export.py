@@ -325,7 +325,7 @@ def test_a_head_without_parameters_is_exported(tmp_path):
 
 
 def test_an_export_of_a_causal_model_says_that_transformers_attends_in_both_directions(tmp_path, caplog):
-    run = make_workdir(tmp_path / "run")
+    run = make_workdir(tmp_path / "run", positions="rotary")
     config = json.loads((run / "config.json").read_text())
     config["train"]["objective"] = "causal"
     (run / "config.json").write_text(json.dumps(config))
