@@ -123,11 +123,11 @@ def _holds_run(directory: Path) -> bool:
     if (directory / MARKER).exists() or {entry.name for entry in directory.iterdir()} == {"lock"}:
         return True
     data, config = (_keys(directory / name) for name in ("data.json", "config.json"))
-    if {"directory", "fingerprint"} <= data:
+    if {"directory", "fingerprint"} <= data <= {"directory", "fingerprint", "crc32"}:
         return True
     # `jaxlm config --json` writes the same config.json elsewhere: alone, it is no run.
     written = any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl"))
-    return {"data", "model", "train"} <= config and written
+    return {"checkpoint", "data", "masking", "mesh", "model", "optimizer", "train"} <= config and written
 
 
 def _keys(file: Path) -> set[str]:
