@@ -217,8 +217,9 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     kind.check(config, mesh, phases)
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
-    if start and not before:
+    if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
         start.check(any_size, config.model.extend_positions)
+        start.check_weights()
 
     data = _data_of_run(config, workdir)
     if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added
