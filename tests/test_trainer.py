@@ -64,7 +64,9 @@ def test_training_says_what_cannot_be_exported(settings, lines):
     assert announcements._export_limits(run) == [*lines, "cannot export the tokenizer: it ends words with a space"]
 
     config.train.objective = "causal"
-    assert any("trained to predict each token from those before it" in line for line in announcements._export_limits(run))
+    assert any(
+        "trained to predict each token from those before it" in line for line in announcements._export_limits(run)
+    )
 
 
 def resumes(workdir) -> list[int]:

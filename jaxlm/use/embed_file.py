@@ -128,7 +128,7 @@ def _finished_parts(folder: Path, width: int) -> list[dict[str, int]]:
 
 
 def _shape(file: Path) -> tuple[int, ...] | None:
-    """Returns the shape of the float32 array in a .npy file; None if it is missing, damaged, or holds something else."""
+    """Returns the shape of the float32 array in a .npy file; None if there is none, or the file is damaged."""
     if not file.is_file():  # opening a pipe would wait for its writer
         return None
     try:

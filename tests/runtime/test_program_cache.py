@@ -9,7 +9,6 @@ from jaxlm.errors import UserError
 from jaxlm.runtime.program_cache import DIRECTORY, MAX_BYTES, MAX_SIZE, remove_oldest_programs, set_up_program_cache
 from tests.conftest import environment
 
-
 KEY = "0123456789abcdef" * 4  # as JAX names a program: NAME-KEY-cache
 
 

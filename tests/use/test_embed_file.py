@@ -130,7 +130,10 @@ def test_an_existing_output_is_kept_until_the_new_one_is_complete(workdir, texts
 @pytest.mark.parametrize("ending", [".npy", ".jsonl", ".parquet"])
 def test_only_a_file_of_vectors_is_replaced(workdir, texts, tmp_path, ending, capsys):
     output = tmp_path / f"out{ending}"
-    for write in (lambda: np.save(output.open("wb"), np.zeros(3, np.int64)), lambda: output.write_text('{"text": "x"}\n')):
+    for write in (
+        lambda: np.save(output.open("wb"), np.zeros(3, np.int64)),
+        lambda: output.write_text('{"text": "x"}\n'),
+    ):
         write()
         before = output.read_bytes()
         assert run(workdir, texts, output) == 1
@@ -159,9 +162,7 @@ def test_a_pipe_in_place_of_a_part_is_not_waited_for(workdir, texts, tmp_path, s
     assert len(np.load(output)) == len(TEXTS)
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [("texts.txt", "--field=body"), ("texts.parquet", "--encoding=latin-1")]
-)
+@pytest.mark.parametrize(("name", "option"), [("texts.txt", "--field=body"), ("texts.parquet", "--encoding=latin-1")])
 def test_an_option_without_effect_is_refused(workdir, texts, tmp_path, capsys, name, option):
     (tmp_path / "texts.parquet").touch()
     for arguments in (["embed", f"--output={tmp_path / 'out.npy'}"], ["score"]):
