@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,30 +90,37 @@ class Start:
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
             conversion.check_padding(self.source, before)
-            params = self._read_source(self.source)
-        else:
-            config = load_config(str(self.directory / "config.json"))
-            restored = restore_params(self.directory / "checkpoints", abstract_params(config, theirs), self.step)
-            params = jax.tree.map(np.asarray, restored.state)
-            if not self.has_head:
-                del params["head"]  # of another task
-                _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
+        loaded, step = self._read()
+        params = loaded.params
+        if step is not None and jax.process_index() == 0:
+            print(f"{self.directory}: read the checkpoint of step {step:,}", file=sys.stderr)
+        if loaded.unused:
+            _log.warning("%s: ignored, since a masked language model has none: %s", self.name,
+                         some_of(loaded.unused, 3))  # fmt: skip
+        if loaded.fresh:
+            params.pop("head", None)  # incomplete, or that of another task
+            _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
+        params.pop("discriminator", None)
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
             _extend_positions(params, theirs, encoder, extend_positions)
         return params
 
-    def _read_source(self, source: conversion.Source) -> dict[str, Any]:
-        loaded = conversion.read_params(source, self.encoder)
-        params = loaded.params
-        if loaded.unused:
-            _log.warning("%s: ignored, since a masked language model has none: %s", self.name,
-                         some_of(loaded.unused, 3))  # fmt: skip
-        if loaded.fresh:
-            params.pop("head", None)
-            _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
-        params.pop("discriminator", None)
-        return params
+    def check_weights(self) -> None:
+        """Raises UserError if the weights cannot be read, do not fit their config, or hold NaN or infinity.
+
+        They are not kept: much may be done before `params` is called.
+        """
+        self._read()
+
+    def _read(self) -> tuple[conversion.Loaded, int | None]:
+        """Returns the weights, and the step of a work directory's checkpoint."""
+        if self.source is not None:
+            return conversion.read_params(self.source, self.encoder), None
+        config = load_config(str(self.directory / "config.json"))
+        restored = restore_params(self.directory / "checkpoints", abstract_params(config, self.encoder), self.step)
+        fresh = [] if self.has_head else ["head"]
+        return conversion.Loaded(jax.tree.map(np.asarray, restored.state), fresh, []), restored.step
 
 
 def resolve(name: str, workdir: Path | None = None) -> Start:

@@ -123,11 +123,11 @@ def _holds_run(directory: Path) -> bool:
     if (directory / MARKER).exists() or {entry.name for entry in directory.iterdir()} == {"lock"}:
         return True
     data, config = (_keys(directory / name) for name in ("data.json", "config.json"))
-    if {"directory", "fingerprint"} <= data:
+    if {"directory", "fingerprint"} <= data <= {"directory", "fingerprint", "crc32"}:
         return True
     # `jaxlm config --json` writes the same config.json elsewhere: alone, it is no run.
     written = any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl"))
-    return {"data", "model", "train"} <= config and written
+    return {"checkpoint", "data", "masking", "mesh", "model", "optimizer", "train"} <= config and written
 
 
 def _keys(file: Path) -> set[str]:
@@ -217,8 +217,9 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     kind.check(config, mesh, phases)
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
-    if start and not before:
+    if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
         start.check(any_size, config.model.extend_positions)
+        start.check_weights()
 
     data = _data_of_run(config, workdir)
     if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added

@@ -164,6 +164,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = beside(path, "tmp")
     try:
+        temporary.unlink(missing_ok=True)  # a leftover may be a pipe, or a link to another file
         try:
             yield temporary
             with open(temporary, "rb+") as file:

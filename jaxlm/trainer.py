@@ -1,5 +1,6 @@
 """The training loop: step, log, evaluate, save; it stops on NaN, on a signal, or when the run is complete.
 
+It trains on when nobody reads its output any more, as in `jaxlm train ... | head`: the run's log is in its directory.
 It trains whatever the run's objective is: `run.py` assembles the run, `step.py` the step.
 """
 

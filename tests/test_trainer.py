@@ -37,6 +37,7 @@ LIGHT = ("model.layers=1", "model.dropout=0", "model.attention_dropout=0")
     ("settings", "lines"),
     [
         ({}, []),
+        ({"window": 1}, []),
         (
             {"value_residual": 0.5, "positions": "alibi"},
             ["cannot be exported to Transformers: the nearest family, modernbert, lacks model.positions=alibi,"
@@ -63,6 +64,11 @@ def test_training_says_what_cannot_be_exported(settings, lines):
 
     definable.transformers_files = refuse
     assert announcements._export_limits(run) == [*lines, "cannot export the tokenizer: it ends words with a space"]
+
+    config.train.objective = "causal"
+    assert any(
+        "trained to predict each token from those before it" in line for line in announcements._export_limits(run)
+    )
 
 
 def resumes(workdir) -> list[int]:

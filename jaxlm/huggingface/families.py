@@ -263,9 +263,9 @@ def _write_pattern(pattern: str, encoder: EncoderConfig) -> list[str]:
 
 
 def _read_window(width: int) -> int:
-    if width < 2:
-        raise ValueError("a token would see only itself")
-    return width // 2 * 2  # half of it on each side
+    if width < 1:
+        raise ValueError("a token would not see itself")
+    return max(1, width // 2 * 2)  # half of it on each side
 
 
 def _modernise(config: dict[str, Any]) -> dict[str, Any]:

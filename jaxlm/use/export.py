@@ -19,12 +19,13 @@ from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
 from jaxlm.huggingface.weights import some_of
+from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import beside, local_path, read_json, reason, write_text
 from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
-from jaxlm.use.model_card import loading_call, model_card
+from jaxlm.use.model_card import is_causal, loading_call, model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
 _TOKENIZER_FILES = (
@@ -60,6 +61,8 @@ def _target(to: str | Path, dtype: str | None) -> Path:
 
 
 def _export(trained: Trained, to: Path, family: str | None, dtype: str | None) -> Path:
+    if is_causal(trained):
+        _log.warning(EXPORT_NOTE)
     source, root = trained.source, sentence_transformers_root(trained.directory) if trained.source else None
     whole = source is not None and family in (None, source.family.name)
     kind = source.family if source and whole else _family_of(trained, family)

@@ -118,7 +118,8 @@ def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Tr
     )
     saved = restore_params(directory / "checkpoints", shapes, step)
     has_head = OBJECTIVES[config.train.objective].predicts_tokens
-    params = saved.state if has_head else {"encoder": saved.state["encoder"]}
+    # A head may have no parameters: with a tied output, without a bias and a transform.
+    params = {"head": {}} | saved.state if has_head else {"encoder": saved.state["encoder"]}
     phases = phases_of(config)
     encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)].rotary_base)
     counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)

@@ -18,9 +18,9 @@ from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
-from jaxlm.storage import standard_input_lines
+from jaxlm.storage import check_named, standard_input_lines
 from jaxlm.text.filters import Tally
-from jaxlm.text.records import FORMATS, RecordSettings, read_records
+from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
 VARIANTS = ("within-word", "original")
@@ -176,6 +176,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("text", nargs="*", help="texts (default: the lines of --input or of standard input)")
     args = parser.parse_args(argv)
+    if args.input is not None:
+        check_named("--input", args.input)
     if args.input and args.text:
         raise UserError("give either texts or --input, not both")
     for option in ("format", "field", "encoding"):
@@ -184,6 +186,7 @@ def main(argv: Sequence[str]) -> int:
     records = RecordSettings(args.format, args.field, args.encoding)
     texts: Iterable[str] = args.text or standard_input_lines()
     if args.input:
+        check_options(args.input, records)
         texts = read_records(args.input, records, Tally())
     trained = load_named(args)
     nothing = "no text given: pass it as an argument, with --input, or on standard input"

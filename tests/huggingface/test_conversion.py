@@ -336,7 +336,7 @@ def test_settings_that_do_not_change_the_function_are_ignored():
         ("roberta", lambda t: t, {"is_causal": True}, "is_causal=True is not supported for the family roberta"),
         ("distilbert", lambda t: t, {"is_causal": True}, "is_causal=True is not supported"),
         ("modernbert", lambda t: t, {"is_causal": True}, "is_causal=True is not supported"),
-        ("modernbert", lambda t: t, {"local_attention": 1}, "local_attention=1 is not supported"),
+        ("modernbert", lambda t: t, {"local_attention": 0}, "local_attention=0 is not supported"),
         ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
          "rope_parameters.full_attention.rope_type='yarn' is not supported"),

@@ -339,6 +339,29 @@ def test_the_model_card_states_the_masking_and_the_parameters_of_the_run(tmp_pat
     assert "| masking | 40% of the tokens at the beginning, changing linearly to 15% at the end, scheme token |" in card
 
 
+def test_a_head_without_parameters_is_exported(tmp_path):
+    """With a tied output, without a bias and a transform: a ModernBERT needs a transform, here the identity."""
+    given = load_trained(make_workdir(tmp_path / "run", positions="rotary", head_transform=False, output_bias=False))
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    exported = load_trained(export(tmp_path / "run", tmp_path / "out"))
+    assert exported.has_head
+    tokens = np.arange(5, 25, dtype=np.int32)[None]
+    found, expected = (jax.jit(t.model.apply)({"params": t.params}, tokens) for t in (exported, given))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_an_export_of_a_causal_model_says_that_transformers_attends_in_both_directions(tmp_path, caplog):
+    run = make_workdir(tmp_path / "run", positions="rotary")
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["objective"] = "causal"
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").write_text("")
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    for text in (card, caplog.text):
+        assert "trained to predict each token from those before it" in text
+    assert "fill-mask" not in card
+
+
 def test_a_checkpoint_with_a_vocabulary_only_is_exported_with_its_rules(text_file, tmp_path):
     given = write_checkpoint(tmp_path / "given", text_file)
     (given / "tokenizer_config.json").unlink()

@@ -46,6 +46,14 @@ def test_a_step_is_selected_by_its_number_or_by_name(workdir, step, expected):
     assert jaxlm.load(workdir, step=step).trained.step == expected
 
 
+def test_the_best_step_has_the_metric_of_the_newest(tmp_path):
+    """Losses on 8 rows and on all rows cannot be compared, and a run that goes on with another metric says so."""
+    for step, score, metric in ((1, 1.0, "loss on 8 rows"), (2, 3.0, "loss on all rows"), (3, 4.0, "loss on all rows")):
+        checkpoints = Checkpoints(tmp_path, keep=5, metric=metric)
+        checkpoints.save(step, {"params": {"w": np.full(1, step, np.float32)}}, {}, score=score, wait=True)
+    assert find_step(tmp_path, "best") == checkpoints.best()[0] == 2
+
+
 def test_the_best_step_is_the_highest_score_where_higher_is_better(workdir, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=10, higher_is_better=True)
     for step, score in ((1, 0.7), (2, 0.9), (3, 0.8)):
