@@ -3,6 +3,7 @@
 Checkpoints, tokenizers and records may have been written by other programs or damaged, so no value is trusted.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from jaxlm.errors import UserError
@@ -92,3 +93,9 @@ def shown(value: Any) -> str:
 def cut(text: str) -> str:
     """Returns a text for a message, cut to 80 characters."""
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(values: Iterable[Any], most: int = 20) -> str:
+    """Returns values for a message: the first `most`, each cut if it is long, and the number of the others."""
+    texts = [cut(str(value)) for value in values]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
