@@ -258,7 +258,7 @@ def _as_kind(key: str, value: Any, setting: Setting) -> Any:
     kind = setting.type
     try:
         if kind is tuple:
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
+            if isinstance(value, str | dict) or not hasattr(value, "__iter__"):
                 raise TypeError
             return tuple(dict(entry) if setting.item is dict else setting.item(entry) for entry in value)
         if kind is int:

@@ -10,7 +10,7 @@ from jaxlm.errors import UserError
 
 _REQUIRED: Any = object()
 _LARGEST = 3.4e38  # of float32
-_KINDS = {
+KINDS: dict[type, str] = {  # of values in JSON
     int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "an object", list: "a list",
 }  # fmt: skip
 
@@ -54,21 +54,21 @@ class Record:
         for number, value in enumerate(values if values is not default else ()):
             if not is_kind(value, kind):
                 raise UserError(
-                    f"{self.where}: {key}, item {number}: {shown(value)}: expected {_KINDS[kind]}; {self._remedy}"
+                    f"{self.where}: {key}, item {number}: {shown(value)}: expected {KINDS[kind]}; {self._remedy}"
                 )
         return values
 
     def error(self, key: str, expected: str) -> UserError:
-        return UserError(f"{self.where}: {key}={shown(self.content.get(key))}: {expected}; {self._remedy}")
+        return UserError(f"{self.where}: {cut(key)}={shown(self.content.get(key))}: {expected}; {self._remedy}")
 
     def _value(self, key: str, kind: type, default: Any) -> Any:
         value = self.content.get(key)
         if value is None:
             if default is _REQUIRED:
-                raise UserError(f"{self.where} lacks {key}; {self._remedy}")
+                raise UserError(f"{self.where} lacks {cut(key)}; {self._remedy}")
             return default
         if not is_kind(value, kind):
-            raise self.error(key, f"expected {_KINDS[kind]}")
+            raise self.error(key, f"expected {KINDS[kind]}")
         return value
 
 
