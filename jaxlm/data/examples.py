@@ -31,6 +31,7 @@ from jaxlm.typed import cut, listed, shown
 FORMATS = ("tsv", "csv", "jsonl")
 MANY_LABELS = 20  # with more, a column in which most examples have a label of their own is refused
 SHORTEST_EXAMPLE = 4  # tokens, begin and end included: a row of L tokens has room for L / 4 examples
+_TRAIN = ""  # the name of the training examples among the evaluation sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
 
 
@@ -81,7 +82,7 @@ def read_examples(config: Any) -> ExampleData:
             "Hugging Face directory, or tokenizer.path to a tokenizer"
         )
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.words)
-    sets = {"train": Path(task.train)} | {name: Path(path) for name, path in evaluation_files(config).items()}
+    sets = {_TRAIN: Path(task.train)} | {name: Path(path) for name, path in evaluation_files(config).items()}
     tables = {name: list(_read_table(path, task, config.data)) for name, path in sets.items()}
     labels = _labels_of(tables, sets, task)
     longest = max(phase.sequence_length for phase in phases_of(config))
@@ -99,7 +100,7 @@ def read_examples(config: Any) -> ExampleData:
     for examples in found.values():
         for array in (*examples.tokens, *examples.token_types, examples.labels):
             digest.update(np.ascontiguousarray(array).tobytes())
-    train = found.pop("train")
+    train = found.pop(_TRAIN)
     return ExampleData(Path(task.train).absolute(), digest.hexdigest()[:32], tokenizer, train, found, labels)
 
 
@@ -181,7 +182,7 @@ def _labels_of(tables: Mapping[str, Sequence[tuple[list[str], str | None]]], pat
             raise UserError(f"{paths[name]}: all texts in {', '.join(task.text)} are empty; set task.text")
         if all(label is None for _, label in table):
             raise UserError(f"{paths[name]}: no example has a label in {task.label}; set task.label")
-    found = Counter(label for _, label in tables["train"] if label is not None)
+    found = Counter(label for _, label in tables[_TRAIN] if label is not None)
     labels = tuple(task.labels) or tuple(sorted(found))
     if len(labels) < 2:
         raise UserError(f"{task.train} has only the label {labels[0]} in {task.label}; at least 2 labels are needed")

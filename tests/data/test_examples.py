@@ -168,6 +168,14 @@ def test_an_evaluation_file_without_labels_is_refused(tokenizer, tmp_path):
         read_examples(make_config(tokenizer, tmp_path / "a.tsv", evaluation=(str(tmp_path / "dev.tsv"),)))
 
 
+def test_an_evaluation_set_called_train_does_not_replace_the_training_examples(tokenizer, tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na\tyes\nb\tno\nc\tno\n")
+    (tmp_path / "b.tsv").write_text("sentence\tlabel\nd\tyes\n")
+    data = read_examples(make_config(tokenizer, tmp_path / "a.tsv", evaluation=(f"train={tmp_path / 'b.tsv'}",)))
+    assert len(data.train) == 3
+    assert {name: len(examples) for name, examples in data.evaluation.items()} == {"train": 1}
+
+
 def test_a_message_quotes_at_most_a_part_of_long_names(tokenizer, tmp_path):
     names = [f"column{number}" * 30 for number in range(1000)]
     (tmp_path / "a.tsv").write_text("\t".join(names) + "\n")
