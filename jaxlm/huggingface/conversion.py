@@ -174,7 +174,7 @@ def longest_text(source: Source, encoder: EncoderConfig) -> int:
     table and of tokenizer_config.json."""
     longest = encoder.max_positions - encoder.position_offset
     file = source.directory / "tokenizer_config.json"
-    limit = Record(file, read_json(file)).number("model_max_length", None) if file.is_file() else None
+    limit = Record(file, read_json(file)).number("model_max_length", None, at_least=3) if file.is_file() else None
     return min(longest, int(limit)) if limit else longest
 
 

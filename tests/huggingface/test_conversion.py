@@ -424,6 +424,10 @@ def test_the_longest_text_is_limited_by_position_table_and_tokenizer(tmp_path):
     assert conversion.longest_text(source, encoder) == 16
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
     assert conversion.longest_text(source, encoder) == 30
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')
+    assert "model_max_length=1: expected a finite number of at least 3" in error_of(
+        conversion.longest_text, source, encoder
+    )
 
 
 def test_the_tables_cover_every_parameter_once():
