@@ -260,7 +260,7 @@ def _as_kind(key: str, value: Any, setting: Setting) -> Any:
     kind = setting.type
     try:
         if kind is tuple:
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
+            if isinstance(value, str | dict) or not hasattr(value, "__iter__"):
                 raise TypeError
             return tuple(dict(entry) if setting.item is dict else setting.item(entry) for entry in value)
         if kind is int:
@@ -428,6 +428,11 @@ def _check_together(config: ConfigDict) -> None:
          "train.objective=classify needs task.train, a file of labelled examples"),
         (len(task.text) in (1, 2) and all(task.text),
          f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma"),
+        (len({*task.text, task.label}) > len(task.text),
+         f"task.text={','.join(task.text)} and task.label={task.label}: must be different columns"),
+        (len(set(task.labels)) == len(task.labels), f"task.labels={','.join(task.labels)}: a label occurs twice"),
+        (all(label and label == label.strip() for label in task.labels),
+         f"task.labels={','.join(task.labels)}: a label is empty, or has a space before or after it"),
         (all(name and path for name, path in task_files), f"task.evaluation={task.evaluation}: expected NAME=FILE"),
         (len(set(task_names)) == len(task_names), f"task.evaluation={task.evaluation}: two files have the same name"),
         (_are_names(task_names), f"task.evaluation={task.evaluation}: names may contain letters, digits, - and _"),

@@ -236,6 +236,11 @@ def test_command_lines_give_values_with_an_equal_sign_or_a_space():
     (["train.objective=classify"], ["train.objective=classify", "task.train"]),
     (["task.text="], ["task.text=", "column"]),
     (["task.text=a,b,c"], ["task.text=a,b,c", "two columns"]),
+    (["task.text=label"], ["task.text=label", "task.label=label", "different columns"]),
+    (["task.text=a,a"], ["task.text=a,a", "different columns"]),
+    (["task.labels=0,1,1"], ["task.labels=0,1,1", "twice"]),
+    (['task.labels=["0",""]'], ["task.labels=0,", "empty"]),
+    (['task.labels=["0"," 1"]'], ["task.labels=0, 1", "space"]),
     (["task.evaluation=a.tsv,b.tsv"], ["task.evaluation", "same name"]),
     (["task.evaluation=../x=a.tsv"], ["task.evaluation", "letters"]),
     (["task.evaluation=x="], ["task.evaluation", "NAME=FILE"]),
@@ -510,6 +515,12 @@ def test_a_config_json_that_is_not_utf8_is_rejected(tmp_path):
 
 
 # Resuming
+
+
+def test_an_object_in_place_of_a_list_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"path": {"a": 1}}}')
+    with pytest.raises(UserError, match=r"data\.path=\{'a': 1\}: expected a list"):
+        load_config(str(tmp_path / "config.json"))
 
 
 ANOTHER = {bool: "false", int: "77", float: "0.77", str: "other", tuple: "3,4"}

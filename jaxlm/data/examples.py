@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from jaxlm.data.permutation import permute
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
-from jaxlm.text.formats import ending, json_records, table_rows
+from jaxlm.text.formats import format_of, json_records, table_rows
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.typed import cut, listed, shown
 
-FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+FORMATS = ("tsv", "csv", "jsonl")
+MANY_LABELS = 20  # with more, a column in which most examples have a label of their own is refused
 SHORTEST_EXAMPLE = 4  # tokens, begin and end included: a row of L tokens has room for L / 4 examples
+_TRAIN = ""  # the name of the training examples among the evaluation sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
 
 
@@ -78,11 +82,9 @@ def read_examples(config: Any) -> ExampleData:
             "Hugging Face directory, or tokenizer.path to a tokenizer"
         )
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.words)
-    sets = {"train": Path(task.train)} | {name: Path(path) for name, path in evaluation_files(config).items()}
-    tables = {name: list(_read_table(path, task)) for name, path in sets.items()}
-    labels = tuple(task.labels) or tuple(sorted({label for _, label in tables["train"] if label is not None}))
-    if len(labels) < 2:
-        raise UserError(f"{task.train} has {len(labels)} different labels in {task.label}; at least 2 are needed")
+    sets = {_TRAIN: Path(task.train)} | {name: Path(path) for name, path in evaluation_files(config).items()}
+    tables = {name: list(_read_table(path, task, config.data)) for name, path in sets.items()}
+    labels = _labels_of(tables, sets, task)
     longest = max(phase.sequence_length for phase in phases_of(config))
     found = {
         name: _tokenized(table, tokenizer, labels, longest, sets[name], task.label) for name, table in tables.items()
@@ -98,56 +100,110 @@ def read_examples(config: Any) -> ExampleData:
     for examples in found.values():
         for array in (*examples.tokens, *examples.token_types, examples.labels):
             digest.update(np.ascontiguousarray(array).tobytes())
-    train = found.pop("train")
+    train = found.pop(_TRAIN)
     return ExampleData(Path(task.train).absolute(), digest.hexdigest()[:32], tokenizer, train, found, labels)
 
 
-def _read_table(path: Path, task: Any) -> Iterator[tuple[list[str], str | None]]:
-    """Yields (texts, label) for each example of a file."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: set task.train and task.evaluation to the files with the examples")
-    kind = FORMATS.get(ending(path))
-    if kind is None:
-        raise UserError(f"{path}: examples are read from .tsv, .csv and .jsonl files")
+def _read_table(path: Path, task: Any, settings: Any) -> Iterator[tuple[list[str], str | None]]:
+    """Yields (texts, label) for each example of a file; `settings` are those of section `data`."""
+    if not os.path.isfile(path):
+        wrong = "is a folder, a pipe or a device" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{path} {wrong}: set task.train and task.evaluation to the files with the examples")
+    kind = format_of(path, settings)
+    if kind not in FORMATS:
+        raise UserError(
+            f"{path} has the format {kind}, but examples are read from {', '.join(FORMATS)}; set data.format to one of "
+            "these if the file has it, or convert the file"
+        )
     names = [*task.text, task.label]
     if kind == "jsonl":
-        for place, record in json_records(path, "utf-8", task.text[0]):
-            yield _fields(record, names, place)
+        for place, record in json_records(path, settings.encoding, task.text[0]):
+            yield _fields_of_json(record, names, place)
         return
-    table = table_rows(path, kind, "utf-8")
+    table = table_rows(path, kind, settings.encoding)
     header: list[str] = []
     if task.header:
-        _, header = next(table, (1, []))
+        line, header = next(table, (1, []))
+        _check_header(header, names, f"{path}, line {line}")
     for number, row in table:
-        header = header or [str(column) for column in range(len(row))]
+        if not header:
+            header = [str(column) for column in range(len(row))]
+            _check_header(header, names, f"{path}, line {number}")
         if len(row) != len(header):
             raise UserError(f"{path}, line {number}: {len(row)} columns instead of {len(header)}; fix the line")
-        yield _fields(dict(zip(header, row, strict=True)), names, f"{path}, line {number}")
+        record = dict(zip(header, row, strict=True))
+        yield [record[name] for name in task.text], record[task.label].strip() or None
 
 
-def _fields(record: Mapping[str, Any], names: Sequence[str], place: str) -> tuple[list[str], str | None]:
-    """Returns the texts and the label of a record; None if it has no label."""
-    *texts, label = names
-    for name in texts:
+def _check_header(header: Sequence[str], names: Sequence[str], place: str) -> None:
+    """Raises UserError unless each column (those of the texts, and last that of the label) occurs once in a header."""
+    for name in names if header else ():
+        if header.count(name) > 1:
+            raise UserError(f"{place}: two columns have the name {name}; rename one of them")
+        if name not in header:
+            raise _missing_column(name, header, place, "task.label" if name == names[-1] else "task.text")
+
+
+def _missing_column(name: str, names: Iterable[str], place: str, setting: str) -> UserError:
+    return UserError(f"{place}: there is no column {name}; the columns are {listed(names)}: set {setting}")
+
+
+def _fields_of_json(record: Mapping[str, Any], names: Sequence[str], place: str) -> tuple[list[str], str | None]:
+    """Returns the texts and the label of a JSON object; the label is None if it is missing, null or empty."""
+    *columns, column = names
+    texts = []
+    for name in columns:
         if name not in record:
-            raise UserError(f"{place}: there is no column {name}; the columns are {', '.join(record)}: set task.text")
-    value = record.get(label)
-    text = "" if value is None else str(value).strip()
-    return [str(record[name]) for name in texts], text or None
+            raise _missing_column(name, record, place, "task.text")
+        text = "" if record[name] is None else record[name]
+        if not isinstance(text, str):
+            raise UserError(f"{place}: {name}={shown(text)}: expected text; set task.text to a field with text")
+        texts.append(text)
+    label = "" if record.get(column) is None else record[column]
+    if not isinstance(label, str | int):
+        raise UserError(
+            f"{place}: {column}={shown(label)}: expected text, a whole number, true or false; fix the label, or set "
+            "task.label to the field with the label"
+        )
+    label = label if isinstance(label, str) else json.dumps(label)
+    if any("\ud800" <= character <= "\udfff" for character in label):
+        raise UserError(f"{place}: {column}={label!a} contains half of a surrogate pair; fix the label")
+    return texts, label.strip() or None
+
+
+def _labels_of(tables: Mapping[str, Sequence[tuple[list[str], str | None]]], paths: Mapping[str, Path],
+               task: Any) -> tuple[str, ...]:  # fmt: skip
+    """Returns the names of the labels. Raises UserError if a file has no example, text or label, or they make no sense
+    as classes."""
+    for name, table in tables.items():
+        if not table:
+            raise UserError(f"{paths[name]} holds no example")
+        if not any(text.strip() for texts, _ in table for text in texts):
+            raise UserError(f"{paths[name]}: all texts in {', '.join(task.text)} are empty; set task.text")
+        if all(label is None for _, label in table):
+            raise UserError(f"{paths[name]}: no example has a label in {task.label}; set task.label")
+    found = Counter(label for _, label in tables[_TRAIN] if label is not None)
+    labels = tuple(task.labels) or tuple(sorted(found))
+    if len(labels) < 2:
+        raise UserError(f"{task.train} has only the label {labels[0]} in {task.label}; at least 2 labels are needed")
+    if len(found) > max(MANY_LABELS, found.total() / 2):
+        raise UserError(
+            f"{task.train} has {len(found):,} different labels in {task.label} for {found.total():,} examples, too few "
+            "for each to learn from; set task.label to the column with the class"
+        )
+    return labels
 
 
 def _tokenized(
     table: Sequence[tuple[list[str], str | None]], tokenizer: Tokenizer, labels: Sequence[str], longest: int,
     path: Path, column: str,
 ) -> Examples:  # fmt: skip
-    if not table:
-        raise UserError(f"{path} holds no example")
     number = {label: index for index, label in enumerate(labels)}
     unknown = Counter(label for _, label in table if label is not None and label not in number)
     if unknown:
         name, count = unknown.most_common(1)[0]
         raise UserError(
-            f"{path}: {count} examples have the label {name} in {column}, which is not one of {', '.join(labels)}; "
+            f"{path}: {count} examples have the label {cut(name)} in {column}, which is not one of {listed(labels)}; "
             "fix the file, or set task.label or task.labels"
         )
     parts = [[encoding.ids for encoding in tokenizer.encode_batch(column)]

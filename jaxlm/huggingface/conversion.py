@@ -30,9 +30,9 @@ from jaxlm.huggingface.weights import (
 )
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
-from jaxlm.storage import read_json, read_text, reason
+from jaxlm.storage import read_json, read_text
 from jaxlm.tokenizer.tokenizer import Tokenizer
-from jaxlm.typed import Record, records, shown
+from jaxlm.typed import KINDS, Record, records, shown
 
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
@@ -110,6 +110,9 @@ def is_checkpoint(directory: Path) -> bool:
     try:
         return "model_type" in read_json(directory / "config.json")
     except UserError:
+        weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
+        if weights and (directory / "config.json").exists():
+            raise  # it is the damaged config.json of a checkpoint
         return False  # then it is read as the config of a run, with the same error
 
 
@@ -118,18 +121,15 @@ def read_source(directory: Path) -> Source:
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json, so it is not a Transformers checkpoint")
     file = directory / "config.json"
-    config = read_json(file)
-    name = Record(file, config).text("model_type")
+    record = Record(file, read_json(file))
+    name = record.text("model_type")
     if name not in FAMILIES:
         raise UserError(
-            f"{directory} has the family {name!r}, which is not supported; supported are {', '.join(sorted(FAMILIES))}"
+            f"{directory} has the family {shown(name)}, which is not supported; supported are "
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    try:
-        return Source(directory, FAMILIES[name].modernise(config), FAMILIES[name])
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{file}: the attention layers or rotary bases are not those of a {name} ({reason(error)}): fetch it again"
-        ) from error
+    record.items("architectures", str, [])
+    return Source(directory, FAMILIES[name].modernise(record), FAMILIES[name])
 
 
 # Config
@@ -148,7 +148,11 @@ def model_settings(source: Source) -> dict[str, Any]:
         value = _dotted(config, key.theirs, key.default)
         try:
             settings[key.ours] = key.read(value)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except TypeError as error:
+            raise UserError(
+                f"{where}: {key.theirs}={shown(value)}: expected {KINDS[key.kind]}; fetch the file again"
+            ) from error
+        except (KeyError, ValueError, OverflowError) as error:
             known = f"; supported are {', '.join(map(str, key.values))}" if key.values else ""
             raise UserError(f"{where}: {key.theirs}={shown(value)} is not supported{known}") from error
         if wrong := wrong_value(f"model.{key.ours}", settings[key.ours]):
@@ -156,6 +160,11 @@ def model_settings(source: Source) -> dict[str, Any]:
     for name in ("vocab_size", "max_positions"):
         if settings.get(name) == 0:
             raise UserError(f"{where}: its {name} is 0: must be at least 1; fetch the file again")
+    if settings["position_offset"] >= settings["max_positions"]:
+        raise UserError(
+            f"{where}: pad_token_id={settings['position_offset'] - 1}: its {settings['max_positions']} positions begin"
+            " after this row, so none is left; fetch the file again"
+        )
     if settings["width"] % settings["heads"]:
         raise UserError(
             f"{where}: its {settings['heads']} attention heads do not divide its width {settings['width']}; fetch the"
@@ -183,7 +192,7 @@ def longest_text(source: Source, encoder: EncoderConfig) -> int:
     table and of tokenizer_config.json."""
     longest = encoder.max_positions - encoder.position_offset
     file = source.directory / "tokenizer_config.json"
-    limit = Record(file, read_json(file)).number("model_max_length", None) if file.is_file() else None
+    limit = Record(file, read_json(file)).number("model_max_length", None, at_least=3) if file.is_file() else None
     return min(longest, int(limit)) if limit else longest
 
 

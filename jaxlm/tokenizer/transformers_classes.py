@@ -14,6 +14,7 @@ from typing import Any
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.special_tokens import added_entries, config_beside, find_role_ids
 from jaxlm.tokenizer.tokenizer_json import vocabulary_of
+from jaxlm.typed import cut, shown
 
 Definition = dict[str, Any]
 _log = logging.getLogger("jaxlm")
@@ -69,16 +70,15 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
             f"{file.with_name('tokenizer_config.json')} sets split_special_tokens, with which Transformers finds no"
             " special token in a text; jaxlm does not support it: remove the key"
         )
-    model = config_beside(file, "config.json")
-    family = model.get("model_type")
+    family = config_beside(file, "config.json").text("model_type", "")
     if family in _AS_WRITTEN_FAMILIES:
         return "", AS_WRITTEN
     for where in ("tokenizer_config.json", "config.json"):
-        if name := config_beside(file, where).get("tokenizer_class"):
-            short = str(name).removesuffix("Fast")
+        if name := config_beside(file, where).text("tokenizer_class", ""):
+            short = name.removesuffix("Fast")
             if short not in _CLASSES:
                 raise UserError(
-                    f"{file.with_name(where)} names the tokenizer class {name}, which is not supported; if a"
+                    f"{file.with_name(where)} names the tokenizer class {cut(name)}, which is not supported; if a"
                     ' tokenizer.json defines the whole tokenizer, set "tokenizer_class": "PreTrainedTokenizerFast"'
                 )
             return short, _CLASSES[short]
@@ -86,8 +86,8 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
         return "", AS_WRITTEN
     if family not in _CLASS_OF_FAMILY:
         raise UserError(
-            f"{file.with_name('config.json')} has the family {family!r}, whose tokenizer class is not known; name the"
-            ' class in tokenizer_config.json, such as "tokenizer_class": "PreTrainedTokenizerFast"'
+            f"{file.with_name('config.json')} has the family {shown(family)}, whose tokenizer class is not known; name"
+            ' the class in tokenizer_config.json, such as "tokenizer_class": "PreTrainedTokenizerFast"'
         )
     name = _CLASS_OF_FAMILY[family]
     return name, _CLASSES[name]
@@ -96,8 +96,8 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
 def require_sentencepiece(file: Path) -> None:
     """Raises UserError if the class of a .model file has other token ids than the file."""
     model = config_beside(file, "config.json")
-    names = [config_beside(file, "tokenizer_config.json").get("tokenizer_class"), model.get("tokenizer_class")]
-    name = str(next(filter(None, [*names, _CLASS_OF_FAMILY.get(str(model.get("model_type")))]), ""))
+    names = [config.text("tokenizer_class", "") for config in (config_beside(file, "tokenizer_config.json"), model)]
+    name = next(filter(None, [*names, _CLASS_OF_FAMILY.get(model.text("model_type", ""))]), "")
     if name.startswith(_RENUMBERED):
         raise UserError(
             f"{file} is the model of a {name}, whose token ids differ from those in the file; use its tokenizer.json,"
@@ -117,10 +117,7 @@ def require_kind(file: Path, *kinds: str) -> None:
 
 def setting(file: Path, name: str, default: bool | None) -> bool | None:
     """Returns a setting of the tokenizer_config.json beside a file that is true, false or null, or its default."""
-    value = config_beside(file, "tokenizer_config.json").get(name)
-    if value is not None and not isinstance(value, bool):
-        raise UserError(f"{file.with_name('tokenizer_config.json')}: {name}={value!r}: must be true or false")
-    return default if value is None else value
+    return config_beside(file, "tokenizer_config.json").boolean(name, default)
 
 
 def as_transformers(file: Path, definition: Definition) -> Definition:
@@ -139,7 +136,7 @@ def as_transformers(file: Path, definition: Definition) -> Definition:
     own = definition.get("added_tokens") or []
     vocabulary = vocabulary_of(definition | {"added_tokens": []})
     found = rebuilt | {"added_tokens": added_entries(file, own, vocabulary, keep=kind == AS_WRITTEN)}
-    if kind == AS_WRITTEN and config_beside(file, "config.json").get("model_type"):
+    if kind == AS_WRITTEN and config_beside(file, "config.json").text("model_type", ""):
         _warn_of_frame(file, found)
     return found
 

@@ -231,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument("--top", type=int, help="number of words for each mask (default 5)")
-    parser.add_argument("--targets", default="", metavar="WORD,...", help="compare these words only; a word that is "
+    parser.add_argument("--targets", metavar="WORD,...", help="compare these words only; a word that is "
                         "not one token is left out with a warning")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object: a list of the texts")
     parser.add_argument("text", nargs="*", help="texts that contain the model's mask token, [MASK] or <mask> (default: "
@@ -239,8 +239,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: must be at least 1")
-    targets = [word.strip() for word in args.targets.split(",") if word.strip()]
-    if args.targets and not targets:
+    targets = [word.strip() for word in (args.targets or "").split(",") if word.strip()]
+    if args.targets is not None and not targets:
         raise UserError(f"--targets={args.targets}: expected words separated by commas, such as is,was")
     if targets and args.top is not None:
         raise UserError(f"--top={args.top} has no effect beside --targets, all of which are shown: remove one of them")

@@ -103,10 +103,33 @@ def test_pairs_are_cut_at_the_longest_and_keep_their_types(tokenizer, tmp_path):
     ("content", "task", "message"),
     [
         ("sentence\tlabel\na cat\tyes\nb\n", {}, r"a\.tsv, line 3: 1 columns instead of 2"),
-        ("text\tlabel\na cat\tyes\n", {}, r"a\.tsv, line 2: there is no column sentence; the columns are text, label"),
-        ("sentence\tlabel\na cat\tyes\nb\tyes\n", {}, r"has 1 different labels in label; at least 2 are needed"),
+        (
+            "text\tlabel\na cat\tyes\n",
+            {},
+            r"a\.tsv, line 1: there is no column sentence; the columns are text, label: set task\.text",
+        ),
+        ("sentence\tlabel\na cat\tyes\nb\tyes\n", {}, r"has only the label yes in label; at least 2 labels are needed"),
         ("sentence\tlabel\na\tyes\nb\tno\nc\tmaybe\n", {"labels": ("no", "yes")}, r"1 examples have the label maybe"),
         ("sentence\tlabel\n", {"labels": ("no", "yes")}, r"holds no example"),
+        ("", {}, r"a\.tsv holds no example"),
+        (
+            "sentence\tlabel\na\tyes\nb\tno\n",
+            {"label": "lable", "labels": ("no", "yes")},
+            r"no column lable; .*task\.label",
+        ),
+        (
+            "a\tyes\nb\tno\n",
+            {"header": False, "text": ("0",), "label": "7"},
+            r"there is no column 7; the columns are 0, 1",
+        ),
+        ("sentence\tlabel\tlabel\na\tyes\tno\n", {}, r"line 1: two columns have the name label; rename one"),
+        ("sentence\tlabel\na\t\nb\t\n", {"labels": ("no", "yes")}, r"a\.tsv: no example has a label in label"),
+        ("sentence\tlabel\n\tyes\n \tno\n", {}, r"a\.tsv: all texts in sentence are empty; set task\.text"),
+        (
+            "sentence\tlabel\n" + "".join(f"a\t{n}\n" for n in range(50)),
+            {},
+            r"50 different labels in label for 50 examples",
+        ),
     ],
 )
 def test_bad_tables_are_refused_in_one_sentence(tokenizer, tmp_path, content, task, message):
@@ -115,9 +138,75 @@ def test_bad_tables_are_refused_in_one_sentence(tokenizer, tmp_path, content, ta
         read_examples(make_config(tokenizer, tmp_path / "a.tsv", **task))
 
 
-def test_a_missing_file_is_named(tokenizer, tmp_path):
-    with pytest.raises(UserError, match=r"there is no file .*missing\.tsv"):
-        read_examples(make_config(tokenizer, tmp_path / "missing.tsv"))
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"sentence": ["a"], "label": "no"}, r"a\.jsonl, line 3: sentence=\['a'\]: expected text; set task\.text"),
+        ({"sentence": 3, "label": "no"}, r"line 3: sentence=3: expected text"),
+        ({"label": "no"}, r"line 3: there is no column sentence; the columns are label: set task\.text"),
+        ({"sentence": "a", "label": ["no"]}, r"line 3: label=\['no'\]: expected text, a whole number, true or false"),
+        ({"sentence": "a", "label": 1.0}, r"line 3: label=1\.0: expected text, a whole number"),
+        ({"sentence": "a", "label": "\ud800"}, r"line 3: label='.ud800' contains half of a surrogate pair"),
+    ],
+)
+def test_values_of_json_that_are_no_text_and_no_label_are_refused(tokenizer, tmp_path, record, message):
+    records = [{"sentence": "a", "label": "yes"}, {"sentence": "b", "label": "no"}, record]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(UserError, match=message):
+        read_examples(make_config(tokenizer, tmp_path / "a.jsonl"))
+
+
+def test_labels_of_json_are_spelled_as_in_the_file(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"sentence": "a", "label": true}\n{"sentence": "b", "label": false}\n')
+    assert read_examples(make_config(tokenizer, tmp_path / "a.jsonl")).labels == ("false", "true")
+
+
+def test_an_evaluation_file_without_labels_is_refused(tokenizer, tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na\tyes\nb\tno\n")
+    (tmp_path / "dev.tsv").write_text("sentence\tindex\na\t1\n")
+    with pytest.raises(UserError, match=r"dev\.tsv, line 1: there is no column label; the columns are sentence, index"):
+        read_examples(make_config(tokenizer, tmp_path / "a.tsv", evaluation=(str(tmp_path / "dev.tsv"),)))
+
+
+def test_an_evaluation_set_called_train_does_not_replace_the_training_examples(tokenizer, tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na\tyes\nb\tno\nc\tno\n")
+    (tmp_path / "b.tsv").write_text("sentence\tlabel\nd\tyes\n")
+    data = read_examples(make_config(tokenizer, tmp_path / "a.tsv", evaluation=(f"train={tmp_path / 'b.tsv'}",)))
+    assert len(data.train) == 3
+    assert {name: len(examples) for name, examples in data.evaluation.items()} == {"train": 1}
+
+
+def test_a_message_quotes_at_most_a_part_of_long_names(tokenizer, tmp_path):
+    names = [f"column{number}" * 30 for number in range(1000)]
+    (tmp_path / "a.tsv").write_text("\t".join(names) + "\n")
+    with pytest.raises(UserError, match=r"and 980 more: set task\.text") as caught:
+        read_examples(make_config(tokenizer, tmp_path / "a.tsv"))
+    assert len(str(caught.value)) < 2000
+
+
+def test_format_and_encoding_are_those_of_section_data(tokenizer, tmp_path):
+    (tmp_path / "a.data").write_bytes("sentence\tlabel\nthe cat\tété\nthe dog\tno\n".encode("latin-1"))
+    config = make_config(tokenizer, tmp_path / "a.data")
+    with pytest.raises(UserError, match=r"a\.data: the file name has none of the known endings"):
+        read_examples(config)
+    config.data.format = "tsv"
+    with pytest.raises(UserError, match=r"a\.data, line 2, .*set data\.encoding"):
+        read_examples(config)
+    config.data.encoding = "latin-1"
+    assert read_examples(config).labels == ("no", "été")
+    config.data.format = "text"
+    with pytest.raises(UserError, match=r"a\.data has the format text, but examples are read from tsv, csv, jsonl"):
+        read_examples(config)
+
+
+def test_what_is_no_file_is_named(tokenizer, tmp_path):
+    for path, message in [
+        (tmp_path / "missing.tsv", r"missing\.tsv does not exist: set task\.train"),
+        (tmp_path / ("x" * 5000), "x does not exist: set task"),
+        (tmp_path, "is a folder, a pipe or a device: set task"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_examples(make_config(tokenizer, path))
 
 
 def test_an_unlabelled_example_counts_for_nothing(tokenizer, tmp_path):

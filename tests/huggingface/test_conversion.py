@@ -340,7 +340,22 @@ def test_settings_that_do_not_change_the_function_are_ignored():
         ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
          "rope_parameters.full_attention.rope_type='yarn' is not supported"),
-        ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"]}, "is not supported"),
+        ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"] * 2}, "is not supported"),
+        ("bert", lambda t: t, {"hidden_size": "24"}, "hidden_size='24': expected a whole number; fetch the file again"),
+        ("bert", lambda t: t, {"hidden_act": 3}, "hidden_act=3: expected text"),
+        ("bert", lambda t: t, {"architectures": 3}, "architectures=3: expected a list"),
+        ("roberta", lambda t: t, {"pad_token_id": 900}, "pad_token_id=900: its "),
+        ("modernbert", lambda t: t, {"layer_types": {"full_attention": 1}}, "expected a list; fetch the file again"),
+        ("modernbert", lambda t: t, {"layer_types": ["full_attention"]}, "expected one for each of the 4 layers"),
+        ("modernbert", lambda t: t, {"layer_types": None, "num_hidden_layers": 10**9},
+         "num_hidden_layers=1000000000: expected a whole number from 1 to 1000"),
+        ("modernbert", lambda t: t, {"layer_types": None, "global_attn_every_n_layers": 0},
+         "global_attn_every_n_layers=0: expected a whole number from 1"),
+        ("modernbert", lambda t: t, {"global_rope_theta": "10"}, "global_rope_theta='10': expected a number"),
+        ("modernbert", lambda t: t, {"rope_parameters": {"rope_type": "yarn"}},
+         "expected an object with the keys full_attention and sliding_attention"),
+        ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_theta": "10"}}},
+         "rope_parameters.full_attention.rope_theta='10': expected a number"),
         ("bert", lambda t: t, {"num_attention_heads": 5}, "its 5 attention heads do not divide its width 24"),
         ("bert", lambda t: t, {"model_type": "t5"}, "has the family 't5', which is not supported; supported are bert"),
     ],
@@ -439,6 +454,10 @@ def test_the_longest_text_is_limited_by_position_table_and_tokenizer(tmp_path):
     assert conversion.longest_text(source, encoder) == 16
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
     assert conversion.longest_text(source, encoder) == 30
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')
+    assert "model_max_length=1: expected a finite number of at least 3" in error_of(
+        conversion.longest_text, source, encoder
+    )
 
 
 def test_the_tables_cover_every_parameter_once():

@@ -87,8 +87,16 @@ def test_a_unigram_class_marks_the_beginning_of_every_stretch(tmp_path):
         ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "tokenizer class BertJapaneseTokenizer"),
         ({"config": {"tokenizer_class": "BertJapaneseTokenizer"}}, r"config\.json names .* BertJapaneseTokenizer"),
         ({"config": {"model_type": "deberta-v2"}}, "has the family 'deberta-v2', whose tokenizer class is not known"),
-        ({"tokenizer_config": {"tokenizer_class": ["x"]}}, "tokenizer class .*'x'.*, which is not supported"),
-        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": "no"}}, "must be true or false"),
+        ({"tokenizer_config": {"tokenizer_class": ["x"]}}, r"tokenizer_class=\['x'\]: expected text"),
+        ({"tokenizer_config": {"tokenizer_class": False}}, "tokenizer_class=False: expected text"),
+        ({"config": {"model_type": [1]}}, r"config\.json: model_type=\[1\]: expected text"),
+        (
+            {"special_tokens_map": {"mask_token": 3}},
+            r"special_tokens_map\.json: mask_token=3: expected a token, which is text",
+        ),
+        ({"tokenizer_config": {"pad_token": {"content": [1]}}}, r"pad_token={'content': \[1\]}: expected a token"),
+        ({"tokenizer_config": {"extra_special_tokens": ["a", 1]}}, "extra_special_tokens=.*: expected a token"),
+        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": "no"}}, "expected true or false"),
         (
             {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}},
             "type WordPiece, .* RobertaTokenizer needs BPE",

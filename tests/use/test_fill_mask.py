@@ -268,6 +268,7 @@ def test_the_verb_prints_targets(workdir, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["texts"][0]["masks"][0][0]["token"] == "▁an"
     for arguments, error in [
         (("--targets=,", "x [MASK]"), "expected words separated by commas"),
+        (("--targets=", "x [MASK]"), "--targets=: expected words separated by commas"),
         (("--targets=seven stones", "x [MASK]"), "'seven stones' is not one token here"),
         (("--top=0", "x [MASK]"), "--top=0: must be at least 1"),
         (("--top=3", "--targets=an", "x [MASK]"), "--top=3 has no effect beside --targets"),
