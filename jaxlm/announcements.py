@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
-from jaxlm.config import config_from_dict, phase_number
+from jaxlm.config import config_from_dict, phase_number, phases_of
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.huggingface.conversion import nearest_family
+from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.optimizer.schedules import make_schedule
@@ -77,6 +78,8 @@ def _export_limits(run: Run) -> list[str]:
         )
     if not OBJECTIVES[run.config.train.objective].predicts_tokens:
         lines.append("`jaxlm export` writes the encoder of this model without its head")
+    if phases_of(run.config)[-1].objective == "causal":
+        lines.append(EXPORT_NOTE)
     try:
         run.data.tokenizer.transformers_files(run.config.data.sequence_length, token_types=False)
     except UserError as error:

@@ -57,6 +57,10 @@ MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
                   errno.ENXIO}  # fmt: skip
 
 
+# Characters that move the cursor, colour the terminal or reverse the text; a sentence may quote a file that has them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs `jaxlm VERB ...` and returns its exit status: 0, or 1 after an error."""
     program = argv is None  # called as a program, not from a test or a notebook
@@ -72,8 +76,6 @@ def main(argv: list[str] | None = None) -> int:
         _report(error.args[0] if error.args else "interrupted")
     except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
         _discard_output()
-    except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
-        return 1 if error.code else 0
     except BaseException as error:  # also the panics of libraries in Rust, which are not of the class Exception
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             _report(f"{error.filename or 'output'}: {error.strerror}; fix that and run the same command again")
@@ -104,7 +106,10 @@ def _run(argv: list[str], program: bool) -> int:
         _make_output_encodable()
     _set_environment()
     with _termination(), only_json() if wants_json(argv[1:]) else contextlib.nullcontext():
-        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+        try:
+            return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+        except SystemExit as error:  # argparse exits with status 2; every error of ours has status 1
+            return 1 if error.code else 0
 
 
 def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
@@ -123,6 +128,7 @@ def _make_output_encodable() -> None:
 
 
 def _report(sentence: str) -> None:
+    sentence = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], sentence)
     if len(sentence) > 1200:  # it quotes something very long; its end, which says what to do, is kept
         sentence = f"{sentence[:800]} ... {sentence[-300:]}"
     with contextlib.suppress(OSError, AttributeError):  # standard error is closed or full

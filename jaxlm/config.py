@@ -225,8 +225,10 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def apply_override(config: ConfigDict, override: str) -> None:
     """Sets a setting from `section.key=value`. Raises UserError for an unknown key and a value of the wrong type."""
-    key, _, text = override.partition("=")
+    key, equals, text = override.partition("=")
     key, setting = full_name(key), find_setting(key)
+    if not equals:
+        raise UserError(f"{key} has no value; write {key}=VALUE")
     section, _, name = key.partition(".")
     config[section][name] = parse_value(key, text, setting)
 
@@ -258,7 +260,7 @@ def _as_kind(key: str, value: Any, setting: Setting) -> Any:
     kind = setting.type
     try:
         if kind is tuple:
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
+            if isinstance(value, str | dict) or not hasattr(value, "__iter__"):
                 raise TypeError
             return tuple(dict(entry) if setting.item is dict else setting.item(entry) for entry in value)
         if kind is int:
@@ -466,22 +468,3 @@ def _check_phases(config: ConfigDict) -> None:
             raise UserError(f"train.batch_size={batch} must be a multiple of train.accumulate={parts}")
         if not 0 < phase.mask_rate < 1:
             raise UserError(f"train.phases: mask_rate={phase.mask_rate}: {INTERVALS['(0,1)'][1]}")
-
-
-def format_config(config: ConfigDict, section: str = "") -> str:
-    """Returns the config as lines `section.key = value  # help`, all of it or one section. Raises UserError."""
-    if section and section not in SETTINGS:
-        near = difflib.get_close_matches(section, SETTINGS, 1)
-        raise UserError(
-            f"there is no section {section}; "
-            + (f"did you mean {near[0]}?" if near else f"they are {', '.join(SETTINGS)}")
-        )
-    lines = []
-    for name, settings in SETTINGS.items():
-        if section in ("", name):
-            values = {key: json.dumps(config[name][key], default=_plain, ensure_ascii=False) for key in settings}
-            for key, setting in settings.items():
-                choices = f" [{', '.join(setting.choices)}]" if setting.choices else ""
-                lines.append(f"{f'{name}.{key} = {values[key]}':<44}  # {setting.help}{choices}")
-            lines.append("")
-    return "\n".join(lines).rstrip()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,31 +98,45 @@ class Start:
         self.check(encoder, extend_positions)
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
-            params = self._read_source(self.source)
-        else:
-            config = load_config(str(self.directory / "config.json"))
-            restored = restore_params(self.directory / "checkpoints", abstract_params(config, theirs), self.step)
-            params = jax.tree.map(np.asarray, restored.state)
-            if not self.has_head:
-                params["task_head"] = params.pop("head")
+            conversion.check_padding(self.source, before)
+        loaded, step = self._read()
+        params = loaded.params
+        if step is not None and jax.process_index() == 0:
+            print(f"{self.directory}: read the checkpoint of step {step:,}", file=sys.stderr)
+        unused = [name for name in loaded.unused if not ("pooler" in params and "pooler.dense." in name)]
+        if unused:
+            _log.warning("%s: ignored, since a masked language model has none: %s", self.name, some_of(unused, 3))
+        if loaded.fresh:
+            params.pop("head", None)  # incomplete
+        params.pop("discriminator", None)
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
             _extend_positions(params, theirs, encoder, extend_positions)
         return params
 
-    def _read_source(self, source: conversion.Source) -> dict[str, Any]:
-        loaded = conversion.read_params(source, self.encoder)
-        params = loaded.params
-        pooler = conversion.read_pooler(source, self.encoder)
-        unused = [name for name in loaded.unused if not (pooler and "pooler.dense." in name)]
-        if unused:
-            _log.warning("%s: ignored, since a masked language model has none: %s", self.name, some_of(unused, 3))
-        if loaded.fresh:
-            params.pop("head", None)
-        params.pop("discriminator", None)
-        if pooler:
-            params["pooler"] = pooler
-        return params
+    def check_weights(self) -> None:
+        """Raises UserError if the weights cannot be read, do not fit their config, or hold NaN or infinity.
+
+        They are not kept: much may be done before `params` is called.
+        """
+        self._read()
+
+    def _read(self) -> tuple[conversion.Loaded, int | None]:
+        """Returns the weights, and the step of a work directory's checkpoint.
+
+        Beside "encoder" and "head" they may have "pooler", and "task_head" if the model was fine-tuned.
+        """
+        if self.source is not None:
+            loaded = conversion.read_params(self.source, self.encoder)
+            if pooler := conversion.pooler_params(self.source, self.encoder):
+                loaded.params["pooler"] = pooler
+            return loaded, None
+        config = load_config(str(self.directory / "config.json"))
+        restored = restore_params(self.directory / "checkpoints", abstract_params(config, self.encoder), self.step)
+        params = jax.tree.map(np.asarray, restored.state)
+        if not self.has_head:
+            params["task_head"] = params.pop("head")
+        return conversion.Loaded(params, [], []), restored.step
 
 
 def resolve(name: str, workdir: Path | None = None) -> Start:

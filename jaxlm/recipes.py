@@ -18,7 +18,7 @@ def find_config(name: str) -> Path:
     known = recipes()
     if name in known:
         return known[name]
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return path
     if near := difflib.get_close_matches(path.stem, known, 1):

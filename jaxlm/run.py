@@ -40,6 +40,7 @@ from jaxlm.runtime.run_log import RunLog
 from jaxlm.settings import REQUIRED
 from jaxlm.step import Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
+from jaxlm.typed import listed
 
 MARKER = ".jaxlm-run"  # a file in every work directory: what else is in it may be replaced
 
@@ -89,8 +90,10 @@ class Run:
         if "task_head" in params and not start.has_task(self.config.train.objective, self.data.facts.labels):
             del params["task_head"]
             if start.objective == self.config.train.objective:
-                theirs, ours = (", ".join(labels[:5]) for labels in (start.labels, self.data.facts.labels))
-                log.warning("%s was trained for other labels (%s, not %s): a new head is initialized", start.name, theirs, ours)
+                theirs, ours = (listed(labels, 5) for labels in (start.labels, self.data.facts.labels))
+                log.warning(
+                    "%s was trained for other labels (%s, not %s): a new head is initialized", start.name, theirs, ours
+                )
         if objective.predicts_tokens and "head" not in params:
             log.warning("%s has no masked-LM head: a new head is initialized", start.name)
         if objective.predicts_tokens and "pooler" in params:
@@ -103,11 +106,11 @@ class Run:
 
     def evaluate(self, evaluators: Sequence[Evaluator], params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
         """Returns the metrics of each evaluator by its name, and logs them; `step` updates have been done."""
-        return self._evaluated([(evaluator.name, evaluator.run) for evaluator in evaluators], params, log, step)
+        return self._evaluated([(evaluator.name, evaluator.evaluate) for evaluator in evaluators], params, log, step)
 
     def report(self, params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
         """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`."""
-        reported = [(evaluator.name, evaluator.report) for evaluator in self.evaluators if evaluator.report]
+        reported = [(evaluator.name, evaluator.evaluate_report) for evaluator in self.evaluators if evaluator.report]
         return self._evaluated(reported, params, log, step)
 
     def _evaluated(
@@ -149,11 +152,11 @@ def _holds_run(directory: Path) -> bool:
     if (directory / MARKER).exists() or {entry.name for entry in directory.iterdir()} == {"lock"}:
         return True
     data, config = (_keys(directory / name) for name in ("data.json", "config.json"))
-    if {"directory", "fingerprint"} <= data:
+    if {"directory", "fingerprint"} <= data <= {"directory", "fingerprint", "crc32"}:
         return True
     # `jaxlm config --json` writes the same config.json elsewhere: alone, it is no run.
     written = any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl"))
-    return {"data", "model", "train"} <= config and written
+    return {"checkpoint", "data", "masking", "mesh", "model", "optimizer", "train"} <= config and written
 
 
 def _keys(file: Path) -> set[str]:
@@ -243,8 +246,9 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     kind.check(config, mesh, phases)
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
-    if start and not before:
+    if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
         start.check(any_size, config.model.extend_positions)
+        start.check_weights()
 
     if start and start.labels and not config.task.labels and config.train.objective in KINDS:
         config.task.labels = shared_labels(config, start.labels)

@@ -223,7 +223,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train": {
         "objective": S(
             "masked",
-            "masked: predict masked tokens; causal: predict each token from those before it; the others are fine-tuned on"
+            "masked: predict masked tokens; causal: predict each token from those before it; the others learn from"
             " labelled examples (section task): one label, several labels, or a number per example",
             ("masked", "causal", "classification", "multi_label", "regression"),
         ),
@@ -308,8 +308,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "pooling": S(
             "auto",
-            "how the states of an example become one vector; auto: as the head's family, mean in ModernBERT, else cls, the"
-            " state of the first token",
+            "how the states of an example become one vector; auto: as in the head's family, mean in ModernBERT, else"
+            " cls, the state of the first token",
             ("auto", "cls", "mean", "max"),
         ),
         "dropout": S(None, "dropout of the head; none: model.dropout", kind=float, within="[0,1)"),
@@ -403,8 +403,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "select": S(
             "split",
             "labelled examples: what selects the best checkpoint; split: a part of task.train that is not trained on,"
-            " chosen by hash; NAME: that evaluation set, whose figures are then optimistic; none: the last checkpoint is"
-            " reported",
+            " chosen by hash; NAME: that evaluation set, whose figures are then optimistic; none: the last checkpoint"
+            " is reported",
         ),
         "select_fraction": S(0.1, "fraction of task.train that is kept for selection", within="(0,1)"),
         "patience": S(

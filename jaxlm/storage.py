@@ -84,6 +84,17 @@ def check_named(option: str, path: str) -> None:
         raise UserError(f"{option}= is empty; name a path (. is the current folder)")
 
 
+def local_path(option: str, path: str | Path) -> Path:
+    """Returns the path given by an option, with ~ as the home directory: shells leave it in --option=~/path.
+
+    Raises UserError if it is empty or not a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"the {option.lstrip('-')} must be a path or a str, not {type(path).__name__}")
+    check_named(option, os.fsdecode(path))
+    return Path(os.fsdecode(path)).expanduser()
+
+
 def beside(path: Path, role: str) -> Path:
     """Returns the place for what jaxlm is writing in order to complete `path`: a hidden name in the same folder.
 
@@ -153,6 +164,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = beside(path, "tmp")
     try:
+        temporary.unlink(missing_ok=True)  # a leftover may be a pipe, or a link to another file
         try:
             yield temporary
             with open(temporary, "rb+") as file:

@@ -1,5 +1,6 @@
 """The training loop: step, log, evaluate, save; it stops on NaN, on a signal, or when the run is complete.
 
+It trains on when nobody reads its output any more, as in `jaxlm train ... | head`: the run's log is in its directory.
 It trains whatever the run's objective is: `run.py` assembles the run, `step.py` the step.
 """
 
@@ -18,18 +19,18 @@ from ml_collections import ConfigDict
 from jaxlm.announcements import announce, announce_phase, describe_best, describe_jump, remarks
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
+from jaxlm.evaluation.task_sets import write_results
 from jaxlm.init_from import Start
 from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.evaluation.task_sets import write_results
 from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, restore_params
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.run_log import RunLog, read_metrics
-from jaxlm.storage import check_named
+from jaxlm.storage import local_path
 
 
 def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
                 _stop_on_nan(metrics, step, checkpoints)
                 with meter.excluding():
                     with clock.compiling(bool(due) and number not in evaluated):
-                        results = run.evaluate(due, state["params"], log, step)
+                        results = _evaluate(run, due, state, log, step, checkpoints)
                     evaluated |= {number} if due else set()
                     saving = saving or _improves(config.checkpoint.keep_best, checkpoints, selects, results)
                     if saving:
@@ -139,7 +140,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             raise UserError(f"stopped by {by}; step {step} is saved, and the same command resumes from it")
         clock.stop()
         during = [evaluator for evaluator in evaluators if evaluator.selects or not evaluator.report]
-        results = run.evaluate(during, state["params"], log, step)
+        results = _evaluate(run, during, state, log, step, checkpoints)
         _save(run, checkpoints, step, state, clock, results)
         checkpoints.wait()
         results |= _report(run, checkpoints, selects, state["params"], log, step, results)
@@ -152,7 +153,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
             reports = any(evaluator.report for evaluator in evaluators)
             log.note(describe_best(selects, *best, last=step, reported=reports))
-        if run.start and jax.process_index() == 0:
+        if run.start and results and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
         log.note(f"params sha256 {checksum}")
@@ -221,6 +222,16 @@ def _save(
         checkpoints.save(step, state, metadata, score=score)
     except NonFinite as error:
         raise _nan_error(step, checkpoints, str(error)) from error
+
+
+def _evaluate(
+    run: Run, evaluators: Sequence[Evaluator], state: dict, log: RunLog, step: int, checkpoints: Checkpoints
+) -> dict[str, Metrics]:
+    """Returns the metrics of each evaluator by its name. Raises UserError if a loss is NaN or infinite."""
+    try:
+        return run.evaluate(evaluators, state["params"], log, step)
+    except NotFinite as error:
+        raise _nan_error(step, checkpoints, f"{error.what} is not finite") from error
 
 
 def _score(selects: Evaluator | None, results: dict[str, Metrics]) -> float | None:
@@ -325,18 +336,15 @@ def main(argv: Sequence[str]) -> int:
         help="directory of the run: a new or empty one, or that of a run, which is resumed",
     )  # fmt: skip
     args = parser.parse_args(rest)
-    check_named("--workdir", args.workdir)
     train_from(args.config, args.workdir, overrides)
     return 0
 
 
 def train_from(config: ConfigDict | str | Path, workdir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Trains what a config, a config file or a recipe describes. See `jaxlm.train`."""
-    if not str(workdir):
-        raise UserError("the work directory has no name; pass the directory of the run")
-    if isinstance(overrides, str):
-        raise UserError('overrides must be a list such as ["train.steps=100"], not a str')
-    workdir = Path(workdir)
+    if not isinstance(overrides, list | tuple) or not all(isinstance(one, str) for one in overrides):
+        raise UserError('overrides must be a list of str such as ["train.steps=100"]')
+    workdir = local_path("--workdir", workdir)
     check_workdir(workdir)
     resolved, start = load_run_config(config, overrides, workdir)
     with distributed.joined(resolved.mesh):

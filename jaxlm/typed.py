@@ -3,13 +3,14 @@
 Checkpoints, tokenizers and records may have been written by other programs or damaged, so no value is trusted.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from jaxlm.errors import UserError
 
 _REQUIRED: Any = object()
 _LARGEST = 3.4e38  # of float32
-_KINDS = {
+KINDS: dict[type, str] = {  # of values in JSON
     int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "an object", list: "a list",
 }  # fmt: skip
 
@@ -53,21 +54,21 @@ class Record:
         for number, value in enumerate(values if values is not default else ()):
             if not is_kind(value, kind):
                 raise UserError(
-                    f"{self.where}: {key}, item {number}: {shown(value)}: expected {_KINDS[kind]}; {self._remedy}"
+                    f"{self.where}: {key}, item {number}: {shown(value)}: expected {KINDS[kind]}; {self._remedy}"
                 )
         return values
 
     def error(self, key: str, expected: str) -> UserError:
-        return UserError(f"{self.where}: {key}={shown(self.content.get(key))}: {expected}; {self._remedy}")
+        return UserError(f"{self.where}: {cut(key)}={shown(self.content.get(key))}: {expected}; {self._remedy}")
 
     def _value(self, key: str, kind: type, default: Any) -> Any:
         value = self.content.get(key)
         if value is None:
             if default is _REQUIRED:
-                raise UserError(f"{self.where} lacks {key}; {self._remedy}")
+                raise UserError(f"{self.where} lacks {cut(key)}; {self._remedy}")
             return default
         if not is_kind(value, kind):
-            raise self.error(key, f"expected {_KINDS[kind]}")
+            raise self.error(key, f"expected {KINDS[kind]}")
         return value
 
 
@@ -92,3 +93,9 @@ def shown(value: Any) -> str:
 def cut(text: str) -> str:
     """Returns a text for a message, cut to 80 characters."""
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(values: Iterable[Any], most: int = 20) -> str:
+    """Returns values for a message: the first `most`, each cut if it is long, and the number of the others."""
+    texts = [cut(str(value)) for value in values]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")

@@ -10,6 +10,7 @@ import pytest
 
 import jaxlm
 from jaxlm import trainer
+from jaxlm.cli import main
 from jaxlm.config import default_config
 from jaxlm.errors import UserError
 from tests.conftest import ROOT, environment
@@ -75,14 +76,34 @@ def test_invalid_arguments_of_train_are_one_sentence(trained_with, tmp_path):
         (("minni", tmp_path), "there is no config file minni; did you mean the recipe mini?"),
         ((wrong, tmp_path), "model.heads=3 does not divide model.width=256"),
         ((5, tmp_path), "config must be a ConfigDict, a file or the name of a recipe, not int"),
-        (("mini", ""), "the work directory has no name"),
+        (("mini", ""), "--workdir= is empty; name a path"),
+        (("mini", None), "the workdir must be a path or a str, not NoneType"),
+        (("mini", tmp_path, [3]), "overrides must be a list of str"),
+        (("mini", tmp_path, {"train.steps": 3}), "overrides must be a list of str"),
+        (("mini", tmp_path, None), "overrides must be a list of str"),
+        (("mini", tmp_path, ["train.steps"]), "train.steps has no value; write train.steps=VALUE"),
         (("mini", tmp_path, ["train.stpes=1"]), "did you mean train.steps?"),
-        (("mini", tmp_path, "train.steps=1"), 'overrides must be a list such as ["train.steps=100"]'),
+        (("mini", tmp_path, "train.steps=1"), 'overrides must be a list of str such as ["train.steps=100"]'),
     ]:
         with pytest.raises(UserError) as error:
             jaxlm.train(*arguments)
         assert words in str(error.value)
     assert not trained_with
+
+
+def test_a_tilde_is_the_home_directory(trained_with, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text((ROOT / "configs" / "mini.py").read_text())
+    jaxlm.train("~/own.py", "~/run")
+    main(["train", "--config=~/own.py", "--workdir=~/run"])  # which bash and zsh do not expand
+    assert [workdir for _, workdir, _ in trained_with] == [tmp_path / "run"] * 2
+
+
+def test_a_model_is_named_by_a_path():
+    for wrong in (None, 3):
+        with pytest.raises(UserError, match="the model must be a path or a str"):
+            jaxlm.load(wrong)
 
 
 def test_train_starts_from_a_directory_like_the_verb(trained_with, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.cli import main
 from tests.conftest import ROOT, command, environment, mini_overrides
 
 RECIPE = ROOT / "configs" / "mini.py"
@@ -66,6 +67,21 @@ def test_help_takes_less_than_a_second():
     assert result.returncode == 0
     assert "fill-mask" in result.stdout
     assert best < 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("verb", ["--help", "completion", "completion --help"])
+def test_a_full_device_is_an_error_for_every_output(verb):
+    buffered = environment() | {"PYTHONUNBUFFERED": ""}  # argparse ignores an error of an unbuffered write
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command(*verb.split()), stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
+    assert result.returncode == 1
+    assert result.stderr == "jaxlm: output: No space left on device; fix that and run the same command again\n"
+
+
+def test_control_characters_in_a_message_are_escaped(capsys):
+    assert main(["\x1b[2Jverb\r\u202e"]) == 1
+    assert "there is no verb \\x1b[2Jverb\\r\\u202e; the verbs are" in capsys.readouterr().err
 
 
 @pytest.mark.slow

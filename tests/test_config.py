@@ -497,6 +497,12 @@ def test_a_config_json_that_is_not_utf8_is_rejected(tmp_path):
 # Resuming
 
 
+def test_an_object_in_place_of_a_list_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"path": {"a": 1}}}')
+    with pytest.raises(UserError, match=r"data\.path=\{'a': 1\}: expected a list"):
+        load_config(str(tmp_path / "config.json"))
+
+
 ANOTHER = {bool: "false", int: "77", float: "0.77", str: "other", tuple: "3,4"}
 
 

@@ -172,9 +172,9 @@ def test_pretraining_goes_on_from_a_classifier_with_a_new_head(classify, mini, t
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.train=/nowhere.tsv", "there is no file /nowhere.tsv"),
+        ("task.train=/nowhere.tsv", "/nowhere.tsv does not exist: set task.train"),
         ("task.text=absent", "there is no column absent; the columns are sentence, label"),
-        ("task.label=absent", "there is no column absent; the columns are sentence, label"),
+        ("task.label=absent", "there is no column absent; the columns are sentence, label: set task.label"),
     ],
 )
 def test_bad_tasks_are_one_sentence(classify, tmp_path, override, message):

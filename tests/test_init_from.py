@@ -23,6 +23,7 @@ from jaxlm.use.loading import load_trained
 from tests.conftest import ROOT, write_checkpoint
 from tests.huggingface.test_conversion import load as load_golden
 from tests.huggingface.test_conversion import write as write_golden
+from tests.untrained import make_workdir
 
 CONTINUE = str(ROOT / "configs" / "continue.py")
 LEARNED = "encoder/embeddings/position/embedding"
@@ -78,6 +79,12 @@ def test_before_and_after_stand_side_by_side(continued, tmp_path, capsys):
     assert f"{result['evaluation']['held_out']['loss']:.3f}" in shown.split("loss before")[1]
     assert result["evaluation"]["held_out"]["loss"] < before[0]["loss"]
     assert load_trained(tmp_path).longest == 40  # of the checkpoint's table, though rows had 32
+
+
+@pytest.mark.slow
+def test_a_run_without_held_out_sets_prints_no_empty_table(continued, tmp_path, capsys):
+    assert train(continued("train.steps=1", "data.held_out_fraction=0"), tmp_path)["evaluation"] == {}
+    assert "loss before" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -158,9 +165,22 @@ def test_weights_that_are_not_finite_are_not_continued(checkpoint, continued, tm
     tensors = load_file(tmp_path / "damaged" / "model.safetensors")
     tensors["cls.predictions.bias"][3] = np.nan
     save_file(tensors, tmp_path / "damaged" / "model.safetensors", {"format": "pt"})
-    run = set_up(continued(start=tmp_path / "damaged"), tmp_path / "run")
+    config = continued("data.path=/nowhere", start=tmp_path / "damaged")  # found before any text is read
     with pytest.raises(UserError, match=r"cls\.predictions\.bias in .*damaged contains NaN"):
-        run.fresh_state()
+        set_up(config, tmp_path / "run")
+
+
+def test_a_work_directory_without_an_intact_checkpoint_is_reported_before_any_text_is_read(continued, tmp_path):
+    make_workdir(tmp_path / "broken", vocab_size=80)
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "1" / "params")
+    with pytest.raises(UserError, match=r"no checkpoint in .*broken/checkpoints is intact"):
+        set_up(continued("data.path=/nowhere", start=tmp_path / "broken"), tmp_path / "run")
+
+
+def test_the_checkpoint_that_a_run_starts_from_is_printed(continued, tmp_path, capsys):
+    make_workdir(tmp_path / "before", vocab_size=80)
+    set_up(continued(start=tmp_path / "before" / "checkpoints" / "1"), tmp_path / "run").fresh_state()
+    assert capsys.readouterr().err.count(f"{tmp_path / 'before'}: read the checkpoint of step 1\n") == 1
 
 
 def test_a_discriminator_gives_its_encoder_alone(tmp_path):

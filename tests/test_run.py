@@ -33,6 +33,11 @@ FOREIGN = {
     "checkpoints of another program": {"checkpoints/100/model.pt": "x"},
     "a damaged data.json": {"data.json": '{"directory": '},
     "a data.json of another program": {"data.json": '{"rows": 3}'},
+    "a data.json with our keys and others": {"data.json": '{"directory": "d", "fingerprint": "f", "rows": 3}'},
+    "a config.json with some of our sections": {
+        "config.json": '{"data": {}, "model": {}, "train": {}}',
+        "metrics.jsonl": '{"loss": 1}',
+    },
     "notes": {"notes.txt": "x"},
     "a lock and notes": {"lock": "", "notes.txt": "x"},
     "a hidden file": {".bashrc": "x"},

@@ -62,7 +62,9 @@ def test_a_loss_that_does_not_add_refuses_micro_batches(monkeypatch):
     config.train.accumulate = 2
     make_assembly(config)
     monkeypatch.setattr(OBJECTIVES["classification"], "additive", False)
-    with pytest.raises(UserError, match=r"train\.accumulate=2: the loss of train\.objective=classification does not add"):
+    with pytest.raises(
+        UserError, match=r"train\.accumulate=2: the loss of train\.objective=classification does not add"
+    ):
         make_assembly(config)
 
 

@@ -253,3 +253,12 @@ def test_an_empty_path_is_refused_by_the_name_of_its_option(path):
     with pytest.raises(UserError, match=r"^--to= is empty; name a path \(\. is the current folder\)$"):
         storage.check_named("--to", path)
     storage.check_named("--to", ".")
+
+
+def test_a_path_may_begin_with_the_home_directory_and_must_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/a", Path("~/a"), tmp_path / "a"):
+        assert storage.local_path("--to", path) == tmp_path / "a"
+    for wrong, words in (("", "--to= is empty"), (" ", "--to= is empty"), (None, "the to must be a path or a str")):
+        with pytest.raises(UserError, match=words):
+            storage.local_path("--to", wrong)

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from jaxlm import announcements, trainer
 from jaxlm.config import default_config
 from jaxlm.data.prepared import open_prepared
 from jaxlm.errors import UserError
+from jaxlm.evaluation import held_out
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.model.config import encoder_config
 from jaxlm.run import Run
@@ -35,6 +37,7 @@ LIGHT = ("model.layers=1", "model.dropout=0", "model.attention_dropout=0")
     ("settings", "lines"),
     [
         ({}, []),
+        ({"window": 1}, []),
         (
             {"value_residual": 0.5, "positions": "alibi"},
             ["cannot be exported to Transformers: the nearest family, modernbert, lacks model.positions=alibi,"
@@ -61,6 +64,11 @@ def test_training_says_what_cannot_be_exported(settings, lines):
 
     definable.transformers_files = refuse
     assert announcements._export_limits(run) == [*lines, "cannot export the tokenizer: it ends words with a space"]
+
+    config.train.objective = "causal"
+    assert any(
+        "trained to predict each token from those before it" in line for line in announcements._export_limits(run)
+    )
 
 
 def resumes(workdir) -> list[int]:
@@ -456,6 +464,21 @@ def test_nan_at_a_save_is_detected_in_the_arrays(mini, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "compile_step", with_nan_params(trainer.compile_step, at=11))
     with pytest.raises(UserError, match=r"step 12: .*the checkpoint of step 10 is kept"):
         train(mini(*settings), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(mini, tmp_path, monkeypatch):
+    losses = iter([3.0, math.nan])
+
+    def evaluate(*arguments):
+        return held_out_metrics(*arguments) | {"loss": next(losses)}
+
+    held_out_metrics = held_out.evaluate_held_out
+    monkeypatch.setattr(held_out, "evaluate_held_out", evaluate)
+    settings = ("train.steps=9", "checkpoint.every=4", "evaluation.every=3", *LIGHT)
+    with pytest.raises(UserError, match="step 6: the loss on held_out is not finite; the checkpoint of step 4 is kept"):
+        train(mini(*settings), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").newest() == 4
 
 
 @pytest.mark.slow

@@ -81,9 +81,9 @@ def lay_out(examples: Examples, segments: Sequence[int], shape: Shape) -> Layout
 def columns_of(examples: Examples) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
     """Returns what belongs to a batch of these examples: name -> ("token" or "segment", dtype, trailing shape)."""
     int32 = np.dtype(np.int32)
-    found: dict[str, tuple[str, np.dtype, tuple[int, ...]]] = {
-        name: ("token", int32, ()) for name in ("tokens", "segment_ids", "token_types")
-    }
+    found: dict[str, tuple[str, np.dtype, tuple[int, ...]]] = dict.fromkeys(
+        ("tokens", "segment_ids", "token_types"), ("token", int32, ())
+    )
     found["examples"] = ("segment", int32, ())
     found |= {name: ("segment", array.dtype, array.shape[1:]) for name, array in examples.columns.items()}
     return found | {name: ("token", arrays[0].dtype, ()) for name, arrays in examples.token_columns.items()}
@@ -112,7 +112,9 @@ def fill_rows(examples: Examples, layout: Layout, shape: Shape, rows: int, pad_i
     batch["examples"][layout.rows, layout.slots] = numbers
     for name, values in examples.columns.items():
         batch[name][layout.rows, layout.slots] = values[layout.segments]
-    places = zip(layout.segments.tolist(), layout.rows.tolist(), layout.slots.tolist(), layout.starts.tolist(), strict=True)
+    places = zip(
+        layout.segments.tolist(), layout.rows.tolist(), layout.slots.tolist(), layout.starts.tolist(), strict=True
+    )
     for segment, row, slot, start in places:
         here = slice(start, start + len(examples.tokens[segment]))
         batch["tokens"][row, here] = examples.tokens[segment]
@@ -126,9 +128,7 @@ def fill_rows(examples: Examples, layout: Layout, shape: Shape, rows: int, pad_i
 class ExampleRows(RowSource):
     """The rows of training: `batch_size` examples per step, in an order that is new in each epoch, packed."""
 
-    def __init__(
-        self, examples: Examples, phases: Sequence[Phase], seed: int, pad_id: int, multiple: int
-    ) -> None:
+    def __init__(self, examples: Examples, phases: Sequence[Phase], seed: int, pad_id: int, multiple: int) -> None:
         self.examples, self.phases, self.seed = examples, tuple(phases), seed
         self.pad_id, self.multiple = pad_id, multiple
         self.columns: Mapping[str, Any] = {name: dtype for name, (_, dtype, _) in columns_of(examples).items()}

@@ -27,6 +27,7 @@ from jaxlm.data.unknown import Spelling, check_spelling, spelling_of
 from jaxlm.errors import UserError
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
+from jaxlm.runtime.progress import show
 from jaxlm.storage import beside, check_named, lock, reason
 from jaxlm.text.files import Folder, is_remote
 from jaxlm.tokenizer.added_tokens import read_added
@@ -54,7 +55,7 @@ def prepare(config: ConfigDict, directory: str | os.PathLike | None = None) -> P
         _write(corpus.build, config, tokenizer, origin, local, False)
         open_prepared(local)
         upload(local, target)
-        print(f"token store: {target}")
+        show(f"token store: {target}")
     return _reported(open_prepared(local_copy(target, local.parent, local, open_prepared)), config)
 
 
@@ -62,7 +63,7 @@ def _reported(prepared: Prepared, config: ConfigDict) -> Prepared:
     """Prints the share of unknown tokens in each store. Raises UserError for a store without a known token."""
     spellings = spellings_of(prepared, config)
     for source, spelling in spellings.items():
-        print(f"{source}: {spelling}")
+        show(f"{source}: {spelling}")
     check_spelling(spellings, prepared.tokenizer)
     return prepared
 
@@ -89,7 +90,7 @@ def prepare_with(build: Build, config: ConfigDict, directory: str | os.PathLike 
         begin_upload(target)
         table = build(config, tokenizer, origin, target)
         end_upload(target)
-        print(f"{table}\ntoken store: {target}")
+        show(f"{table}\ntoken store: {target}")
     return target
 
 
@@ -165,7 +166,7 @@ def _write(
                 raise
     except OSError as error:
         raise UserError(f"cannot write the token store {target}: {reason(error)}") from error
-    print(f"{table}\ntoken store: {target}")
+    show(f"{table}\ntoken store: {target}")
 
 
 def _remove_leftovers(cache: Path) -> None:
@@ -179,7 +180,7 @@ def _remove_leftovers(cache: Path) -> None:
 
 
 def _print_reused(target: Folder, named: bool) -> None:
-    print(f"token store: {target} is already complete" if named else f"token store: reused {target}")
+    show(f"token store: {target} is already complete" if named else f"token store: reused {target}")
 
 
 # The command

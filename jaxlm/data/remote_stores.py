@@ -14,6 +14,7 @@ from pathlib import Path
 from jaxlm.data.origin import UPLOADING
 from jaxlm.data.prepared import PREPARED, read_record
 from jaxlm.errors import UserError
+from jaxlm.runtime.progress import show
 from jaxlm.storage import beside, lock, reason
 from jaxlm.text.files import File, file_in, list_files, open_file, write_file
 from jaxlm.text.remote import file_system, remote_errors
@@ -86,7 +87,7 @@ def local_copy(url: str, cache: Path, local: Path, check: Callable[[Path], objec
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write the copy of {url} to {copy}: {reason(error)}") from error
-    print(f"token store: copied {url} to {copy}")
+    show(f"token store: copied {url} to {copy}")
     return copy
 
 

@@ -16,9 +16,9 @@ _log = logging.getLogger("jaxlm")
 class TextEncoder:
     """Encodes texts for a model: begin, text, end, and for pairs the second text and another end.
 
-    With `separators` = 2, as in RoBERTa, two end tokens separate the texts of a pair. `longest` is the maximum number of tokens, begin and end included. `truncation` says which text of a longer example
+    `longest` is the maximum number of tokens, begin and end included. `truncation` says which text of a longer example
     loses its end: "longest_first" takes tokens from the longer of the two, "first" and "second" from that one only, and
-    "refuse" raises an error.
+    "refuse" raises an error. With `separators` = 2, as in RoBERTa, two end tokens separate the texts of a pair.
     """
 
     tokenizer: Tokenizer
@@ -38,7 +38,9 @@ class TextEncoder:
             cut = truncated_sizes(sizes, room, self.truncation)
             if cut is None:
                 remedy = "shorten it, raise data.sequence_length, or set task.truncation=longest_first"
-                raise UserError(f"{place}: {sum(sizes) + 1 + sum(ends)} tokens, but at most {self.longest} fit; {remedy}")
+                raise UserError(
+                    f"{place}: {sum(sizes) + 1 + sum(ends)} tokens, but at most {self.longest} fit; {remedy}"
+                )
             truncated += cut != sizes
             joined, kinds = [np.array([self.tokenizer.begin_id])], [0]
             for kind, (part, size, end) in enumerate(zip(parts, cut, ends, strict=True)):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxlm.errors import NotFinite
+
 Metrics = dict[str, Any]  # numbers, and texts that say how they were computed
 
 
@@ -17,13 +19,31 @@ class Evaluator(NamedTuple):
     selects: str = ""  # the metric that chooses the best checkpoint; empty: this set chooses none
     higher_is_better: bool = False
     protocol: str = ""  # what the metrics depend on beside the set: the masks, the rows
-    report: Callable[[dict[str, Any], int], Metrics] | None = None  # at the end, on the best checkpoint; None: not at all
+    report: Callable[[dict[str, Any], int], Metrics] | None = None  # at the end, on the best checkpoint
     remark: Callable[[Metrics], str] = lambda metrics: ""  # a warning about the metrics at the end of a run, or ""
 
     @property
     def criterion(self) -> str:
         """The metric that chooses the best checkpoint, with its set and protocol, in words."""
         return f"{self.selects} on {self.name}" + (f" ({self.protocol})" if self.protocol else "")
+
+    def evaluate(self, params: dict[str, Any], phase: int) -> Metrics:
+        """Returns what `run` returns. Raises UserError if the loss of what is predicted is NaN or infinite.
+
+        Other metrics of such a model look excellent: no logit exceeds NaN, so every label is among the top five.
+        """
+        return _finite(self.name, self.run(params, phase))
+
+    def evaluate_report(self, params: dict[str, Any], phase: int) -> Metrics:
+        """Returns what `report` returns; raises as `evaluate` does."""
+        assert self.report
+        return _finite(self.name, self.report(params, phase))
+
+
+def _finite(name: str, metrics: Metrics) -> Metrics:
+    if metrics["n"] and not math.isfinite(metrics["loss"]):
+        raise NotFinite(f"the loss on {name}")
+    return metrics
 
 
 def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:

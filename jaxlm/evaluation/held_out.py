@@ -137,16 +137,19 @@ def evaluate_held_out(
 
 
 def describe(name: str, metrics: Mapping[str, Any]) -> str:
-    """Returns the metrics of a held-out set, and those of the unigram baseline, as a table."""
+    """Returns the metrics of a held-out set, and those of the unigram baseline, as a table; a line if it has none."""
+    if not metrics["n"]:
+        return f"{name}: no masked tokens"
     heading = f"{'':<9}{'loss (nats)':>13}{'perplexity':>12}{'accuracy':>10}{'top-5':>8}"
     model = (
-        f"{'  model':<9}{metrics['loss']:>13.3f}{metrics['perplexity']:>12,.1f}{metrics['accuracy']:>10.1%}"
-        f"{metrics['accuracy_top5']:>8.1%}"
+        f"{'  model':<9}{_number(metrics['loss'], 3):>13}{_number(metrics['perplexity']):>12}"
+        f"{metrics['accuracy']:>10.1%}{metrics['accuracy_top5']:>8.1%}"
     )
     unigram = metrics["unigram_loss"]
-    baseline = f"{'  unigram':<9}{unigram:>13.3f}{_perplexity(unigram):>12,.1f}{'':>10}{metrics['unigram_top5']:>8.1%}"
+    perplexity = _number(_perplexity(unigram))
+    baseline = f"{'  unigram':<9}{unigram:>13.3f}{perplexity:>12}{'':>10}{metrics['unigram_top5']:>8.1%}"
     if math.isfinite(metrics["nats_per_byte"]):
-        heading, model = f"{heading}{'nats/byte':>11}", f"{model}{metrics['nats_per_byte']:>11.3f}"
+        heading, model = f"{heading}{'nats/byte':>11}", f"{model}{_number(metrics['nats_per_byte'], 3):>11}"
     lines = [
         f"{name}: {metrics['n']:,} masked tokens", heading, model, baseline,
         f"  masked: {EVALUATION_RATE:.0%} of the tokens of {metrics['rows']}",
@@ -157,18 +160,28 @@ def describe(name: str, metrics: Mapping[str, Any]) -> str:
 
 
 def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))
+    return math.exp(loss) if loss < 700 else math.inf if loss >= 700 else math.nan
+
+
+def _number(value: float, digits: int = 1) -> str:
+    """Returns a number with so many decimals, in scientific notation if it is too long for its column."""
+    return f"{value:,.{digits}f}" if value < 1e6 else f"{value:.2e}"
 
 
 def remark(name: str, metrics: Mapping[str, float]) -> str:
     """Returns a warning about a loss that is no better than the unigram baseline, or about very few tokens; or ""."""
     n = metrics["n"]
-    if n and metrics["loss"] >= metrics["unigram_loss"]:
+    if not n:
+        return (
+            f"{name}: the text is too short to have a masked token, so it has no loss and cannot choose the best "
+            "checkpoint; hold out more text"
+        )
+    if metrics["loss"] >= metrics["unigram_loss"]:
         return (
             f"{name}: the loss is not below the unigram baseline, so the model predicts no better than the frequencies "
             "of tokens do, whatever the context; train longer, or try another optimizer.learning_rate"
         )
-    if 0 < n < FEW_TOKENS:
+    if n < FEW_TOKENS:
         error = 1.96 * math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / n)
         return (
             f"{name}: only {n:,} masked tokens are evaluated, so the 95% interval of the accuracy is "

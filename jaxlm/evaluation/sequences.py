@@ -38,8 +38,8 @@ class Classification(_Sequences):
     """One class for each example. F1 is that of the second label if there are two, as in GLUE."""
 
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "accuracy": Metric(True, "%"), "loss": Metric(False, ""), "f1": Metric(True, "%"), "macro_f1": Metric(True, "%"),
-        "mcc": Metric(True, ""),
+        "accuracy": Metric(True), "loss": Metric(False), "f1": Metric(True), "macro_f1": Metric(True),
+        "mcc": Metric(True),
     }  # fmt: skip
 
     def measure(self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any) -> Metrics:
@@ -110,7 +110,7 @@ class MultiLabel(_Sequences):
     """Any number of classes for each example: those whose probability is above one half."""
 
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "micro_f1": Metric(True, "%"), "macro_f1": Metric(True, "%"), "exact": Metric(True, "%"), "loss": Metric(False, "")
+        "micro_f1": Metric(True), "macro_f1": Metric(True), "exact": Metric(True), "loss": Metric(False)
     }  # fmt: skip
 
     def measure(self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any) -> Metrics:
@@ -146,21 +146,21 @@ class MultiLabel(_Sequences):
 
 @dataclasses.dataclass(frozen=True)
 class Regression(_Sequences):
-    """A number for each example."""
+    """A number for each example; the loss is the mean squared error."""
 
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "pearson": Metric(True, ""), "spearman": Metric(True, ""), "mean_squared_error": Metric(False, "")
+        "pearson": Metric(True), "spearman": Metric(True), "loss": Metric(False)
     }  # fmt: skip
 
     def measure(self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any) -> Metrics:
         known = examples.columns["weights"] > 0
         answers, wanted = predicted(outputs)[known, 0], examples.columns["labels"][known].astype(np.float64)
         if not len(answers):
-            return {"pearson": math.nan, "spearman": math.nan, "mean_squared_error": math.nan, "n": 0}
+            return {"pearson": math.nan, "spearman": math.nan, "loss": math.nan, "n": 0}
         return {
             "pearson": correlation(answers, wanted, "pearson"),
             "spearman": correlation(answers, wanted, "spearman"),
-            "mean_squared_error": float(((answers - wanted) ** 2).mean()),
+            "loss": float(((answers - wanted) ** 2).mean()),
             "n": len(answers),
         }
 
@@ -173,7 +173,7 @@ class Regression(_Sequences):
     def describe(self, name: str, metrics: Metrics) -> str:
         return (
             f"{name}: Pearson {metrics['pearson']:.4f}, Spearman {metrics['spearman']:.4f}, mean squared error"
-            f" {metrics['mean_squared_error']:.4f}; n = {metrics['n']:,}"
+            f" {metrics['loss']:.4f}; n = {metrics['n']:,}"
         )
 
 

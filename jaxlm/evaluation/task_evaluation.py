@@ -17,14 +17,23 @@ class Metric(NamedTuple):
     """A metric that may select the best checkpoint."""
 
     higher_is_better: bool
-    unit: str  # for a line of text: "%" or ""
 
 
 class TaskEvaluation(Protocol):
-    """How examples of one kind are evaluated. `labels` are the names of the outputs, `task` that section of the config."""
+    """How examples of one kind are evaluated.
 
-    metrics: Mapping[str, Metric]  # that `measure` returns; the first selects, unless task.metric names another
-    of_tokens: bool  # whether outputs are [B, L, ...], one for each token, and not [B, S, ...], one for each segment
+    `labels` are the names of the outputs, `task` is that section of the config.
+    """
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Those of `measure` that may select; the first does, unless task.metric names another."""
+        ...
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether outputs are [B, L, ...], one for each token, and not [B, S, ...], one for each segment."""
+        ...
 
     def outputs(self, objective: Any, params: Params, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Returns what is kept of a batch; pure, to be jitted."""

@@ -89,9 +89,14 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
             name, config.evaluation.every if selects else 0, functools.partial(run, examples, None), kind.describe,
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
-            report=functools.partial(run, examples, workdir / "predictions" / f"{name}.jsonl") if name != SPLIT else None,
+            report=None if name == SPLIT else functools.partial(run, examples, predictions_file(workdir, name)),
         ))  # fmt: skip
     return evaluators
+
+
+def predictions_file(workdir: Path, name: str) -> Path:
+    """Returns where the predictions of a set are written."""
+    return workdir / "predictions" / f"{name}.jsonl"
 
 
 def write_predictions(file: Path, predictions: Any) -> None:
@@ -103,7 +108,7 @@ def write_predictions(file: Path, predictions: Any) -> None:
 def write_results(
     workdir: Path, evaluation: dict[str, Metrics], selection: dict[str, Metrics], protocol: dict[str, Any]
 ) -> None:
-    """Writes results.json: the metrics of each reported set and of the selecting set, and how the checkpoint was chosen.
+    """Writes results.json: the metrics of the reported sets and of the selecting one, and how the step was chosen.
 
     Raises UserError.
     """

@@ -30,11 +30,14 @@ from jaxlm.huggingface.weights import (
 )
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.heads import abstract_discriminator, abstract_params
-from jaxlm.storage import read_json, read_text, reason
-from jaxlm.typed import Record, records, shown
+from jaxlm.storage import read_json, read_text
+from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.typed import KINDS, Record, records, shown
 
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
+_TABLE = "encoder/embeddings/token/embedding"
+_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")
@@ -107,6 +110,9 @@ def is_checkpoint(directory: Path) -> bool:
     try:
         return "model_type" in read_json(directory / "config.json")
     except UserError:
+        weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
+        if weights and (directory / "config.json").exists():
+            raise  # it is the damaged config.json of a checkpoint
         return False  # then it is read as the config of a run, with the same error
 
 
@@ -115,18 +121,15 @@ def read_source(directory: Path) -> Source:
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json, so it is not a Transformers checkpoint")
     file = directory / "config.json"
-    config = read_json(file)
-    name = Record(file, config).text("model_type")
+    record = Record(file, read_json(file))
+    name = record.text("model_type")
     if name not in FAMILIES:
         raise UserError(
-            f"{directory} has the family {name!r}, which is not supported; supported are {', '.join(sorted(FAMILIES))}"
+            f"{directory} has the family {shown(name)}, which is not supported; supported are "
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    try:
-        return Source(directory, FAMILIES[name].modernise(config), FAMILIES[name])
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{file}: the attention layers or rotary bases are not those of a {name} ({reason(error)}): fetch it again"
-        ) from error
+    record.items("architectures", str, [])
+    return Source(directory, FAMILIES[name].modernise(record), FAMILIES[name])
 
 
 # Config
@@ -145,7 +148,11 @@ def model_settings(source: Source) -> dict[str, Any]:
         value = _dotted(config, key.theirs, key.default)
         try:
             settings[key.ours] = key.read(value)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except TypeError as error:
+            raise UserError(
+                f"{where}: {key.theirs}={shown(value)}: expected {KINDS[key.kind]}; fetch the file again"
+            ) from error
+        except (KeyError, ValueError, OverflowError) as error:
             known = f"; supported are {', '.join(map(str, key.values))}" if key.values else ""
             raise UserError(f"{where}: {key.theirs}={shown(value)} is not supported{known}") from error
         if wrong := wrong_value(f"model.{key.ours}", settings[key.ours]):
@@ -153,6 +160,11 @@ def model_settings(source: Source) -> dict[str, Any]:
     for name in ("vocab_size", "max_positions"):
         if settings.get(name) == 0:
             raise UserError(f"{where}: its {name} is 0: must be at least 1; fetch the file again")
+    if settings["position_offset"] >= settings["max_positions"]:
+        raise UserError(
+            f"{where}: pad_token_id={settings['position_offset'] - 1}: its {settings['max_positions']} positions begin"
+            " after this row, so none is left; fetch the file again"
+        )
     if settings["width"] % settings["heads"]:
         raise UserError(
             f"{where}: its {settings['heads']} attention heads do not divide its width {settings['width']}; fetch the"
@@ -161,12 +173,26 @@ def model_settings(source: Source) -> dict[str, Any]:
     return settings
 
 
+def check_padding(source: Source, tokenizer: Tokenizer) -> None:
+    """Raises UserError if config.json names another token as padding than the tokenizer, in a family whose positions
+    depend on it: Transformers would not count that token, wherever it is in a text."""
+    if not any(key.ours == "position_offset" for key in source.family.keys):
+        return
+    pad = _dotted(source.config, "pad_token_id", 1)
+    if pad != tokenizer.pad_id and 0 <= pad < tokenizer.vocab_size:
+        raise UserError(
+            f"{source.directory / 'config.json'}: pad_token_id={pad} is the token {tokenizer.token(pad)!r}, but the"
+            f" tokenizer pads with {tokenizer.token(tokenizer.pad_id)!r}, whose id is {tokenizer.pad_id}: Transformers"
+            f" gives {tokenizer.token(pad)!r} no position of its own, which jaxlm does not support"
+        )
+
+
 def longest_text(source: Source, encoder: EncoderConfig) -> int:
     """Returns the maximum number of tokens in a row, including begin and end: the lower of the limits of the position
     table and of tokenizer_config.json."""
     longest = encoder.max_positions - encoder.position_offset
     file = source.directory / "tokenizer_config.json"
-    limit = Record(file, read_json(file)).number("model_max_length", None) if file.is_file() else None
+    limit = Record(file, read_json(file)).number("model_max_length", None, at_least=3) if file.is_file() else None
     return min(longest, int(limit)) if limit else longest
 
 
@@ -335,6 +361,8 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     found: dict[Tensor, str] = {}
     for tensor in tensors_of(family, encoder):
         name = biases[0] if tensor.name == family.output_bias and biases else tensor.name
+        if tied and tensor.paths == (_TABLE,) and name not in names:
+            name = family.decoder  # a file may hold the one array under either name
         in_head = all(path.startswith("head/") for path in tensor.paths)
         if name in names and (not in_head or _heads_are_for_tokens(family, names)):
             found[tensor] = names[name]
@@ -344,11 +372,8 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
             problems.append(f"{tensor.name} is missing")
     copies = {*biases, *([family.decoder] if tied else [])}
     rest = {n: given for n, given in names.items() if given not in found.values() and not is_buffer(n)}
-    if tied and family.decoder in rest and _differs(source.directory, rest[family.decoder], found):
-        _log.warning(
-            "%s: %s differs from the token embeddings, but config.json ties them: the embeddings are used",
-            source.directory, family.decoder,
-        )  # fmt: skip
+    if tied:
+        _warn_of_copies(source, names, found)
     rest = {name: given for name, given in rest.items() if name not in copies}
     # For example a layer beyond those in config.json: without it, the encoder would compute something else.
     problems += [f"{given} is unexpected" for name, given in rest.items() if family.is_encoder(name)]
@@ -367,24 +392,33 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
     return Loaded(_unflatten(flat), fresh, sorted(rest.values()))
 
 
-def read_pooler(source: Source, encoder: EncoderConfig) -> dict[str, np.ndarray] | None:
+def read_pooler(source: Source, to: Family) -> dict[str, np.ndarray]:
+    """Returns the tensors of a checkpoint's pooler, float32, by name without the family's prefix.
+
+    Returns {} if the checkpoint or the family `to` has none.
+    """
+    if not (source.family.has_pooler and to.has_pooler):
+        return {}
+    names = _canonical(source.family, tensor_names(source.directory), source.directory)
+    with Reader(source.directory) as reader:
+        return {name: reader.read_parameter(names[name]) for name in _POOLER if name in names}
+
+
+def pooler_params(source: Source, encoder: EncoderConfig) -> dict[str, np.ndarray] | None:
     """Returns kernel [D, D] and bias [D] of the dense layer on the first token that a BERT is pretrained with.
 
     None if the checkpoint has none. Raises UserError for another shape, or NaN or infinity.
     """
-    names = _canonical(source.family, tensor_names(source.directory), source.directory)
-    if not {"pooler.dense.weight", "pooler.dense.bias"} <= names.keys():
+    tensors = read_pooler(source, source.family)
+    if len(tensors) < len(_POOLER):
         return None
-    width = encoder.width
-    with Reader(source.directory) as reader:
-        found = {}
-        for leaf, shape in (("weight", (width, width)), ("bias", (width,))):
-            given = names[f"pooler.dense.{leaf}"]
-            if reader.shape(given) != shape:
-                raise UserError(f"{source.directory}: {given} has the shape {list(reader.shape(given))}, not {list(shape)}")
-            found[leaf] = reader.read_parameter(given)
-            check_finite(given, found[leaf], str(source.directory))
-    return {"kernel": np.ascontiguousarray(found["weight"].T), "bias": found["bias"]}
+    for name, array in tensors.items():
+        shape = (encoder.width,) * (2 if name.endswith("weight") else 1)
+        if array.shape != shape:
+            raise UserError(f"{source.directory}: {name} has the shape {list(array.shape)}, not {list(shape)}")
+        check_finite(name, array, str(source.directory))
+    weight, bias = (next(a for n, a in tensors.items() if n.endswith(leaf)) for leaf in ("weight", "bias"))
+    return {"kernel": np.ascontiguousarray(weight.T), "bias": bias}
 
 
 def is_buffer(name: str) -> bool:
@@ -392,12 +426,19 @@ def is_buffer(name: str) -> bool:
     return bool(_BUFFERS.search(name))
 
 
-def _differs(directory: Path, decoder: str, found: dict[Tensor, str]) -> bool:
-    table = next(given for tensor, given in found.items() if tensor.paths == ("encoder/embeddings/token/embedding",))
-    with Reader(directory) as reader:
-        if reader.shape(decoder) != reader.shape(table):
-            return True
-        return not np.array_equal(reader.read(decoder), reader.read(table))
+def _warn_of_copies(source: Source, names: dict[str, str], found: dict[Tensor, str]) -> None:
+    """Warns if a checkpoint with tied embeddings has an output projection, or a bias for it, with values of its own."""
+    table = next((given for tensor, given in found.items() if tensor.paths == (_TABLE,)), None)
+    pairs = [(names.get(source.family.decoder), table, "the token embeddings")]
+    pairs.append((names.get(source.family.decoder_bias), names.get(source.family.output_bias), "the output bias"))
+    with Reader(source.directory) as reader:
+        for copy, used, what in pairs:
+            if copy and used and copy != used and not np.array_equal(reader.read(copy), reader.read(used)):
+                _log.warning(
+                    "%s: %s differs from %s, but config.json ties them: %s is used, as in Transformers 4; Transformers"
+                    ' 5 uses both, and so does jaxlm if config.json has "tie_word_embeddings": false',
+                    source.directory, copy, what, used,
+                )  # fmt: skip
 
 
 def _canonical(family: Family, names: list[str], directory: Path) -> dict[str, str]:
@@ -449,8 +490,11 @@ def write_weights(
     params: dict[str, Any],
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    pooler: dict[str, np.ndarray] | None = None,
 ) -> list[Path]:
     """Writes safetensors and returns the files; params without a head are written as the family's base model.
+
+    `pooler` holds the tensors of `read_pooler`, which are written too.
 
     Raises UserError if a tensor holds NaN, infinity or numbers too large for the dtype, if a file cannot be written, or
     if reading it back gives other values.
@@ -465,6 +509,8 @@ def write_weights(
         array = np.concatenate([part.T if tensor.transposed else part for part in parts])
         name = (prefix if family.is_encoder(tensor.name) else "") + tensor.name
         tensors[name] = as_dtype(name, array, dtype)
+    for name, array in (pooler or {}).items():
+        tensors[prefix + name] = as_dtype(prefix + name, array, dtype)
     if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
         tensors[family.decoder_bias] = tensors[family.output_bias]
     return write_tensors(directory, tensors, shard_bytes)

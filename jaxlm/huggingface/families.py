@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlm.model.config import EncoderConfig
-from jaxlm.typed import is_kind
+from jaxlm.settings import LARGEST_INTEGERS
+from jaxlm.typed import Record, is_kind
 
 
 class Part(NamedTuple):
@@ -24,20 +25,25 @@ class Key(NamedTuple):
 
     theirs: str
     ours: str
-    default: Any = None  # the value that Transformers uses if the key is missing
+    default: Any  # the value that Transformers uses if the key is missing
     values: dict[Any, Any] | None = None  # their value -> ours; of several for one value, the first is written
     reader: Callable[[Any], Any] | None = None
     writer: Callable[[Any, EncoderConfig], Any] | None = None
 
+    @property
+    def kind(self) -> type:
+        """The type of their value."""
+        return type(self.default)
+
     def read(self, value: Any) -> Any:
         """Returns the setting for a value of config.json.
 
-        Raises KeyError, TypeError or ValueError if it is unknown or has another type than the default.
+        Raises TypeError if it is not of `kind`, and KeyError or ValueError if it is unknown.
         """
+        if not is_kind(value, self.kind):
+            raise TypeError
         if self.values is not None:
             return self.values[value]
-        if self.default is not None and not is_kind(value, type(self.default)):
-            raise TypeError
         return self.reader(value) if self.reader else value
 
     def write(self, value: Any, encoder: EncoderConfig) -> Any:
@@ -47,8 +53,8 @@ class Key(NamedTuple):
         return self.writer(value, encoder) if self.writer else value
 
 
-def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
-    return config
+def _unchanged(config: Record) -> dict[str, Any]:
+    return config.content
 
 
 def _no_keys(encoder: EncoderConfig) -> dict[str, Any]:
@@ -70,10 +76,11 @@ class Family:
     keys: tuple[Key, ...]
     fixed: dict[str, Any]
     special_ids: dict[str, str]  # key of config.json -> role of the token
+    has_pooler: bool = False  # a dense layer and tanh on the state of the begin token, as in BERT
     allowed: dict[str, tuple] = dataclasses.field(
         default_factory=dict
     )  # keys for which other values change the function
-    modernise: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged  # converts older formats of config.json
+    modernise: Callable[[Record], dict[str, Any]] = _unchanged  # converts older formats of config.json
     older_keys: Callable[[EncoderConfig], dict[str, Any]] = _no_keys  # read by older versions of Transformers
 
     def is_encoder(self, name: str) -> bool:
@@ -133,7 +140,8 @@ _BERT_KEYS = (
     Key("initializer_range", "initialization_std", 0.02),
     Key("tie_word_embeddings", "tied_output", True),
 )
-_BERT_ALLOWED = {
+_ALLOWED = {"is_causal": (False,)}  # Transformers then hides later tokens, in every family
+_BERT_ALLOWED = _ALLOWED | {
     "is_decoder": (False,), "add_cross_attention": (False,), "position_embedding_type": ("absolute",),
     "pruned_heads": ({},),
 }  # fmt: skip
@@ -154,6 +162,7 @@ _BERT = Family(
     keys=(Key("hidden_act", "head_activation", "gelu", _ACTIVATIONS), *_BERT_KEYS),
     fixed=_POST_NORM,
     special_ids={"pad_token_id": "pad"},
+    has_pooler=True,
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
@@ -172,6 +181,7 @@ _ROBERTA = Family(
     keys=(*_BERT_KEYS, Key("pad_token_id", "position_offset", 1, None, lambda pad: pad + 1, lambda row, _: row - 1)),
     fixed=_POST_NORM | {"head_activation": "gelu"},
     special_ids={"pad_token_id": "pad", "bos_token_id": "begin", "eos_token_id": "end"},
+    has_pooler=True,
     allowed=_BERT_ALLOWED,
 )  # fmt: skip
 
@@ -216,6 +226,7 @@ _DISTILBERT = Family(
     ),
     fixed=_POST_NORM | {"token_types": 0, "norm_epsilon": 1e-12},
     special_ids={"pad_token_id": "pad"},
+    allowed=_ALLOWED,
 )
 
 # Clark et al. 2020, arXiv 2003.10555: narrow embeddings with a projection; a discriminator has its own head
@@ -257,20 +268,32 @@ def _write_pattern(pattern: str, encoder: EncoderConfig) -> list[str]:
     return [names[pattern[layer % len(pattern)]] for layer in range(encoder.layers)]
 
 
-def _modernise(config: dict[str, Any]) -> dict[str, Any]:
+def _read_window(width: int) -> int:
+    if width < 1:
+        raise ValueError("a token would not see itself")
+    return max(1, width // 2 * 2)  # half of it on each side
+
+
+def _modernise(record: Record) -> dict[str, Any]:
     """Returns ModernBERT's config.json in the format of Transformers 5; version 4 had a layer period and two bases."""
-    config = dict(config)
-    if not config.get("layer_types"):
-        every = config.get("global_attn_every_n_layers") or 3
-        kinds = ("full_attention", "sliding_attention")
-        config["layer_types"] = [kinds[bool(i % every)] for i in range(config.get("num_hidden_layers", 22))]
-    full = config.get("global_rope_theta") or 160_000.0
+    config = dict(record.content)
+    if "sliding_window" in config:  # half of the window; it replaces local_attention
+        config["local_attention"] = 2 * record.integer("sliding_window", 64)
+    layers = record.integer("num_hidden_layers", 22, at_least=1, at_most=LARGEST_INTEGERS["model.layers"])
+    if not record.items("layer_types", str, []):
+        every = record.integer("global_attn_every_n_layers", 3, at_least=1)
+        config["layer_types"] = [list(_LAYER_TYPES)[bool(layer % every)] for layer in range(layers)]
+    elif len(config["layer_types"]) != layers:
+        raise record.error("layer_types", f"expected one for each of the {layers} layers in num_hidden_layers")
+    full = record.number("global_rope_theta", 160_000.0)
     # A null local base means the global base; a missing one has its own default.
-    local = (config["local_rope_theta"] or full) if "local_rope_theta" in config else 10_000.0
-    given = config.get("rope_parameters") or {}
+    local = record.number("local_rope_theta", full if "local_rope_theta" in config else 10_000.0)
+    given = record.record("rope_parameters", {})
+    if not given.content.keys() <= _LAYER_TYPES.keys():
+        raise record.error("rope_parameters", f"expected an object with the keys {' and '.join(_LAYER_TYPES)}")
     config["rope_parameters"] = {
-        kind: {"rope_theta": base, "rope_type": "default"} | (given.get(kind) or {})
-        for kind, base in (("full_attention", full), ("sliding_attention", local))
+        kind: {"rope_theta": base, "rope_type": "default"} | given.record(kind, {}).content
+        for kind, base in zip(_LAYER_TYPES, (full, local), strict=True)
     }
     return config
 
@@ -325,10 +348,10 @@ _MODERNBERT = Family(
         Key("norm_bias", "norm_bias", False),
         Key("attention_bias", "attention_bias", False),
         Key("mlp_bias", "feed_forward_bias", False),
-        Key("local_attention", "window", 128, None, lambda width: width // 2 * 2),  # half on each side
-        Key("layer_types", "layer_pattern", None, None, _read_pattern, _write_pattern),
-        Key("rope_parameters.full_attention.rope_theta", "rotary_base", None, None, float),
-        Key("rope_parameters.sliding_attention.rope_theta", "local_rotary_base", None, None, float),
+        Key("local_attention", "window", 128, None, _read_window),
+        Key("layer_types", "layer_pattern", [], None, _read_pattern, _write_pattern),
+        Key("rope_parameters.full_attention.rope_theta", "rotary_base", 160_000.0, None, float),
+        Key("rope_parameters.sliding_attention.rope_theta", "local_rotary_base", 10_000.0, None, float),
         Key("embedding_dropout", "dropout", 0.0, None, float),
         Key("attention_dropout", "attention_dropout", 0.0, None, float),
         Key("initializer_range", "initialization_std", 0.02),
@@ -345,7 +368,7 @@ _MODERNBERT = Family(
         "pad_token_id": "pad", "bos_token_id": "begin", "cls_token_id": "begin",
         "eos_token_id": "end", "sep_token_id": "end",
     },
-    allowed={
+    allowed=_ALLOWED | {
         "rope_parameters.full_attention.rope_type": ("default",),
         "rope_parameters.sliding_attention.rope_type": ("default",),
         "rope_scaling": (None,),

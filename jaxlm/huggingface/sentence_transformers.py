@@ -1,5 +1,6 @@
 """sentence-transformers directories: their settings (pooling, normalisation, maximum length, prompt), and copies."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 from jaxlm.errors import UserError
 from jaxlm.huggingface.copying import copy_files
 from jaxlm.storage import read_json
-from jaxlm.typed import Record, records
+from jaxlm.typed import Record, cut, records
 
 POOLINGS = ("mean", "cls", "max")
 
@@ -73,11 +74,15 @@ def _read_sentence_transformers(
     kinds = {}
     file = root / "modules.json"
     for module in records(file, read_json(file, list)):
-        kind = module.text("type", "").rpartition(".")[2]
+        kind = module.text("type").rpartition(".")[2]
         if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise UserError(f"{file} has a module {kind}, which jaxlm does not support")
+            raise UserError(f"{file} has a module {cut(kind)}, which jaxlm does not support")
         kinds[kind] = root / module.text("path", "")
-    if "Pooling" in kinds and pooling is None:
+    if os.path.normpath(kinds.get("Transformer", "")) != os.path.normpath(directory):
+        raise UserError(f"{file} has no Transformer module in {directory}, which has the weights; fetch it again")
+    if pooling is None:
+        if "Pooling" not in kinds:
+            raise UserError(f"{file} has no Pooling module; set the pooling with --pooling")
         settings = settings._replace(pooling=_read_pooling(kinds["Pooling"] / "config.json"))
     settings = settings._replace(normalise="Normalize" in kinds)
 
@@ -94,22 +99,23 @@ def _read_sentence_transformers(
             raise UserError(
                 f"{root} sets include_prompt=False (pooling without the prompt), which jaxlm does not support"
             )
-        settings = settings._replace(prompt=more.record("prompts", {}).text(name, ""))
+        settings = settings._replace(prompt=more.record("prompts", {}).text(name))
     return settings
 
 
 def _read_pooling(file: Path) -> str:
     """Returns the pooling set in 1_Pooling/config.json, in the older or the newer format."""
-    content = read_json(file)
-    mode = content.get("pooling_mode")
-    modes = Record(file, content).items("pooling_mode", str) if isinstance(mode, list) else [mode] if mode else []
+    content = Record(file, read_json(file))
+    several = isinstance(content.content.get("pooling_mode"), list)
+    modes = content.items("pooling_mode", str) if several else [content.text("pooling_mode", "")]
     modes += [
         name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-        for name, value in content.items()
-        if name.startswith("pooling_mode_") and value
+        for name in content.content
+        if name.startswith("pooling_mode_") and content.boolean(name, False)
     ]
+    modes = [mode for mode in modes if mode]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        given = " and ".join(map(str, modes)) or "nothing"
+        given = " and ".join(map(cut, modes)) or "nothing"
         raise UserError(
             f"{file} sets the pooling to {given}; jaxlm supports {', '.join(POOLINGS)}: set one with --pooling"
         )

@@ -10,6 +10,11 @@ from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.masking import next_tokens
 from jaxlm.objectives.objective import Prepared
 
+EXPORT_NOTE = (
+    "in Transformers this model attends to both sides of a token, but it was trained to predict each token from those "
+    "before it: train it with train.objective=masked before its predictions are used"
+)
+
 
 class CausalLanguageModel(MaskedLanguageModel):
     """The mean cross entropy of each token given those before it, in nats; masked modelling can go on from it.

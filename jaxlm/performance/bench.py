@@ -33,6 +33,7 @@ from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.settings import MAX_CHOSEN_VOCABULARY
 from jaxlm.step import assemble
+from jaxlm.storage import local_path
 
 SCHEDULE_STEPS = 1000.0  # the length of the schedule; the rate does not matter here
 MEASURING_SECONDS = 3.0  # seconds to measure the peak, before the steps and again after them
@@ -286,12 +287,14 @@ def main(argv: Sequence[str]) -> int:
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name}={value}: must be at least {least}")
-    if args.profile and Path(args.profile).is_dir():
-        raise UserError(f"--profile={args.profile} is a folder; set a .png, .svg or .pdf file")
-    if args.profile and not Path(args.profile).parent.is_dir():
-        raise UserError(f"--profile={args.profile}: there is no directory {Path(args.profile).parent}")
-    if args.profile and Path(args.profile).suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--profile={args.profile}: must be a .png, .svg or .pdf file")
+    if args.profile is not None:
+        args.profile = local_path("--profile", args.profile)
+        if args.profile.is_dir():
+            raise UserError(f"--profile={args.profile} is a folder; set a .png, .svg or .pdf file")
+        if not args.profile.parent.is_dir():
+            raise UserError(f"--profile={args.profile}: there is no directory {args.profile.parent}")
+        if args.profile.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--profile={args.profile}: must be a .png, .svg or .pdf file")
     if args.config:
         config, _ = load_run_config(args.config, overrides)
         config = resized(config, args.batch, args.length)
@@ -309,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
     profile = result.pop("profile", None)
     if args.profile:
         what = args.shape or Path(args.config.partition(":")[0]).stem
-        draw(profile, Path(args.profile), f"{what}, batch {result['batch_size']} x {result['sequence_length']}, "
+        draw(profile, args.profile, f"{what}, batch {result['batch_size']} x {result['sequence_length']}, "
              f"{result['compute_dtype']} on {result['device']}")  # fmt: skip
     if args.json:
         print_json(result | ({"profile": profile_json(profile)} if profile else {}))

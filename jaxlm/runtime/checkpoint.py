@@ -333,16 +333,18 @@ def find_step(directory: Path, name: int | str) -> int | None:
 
 
 def _best_step(directory: Path) -> int:
-    """Returns the step with the best score, in the direction of the newest step."""
+    """Returns the step with the best score among those saved for the metric and the direction of the newest step."""
     records = {}
     for step in sorted(_steps(directory)):
         with contextlib.suppress(BrokenStepError):
             records[step] = read_record(directory, step)
-    higher = bool(records) and records[max(records)].get("higher_is_better", False)
+    newest = records[max(records)] if records else {}
+    higher, metric = newest.get("higher_is_better", False), newest.get("metric")
     scores = {
         step: record["score"]
         for step, record in records.items()
-        if record["score"] is not None and record.get("higher_is_better", False) == higher
+        if record["score"] is not None
+        and (record.get("higher_is_better", False), record.get("metric", metric)) == (higher, metric)
     }
     if not scores:
         raise UserError(

@@ -55,46 +55,67 @@ def joined(settings: Any) -> Iterator[None]:
             monitor.finish()
         else:
             jax.distributed.shutdown()
-    except UserError as error:
-        leave(str(error))
-    except KeyboardInterrupt:
-        leave("interrupted")
     except BaseException as error:
-        if monitor and is_peer_failure(error):  # the monitor will report which process is gone
-            monitor.wait_for_end()
-        traceback.print_exc()
-        leave(f"process {jax.process_index()} failed with {type(error).__name__}; see the output of that process")
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            if monitor and is_peer_failure(error):  # the monitor will report which process is gone
+                monitor.wait_for_end()
+            traceback.print_exc()
+        leave(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
+    """Returns the sentence with which a process ends after an error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"process {jax.process_index()} failed with {type(error).__name__}; see the output of that process"
 
 
 def from_first(value: Callable[[], Any]) -> Any:
     """Returns value() of the first process, a JSON value, on every process; the others wait while that one lives.
 
-    Every process of a run must call it, in the same order.
+    Every process of a run must call it, in the same order. If value() raises, the others raise a UserError.
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return value()
-    first, client = jax.process_index() == 0, coordination.client()
+    answer, failure = "", None
+    if jax.process_index() == 0:
+        try:
+            answer = json.dumps({"value": value()})
+        except BaseException as error:  # it reaches the others first, which would wait for an answer
+            answer, failure = json.dumps({"error": _sentence(error)}), error
+    content = json.loads(_send(answer))
+    if failure:
+        raise failure
+    if "error" in content:
+        raise UserError(content["error"])
+    return content["value"]
+
+
+def _send(text: str) -> str:
+    """Returns the first process's text on every process."""
+    client = coordination.client()
     if client is None:
-        return _broadcast(value() if first else None)
+        return _broadcast(text)
     key = f"{VALUE_KEY}{next(_value_numbers)}"
-    if first:
-        result = value()
-        client.key_value_set(key, json.dumps(result))
-        return result
+    if jax.process_index() == 0:
+        client.key_value_set(key, text)
+        return text
     while True:
         try:
-            return json.loads(client.blocking_key_value_get(key, 1000))  # short, so that signals are handled
+            return client.blocking_key_value_get(key, 1000)  # short, so that signals are handled
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
 
 
-def _broadcast(value: Any) -> Any:
-    """Returns the first process's value, sent through the devices."""
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+def _broadcast(text: str) -> str:
+    """Returns the first process's text, sent through the devices."""
+    content = np.frombuffer(text.encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
     content = multihost_utils.broadcast_one_to_all(np.resize(content, size))
-    return json.loads(np.asarray(content).tobytes())
+    return np.asarray(content).tobytes().decode()
 
 
 class Votes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxlm.errors import UserError
 
 DIRECTORY, MAX_SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"  # JAX's environment variables
+PROGRAM_NAME = re.compile(r".+-[0-9a-f]{64}-cache")  # of a compiled program; JAX chooses it
 MAX_BYTES = 4 * 2**30  # of our own directory, if MAX_SIZE does not set another bound
 
 
@@ -54,6 +55,8 @@ def remove_oldest_programs(cache: Path, max_bytes: int) -> None:
     """
     found = []
     for entry in cache.glob("*-cache"):
+        if not PROGRAM_NAME.fullmatch(entry.name):
+            continue  # the user may have set a directory with other files
         with contextlib.suppress(OSError):
             status = entry.stat()
             # Many file systems record only the first use of a day, and some none: then the time of writing counts.

@@ -278,6 +278,17 @@ def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
+def show(text: str) -> None:
+    """Prints a text to standard output, unless that is closed, or its terminal or the reader of its pipe is gone.
+
+    A long computation does not end with the program that reads its output, as in `jaxlm train ... | head`: its results
+    are on the disk.
+    """
+    if sys.stdout:
+        with _shown_if_possible():
+            _print(text, sys.stdout)
+
+
 def _print(text: str, stream: TextIO) -> None:
     encoding = stream.encoding or "utf-8"  # a file name may contain characters that the terminal's encoding lacks
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

@@ -3,15 +3,18 @@
 A row keeps its place in its file, so that every error names it, and predictions can be written in the same order.
 """
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import UserError
-from jaxlm.text.formats import COMPRESSIONS, ending, json_records, parquet_records, table_rows
+from jaxlm.text.formats import format_of, json_records, parquet_records, table_rows
+from jaxlm.typed import listed, shown
 
-FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = ("tsv", "csv", "jsonl", "parquet")
 MOST_LINES = 5  # that a message names
 _log = logging.getLogger("jaxlm")
 
@@ -23,47 +26,64 @@ class Row(NamedTuple):
     values: Mapping[str, Any]  # by the name of the column, or its number from 0 if the file has no header
 
 
-def read_table(path: Path, setting: str, header: bool, columns: Sequence[str], skip_bad_rows: bool) -> list[Row]:
+def read_table(
+    path: Path, setting: str, settings: Any, columns: Mapping[str, str], header: bool, skip_bad_rows: bool
+) -> list[Row]:
     """Returns the rows of a table.
 
-    `setting` names where the path comes from, and `columns` are those that must be there. Quoting is off in TSV. Raises
-    UserError for a missing file, an unknown format, a missing column, and, unless `skip_bad_rows`, rows that have
-    another number of columns than the header.
+    `setting` names where the path comes from; `settings` has `format` and `encoding`, as section `data` of a config;
+    `columns` are those that must be there, with the setting that names each. Quoting is off in TSV. Raises UserError
+    for what is no file, another format, a missing column, and, unless `skip_bad_rows`, rows that have another number of
+    columns than the header.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: set {setting} to the file with the examples")
-    kind = FORMATS.get(ending(path))
-    if kind is None:
-        ends = ", ".join(FORMATS)
-        raise UserError(f"{path}: rows are read from files that end in {ends}, with or without {', '.join(COMPRESSIONS)}")
-    rows = list(_table(path, kind, header, skip_bad_rows) if kind in ("tsv", "csv") else _records(path, kind, columns))
+    check_file(path, setting)
+    kind = format_of(path, settings)
+    if kind not in FORMATS:
+        raise UserError(
+            f"{path} has the format {kind}, but examples are read from {', '.join(FORMATS)}; set data.format to one of "
+            "these if the file has it, or convert the file"
+        )
+    if kind in ("tsv", "csv"):
+        rows = list(_table(path, kind, settings.encoding, columns, header, skip_bad_rows))
+    else:
+        found = (
+            parquet_records(path) if kind == "parquet" else json_records(path, settings.encoding, next(iter(columns)))
+        )
+        rows = [Row(place, _checked(values, columns, place)) for place, values in found]
     if not rows:
         raise UserError(f"{path} contains no rows; set {setting} to the file with the examples")
-    for name in columns:
-        if name not in rows[0].values:
-            names = ", ".join(str(column)[:40] for column in rows[0].values)
-            raise UserError(f"{path}: there is no column {name}; the columns are {names}: set task.text and task.label")
     return rows
 
 
-def _records(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Row]:
-    found = parquet_records(path) if kind == "parquet" else json_records(path, "utf-8", columns[0])
-    for place, values in found:
-        for name in columns:
-            if name not in values:
-                names = ", ".join(str(column)[:40] for column in values)
-                raise UserError(f"{place}: there is no column {name}; the columns are {names}: set task.text and task.label")
-        yield Row(place, values)
+def check_file(path: Path, setting: str) -> None:
+    """Raises UserError unless a path is that of a file; `setting` names where the path comes from."""
+    if not os.path.isfile(path):
+        wrong = "is a folder, a pipe or a device" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{path} {wrong}: set {setting} to the file with the examples")
 
 
-def _table(path: Path, kind: str, header: bool, skip_bad_rows: bool) -> Iterator[Row]:
-    table = table_rows(path, kind, "utf-8")
+def _checked(values: Mapping[str, Any], columns: Mapping[str, str], place: str) -> Mapping[str, Any]:
+    """Returns the values of a row. Raises UserError if it lacks a column."""
+    for name, setting in columns.items():
+        if name not in values:
+            raise UserError(f"{place}: there is no column {name}; the columns are {listed(values)}: set {setting}")
+    return values
+
+
+def _table(
+    path: Path, kind: str, encoding: str, columns: Mapping[str, str], header: bool, skip_bad_rows: bool
+) -> Iterator[Row]:
     names: list[str] = []
-    if header:
-        _, names = next(table, (1, []))
     bad: list[int] = []
-    for number, row in table:
-        names = names or [str(column) for column in range(len(row))]
+    for number, row in table_rows(path, kind, encoding):
+        if not names:
+            names = row if header else [str(column) for column in range(len(row))]
+            for name in columns:
+                if names.count(name) > 1:
+                    raise UserError(f"{path}, line {number}: two columns have the name {name}; rename one of them")
+            _checked(dict.fromkeys(names), columns, f"{path}, line {number}")
+            if header:
+                continue
         if len(row) != len(names):
             bad.append(number)
         else:
@@ -78,9 +98,24 @@ def _table(path: Path, kind: str, header: bool, skip_bad_rows: bool) -> Iterator
 
 def text_in(row: Row, name: str) -> str:
     """Returns the text in a column of a row; "" if it is null. Raises UserError if it holds something else."""
-    value = row.values[name]
-    if value is None:
-        return ""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UserError(f"{row.place}: the column {name} contains {type(value).__name__}, not text; set task.text")
+    value = "" if row.values[name] is None else row.values[name]
+    if not isinstance(value, str):
+        raise UserError(f"{row.place}: {name}={shown(value)}: expected text; set task.text to a column with text")
+    return value
+
+
+def label_in(row: Row, name: str) -> str | None:
+    """Returns the label in a column of a row, without spaces around it; None if it is missing, null or empty.
+
+    Whole numbers, true and false are labels as JSON spells them. Raises UserError for another value.
+    """
+    value = "" if row.values.get(name) is None else row.values[name]
+    if not isinstance(value, str | int):
+        raise UserError(
+            f"{row.place}: {name}={shown(value)}: expected text, a whole number, true or false; fix the label, or set "
+            "task.label to the column with the label"
+        )
+    label = value if isinstance(value, str) else json.dumps(value)
+    if any("\ud800" <= character <= "\udfff" for character in label):
+        raise UserError(f"{row.place}: {name}={label!a} contains half of a surrogate pair; fix the label")
+    return label.strip() or None

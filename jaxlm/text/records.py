@@ -4,6 +4,7 @@
 dropped, and the text of an empty record is "", so that results can be matched with their records.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,12 +32,33 @@ def read_records(path: str, settings: RecordSettings, tally: Tally) -> Iterator[
     Counts records and dropped control characters in `tally`. Raises UserError, with the line, if a file is not in its
     format.
     """
-    try:
+    with _options_in_errors():
         for file in find_files(path, settings):
             for text in _texts(file, settings):
                 tally.documents += 1
                 yield drop_control_characters(text, tally)
-    except UserError as error:  # commands that read records have options in place of the settings
+
+
+def check_options(path: str, settings: RecordSettings) -> None:
+    """Raises UserError if there is no file, if the format of one is unknown, or for an option without effect.
+
+    The field has no effect on text files, the encoding none on Parquet files.
+    """
+    with _options_in_errors():
+        kinds = {format_of(file, settings) for file in find_files(path, settings)}
+    defaults = RecordSettings()
+    for option, kind in (("field", "text"), ("encoding", "parquet")):
+        value = getattr(settings, option)
+        if value != getattr(defaults, option) and kinds == {kind}:
+            raise UserError(f"--{option}={value} has no effect on {kind} files, as {path} is: remove it")
+
+
+@contextlib.contextmanager
+def _options_in_errors() -> Iterator[None]:
+    """Makes errors name the options that commands which read records have in place of settings."""
+    try:
+        yield
+    except UserError as error:
         raise UserError(re.sub(r"(--config\.)?\bdata\.(format|field|encoding)\b", r"--\2", str(error))) from error
 
 

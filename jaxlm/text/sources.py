@@ -7,6 +7,7 @@ lower case, accents and other normalization belong to the tokenizer.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -89,6 +90,8 @@ def find_files(path: str, settings: Any) -> list[File]:
     if kind == "glob" and not files:
         raise UserError(f"no file matches {path}; check the folder, and quote the pattern in a shell")
     if not files:
+        if os.path.exists(path):
+            raise UserError(f"{path} is a pipe or a device, which cannot be read twice; write its content to a file")
         raise UserError(f"there is no file or folder {path}; check the path")
     return files
 

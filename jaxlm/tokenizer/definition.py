@@ -34,7 +34,8 @@ def check_definition(definition: dict[str, Any], file: Path) -> None:
     added = records(f"{file}: added_tokens", whole.items("added_tokens", dict, []))
     for entry in added:
         entry.text("content")
-        entry.boolean("special", False)
+        for name in ("single_word", "lstrip", "rstrip", "normalized", "special"):
+            entry.boolean(name, False)
         ids.append(entry.integer("id"))
     _check_range(ids, file)
 

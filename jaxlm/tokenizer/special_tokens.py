@@ -1,11 +1,13 @@
 """The five roles of special tokens, how the tokens that play them are found, and added tokens beside a vocabulary."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.storage import read_json
+from jaxlm.typed import Record
 
 ROLES = ("pad", "unk", "begin", "end", "mask")
 _USUAL_NAMES = {
@@ -43,12 +45,20 @@ def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
 
     The token of a role is the one that special_tokens_map.json or tokenizer_config.json beside `file` names, or else
     one of the usual names that is in the vocabulary. `unknown` holds the names of the unknown token in the model
-    itself, which take precedence. Raises UserError if a role has no token, or two roles have the same one.
+    itself, which take precedence. Raises UserError if a role has no token, if its token is not in the vocabulary, so
+    that Transformers would add it, or if two roles have the same one.
     """
     configs = _configs_with_names(file)
     role_ids, missing = {}, []
     for role in ROLES:
-        names = _contents(config.get(key) for key in _CONFIG_KEYS[role] for config in configs)
+        key = _CONFIG_KEYS[role][0]
+        for name in [name for config in configs for name in _named(config, key)][:1]:
+            if name not in vocabulary:
+                raise UserError(
+                    f"{file}: the {key} {name!r}, which a file beside it names, is not in the vocabulary; name one that"
+                    " is there"
+                )
+        names = [name for key in _CONFIG_KEYS[role] for config in configs for name in _named(config, key)]
         names = [*unknown, *names] if role == "unk" else names
         known = [name for name in (*names, *_USUAL_NAMES[role]) if name in vocabulary]
         if known:
@@ -69,16 +79,25 @@ def find_role_ids(file: Path, vocabulary: dict[str, int], unknown: Sequence[str]
     return role_ids
 
 
-def _configs_with_names(file: Path) -> list[dict[str, Any]]:
+def _configs_with_names(file: Path) -> list[Record]:
     """Returns the configs beside a file that name special tokens, in the order of precedence of Transformers."""
     config, names = (config_beside(file, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
-    return [config, names] if "added_tokens_decoder" in config else [names, config]
+    return [config, names] if "added_tokens_decoder" in config.content else [names, config]
 
 
-def _contents(values: Iterable[Any]) -> list[str]:
-    """Returns the tokens of values that are strings, or objects with a `content`; others are left out."""
-    found = (value.get("content") if isinstance(value, dict) else value for value in values)
-    return [content for content in found if isinstance(content, str) and content]
+def _named(config: Record, key: str) -> list[str]:
+    """Returns the tokens that a key of a config names: one, or those of a list. Raises UserError for other values.
+
+    An object without a `content` maps further roles, which jaxlm does not use, to tokens.
+    """
+    value = config.content.get(key)
+    tokens = []
+    for token in value if isinstance(value, list) else [value]:
+        content = token.get("content", "") if isinstance(token, dict) else "" if token is None else token
+        if not isinstance(content, str):
+            raise config.error(key, "expected a token, which is text or an object with a text as its content")
+        tokens.append(content)
+    return [token for token in tokens if token]
 
 
 def added_entries(
@@ -95,18 +114,15 @@ def added_entries(
     Raises:
         UserError: If a list of added tokens is not valid.
     """
-    decoder = config_beside(file, "tokenizer_config.json").get("added_tokens_decoder")
-    configs = _configs_with_names(file)
-    special = _contents(config.get(key) for config in configs for keys in _CONFIG_KEYS.values() for key in keys)
-    for config in configs:
-        for key in ("extra_special_tokens", "additional_special_tokens"):
-            special += _contents(values if isinstance(values := config.get(key), list) else [])
+    decoder = config_beside(file, "tokenizer_config.json").content.get("added_tokens_decoder")
+    keys = [*itertools.chain(*_CONFIG_KEYS.values()), "extra_special_tokens", "additional_special_tokens"]
+    special = [word for config in _configs_with_names(file) for key in keys for word in _named(config, key)]
     try:
         if decoder is not None:
             listed = [entry_of(entry["content"], int(id)) | _known(entry) for id, entry in decoder.items()]
             entries = [*(own if keep else []), *listed]
         else:
-            plain = config_beside(file, "added_tokens.json").items()
+            plain = config_beside(file, "added_tokens.json").content.items()
             listed = [entry_of(word, int(id), special=word in special) for word, id in plain]
             entries = [*listed, *own]
         by_content = {entry["content"]: entry for entry in entries}
@@ -143,6 +159,7 @@ def check_role_ids(role_ids: dict[str, int], vocab_size: int, file: Path) -> Non
             )
 
 
-def config_beside(file: Path, name: str) -> dict[str, Any]:
-    """Returns the JSON object in the file `name` in the folder of `file`, or {} if there is no such file."""
-    return read_json(file.with_name(name)) if file.with_name(name).exists() else {}
+def config_beside(file: Path, name: str) -> Record:
+    """Returns the JSON object in the file `name` in the folder of `file`, or an empty one if there is no such file."""
+    path = file.with_name(name)
+    return Record(path, read_json(path) if path.exists() else {})

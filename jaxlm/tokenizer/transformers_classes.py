@@ -5,14 +5,16 @@ ignores the normalizer and the pre-tokenizer in tokenizer.json; a setting that t
 default of the class. The ids here are those of Transformers 5.24.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizer.special_tokens import added_entries, config_beside
+from jaxlm.tokenizer.special_tokens import added_entries, config_beside, find_role_ids
 from jaxlm.tokenizer.tokenizer_json import vocabulary_of
+from jaxlm.typed import cut, shown
 
 Definition = dict[str, Any]
 _log = logging.getLogger("jaxlm")
@@ -63,16 +65,20 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
     The name is that in tokenizer_config.json, in config.json, or of the family in config.json; "" if there is none, and
     then the file is used as written. Raises UserError for a class that is not supported.
     """
-    model = config_beside(file, "config.json")
-    family = model.get("model_type")
+    if setting(file, "split_special_tokens", False):
+        raise UserError(
+            f"{file.with_name('tokenizer_config.json')} sets split_special_tokens, with which Transformers finds no"
+            " special token in a text; jaxlm does not support it: remove the key"
+        )
+    family = config_beside(file, "config.json").text("model_type", "")
     if family in _AS_WRITTEN_FAMILIES:
         return "", AS_WRITTEN
     for where in ("tokenizer_config.json", "config.json"):
-        if name := config_beside(file, where).get("tokenizer_class"):
-            short = str(name).removesuffix("Fast")
+        if name := config_beside(file, where).text("tokenizer_class", ""):
+            short = name.removesuffix("Fast")
             if short not in _CLASSES:
                 raise UserError(
-                    f"{file.with_name(where)} names the tokenizer class {name}, which is not supported; if a"
+                    f"{file.with_name(where)} names the tokenizer class {cut(name)}, which is not supported; if a"
                     ' tokenizer.json defines the whole tokenizer, set "tokenizer_class": "PreTrainedTokenizerFast"'
                 )
             return short, _CLASSES[short]
@@ -80,8 +86,8 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
         return "", AS_WRITTEN
     if family not in _CLASS_OF_FAMILY:
         raise UserError(
-            f"{file.with_name('config.json')} has the family {family!r}, whose tokenizer class is not known; name the"
-            ' class in tokenizer_config.json, such as "tokenizer_class": "PreTrainedTokenizerFast"'
+            f"{file.with_name('config.json')} has the family {shown(family)}, whose tokenizer class is not known; name"
+            ' the class in tokenizer_config.json, such as "tokenizer_class": "PreTrainedTokenizerFast"'
         )
     name = _CLASS_OF_FAMILY[family]
     return name, _CLASSES[name]
@@ -90,8 +96,8 @@ def tokenizer_class(file: Path) -> tuple[str, str]:
 def require_sentencepiece(file: Path) -> None:
     """Raises UserError if the class of a .model file has other token ids than the file."""
     model = config_beside(file, "config.json")
-    names = [config_beside(file, "tokenizer_config.json").get("tokenizer_class"), model.get("tokenizer_class")]
-    name = str(next(filter(None, [*names, _CLASS_OF_FAMILY.get(str(model.get("model_type")))]), ""))
+    names = [config.text("tokenizer_class", "") for config in (config_beside(file, "tokenizer_config.json"), model)]
+    name = next(filter(None, [*names, _CLASS_OF_FAMILY.get(model.text("model_type", ""))]), "")
     if name.startswith(_RENUMBERED):
         raise UserError(
             f"{file} is the model of a {name}, whose token ids differ from those in the file; use its tokenizer.json,"
@@ -111,10 +117,7 @@ def require_kind(file: Path, *kinds: str) -> None:
 
 def setting(file: Path, name: str, default: bool | None) -> bool | None:
     """Returns a setting of the tokenizer_config.json beside a file that is true, false or null, or its default."""
-    value = config_beside(file, "tokenizer_config.json").get(name)
-    if value is not None and not isinstance(value, bool):
-        raise UserError(f"{file.with_name('tokenizer_config.json')}: {name}={value!r}: must be true or false")
-    return default if value is None else value
+    return config_beside(file, "tokenizer_config.json").boolean(name, default)
 
 
 def as_transformers(file: Path, definition: Definition) -> Definition:
@@ -132,7 +135,32 @@ def as_transformers(file: Path, definition: Definition) -> Definition:
     rebuilt = _REBUILD[kind](file, definition) if kind in _REBUILD else definition
     own = definition.get("added_tokens") or []
     vocabulary = vocabulary_of(definition | {"added_tokens": []})
-    return rebuilt | {"added_tokens": added_entries(file, own, vocabulary, keep=kind == AS_WRITTEN)}
+    found = rebuilt | {"added_tokens": added_entries(file, own, vocabulary, keep=kind == AS_WRITTEN)}
+    if kind == AS_WRITTEN and config_beside(file, "config.json").text("model_type", ""):
+        _warn_of_frame(file, found)
+    return found
+
+
+def _warn_of_frame(file: Path, definition: Definition) -> None:
+    """Warns if Transformers puts other tokens around a text than a begin and an end token, as jaxlm always does."""
+    import tokenizers
+
+    vocabulary = vocabulary_of(definition)
+    role_ids = find_role_ids(file, vocabulary)
+    parts: Definition = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
+    parts["post_processor"] = definition.get("post_processor")
+    try:
+        around = tokenizers.Tokenizer.from_str(json.dumps(parts)).encode("").ids
+    except Exception as error:  # the library raises no specific class
+        raise UserError(f"{file} has a post_processor that the `tokenizers` library cannot load: {error}") from error
+    if around != [role_ids["begin"], role_ids["end"]]:
+        tokens = {id: token for token, id in vocabulary.items()}
+        _log.warning(
+            "%s: Transformers puts %s around a text, but jaxlm always puts %s and %s, so vectors and logits differ;"
+            " change its post_processor if the model was trained with both tokens",
+            file, " and ".join(tokens.get(id, str(id)) for id in around) or "no token",
+            tokens[role_ids["begin"]], tokens[role_ids["end"]],
+        )  # fmt: skip
 
 
 def bert_normalizer(file: Path, lower_case: bool) -> dict[str, Any]:

@@ -13,8 +13,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm completion`."""
     parser = argparse.ArgumentParser(
         prog="jaxlm completion", description="Print a script that completes verbs, options, recipes and settings in "
-        'bash and zsh. Add the line eval "$(jaxlm completion)" to ~/.bashrc; for zsh, add `autoload -U compinit '
-        "bashcompinit; compinit; bashcompinit` and then that line to ~/.zshrc.",
+        'bash and zsh. Add the line eval "$(jaxlm completion)" to ~/.bashrc or ~/.zshrc.',
         formatter_class=HelpFormatter, epilog="example:\n  jaxlm completion > jaxlm-completion.bash",
     )  # fmt: skip
     parser.parse_args(argv)

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
 from jaxlm.data.unknown import Spelling, spelling_of_ids
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
 from jaxlm.model.heads import MaskedLM, encode
 from jaxlm.model.pooling import pool_segments
@@ -67,9 +67,7 @@ class Embedder:
             found[batch.sequences] = np.asarray(vectors)[batch.rows, batch.segments - 1]
         if not np.isfinite(found).all():
             number = self.texts + int(np.flatnonzero(~np.isfinite(found).all(1))[0]) + 1
-            raise UserError(
-                f"the vector of text {number} is not finite: the model's parameters are damaged or too large"
-            )
+            raise NotFinite(f"the vector of text {number}")
         self.texts += len(texts)
         return found
 

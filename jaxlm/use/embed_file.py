@@ -19,9 +19,19 @@ from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
-from jaxlm.storage import atomic_path, beside, check_named, lock, parse_json, read_json, sync_directory, write_text
+from jaxlm.storage import (
+    atomic_path,
+    beside,
+    check_named,
+    local_path,
+    lock,
+    parse_json,
+    read_json,
+    sync_directory,
+    write_text,
+)
 from jaxlm.text.filters import Tally
-from jaxlm.text.records import FORMATS, RecordSettings, read_records
+from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.text.sources import find_files, source_fingerprint
 from jaxlm.use.embed import TOO_LONG, Embedder, groups_of
 from jaxlm.use.loading import Trained, add_model_options, load_named
@@ -117,15 +127,25 @@ def _finished_parts(folder: Path, width: int) -> list[dict[str, int]]:
     for line in record.read_bytes().splitlines() if record.is_file() else ():
         try:
             part = parse_json(line)
-            shape = np.load(_part(folder, len(found)), mmap_mode="r", allow_pickle=False).shape
-            complete = shape == (part["texts"], width)
-        except Exception:  # NumPy raises errors of many types for a damaged header
+            complete = _shape(_part(folder, len(found))) == (part["texts"], width)
+        except (ValueError, TypeError, KeyError):
             complete = False
         if not complete:
             break
         found.append(part)
     write_text(record, "".join(json.dumps(part) + "\n" for part in found))
     return found
+
+
+def _shape(file: Path) -> tuple[int, ...] | None:
+    """Returns the shape of the float32 array in a .npy file; None if there is none, or the file is damaged."""
+    if not file.is_file():  # opening a pipe would wait for its writer
+        return None
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception:  # NumPy raises errors of many types for a damaged header
+        return None
+    return array.shape if array.dtype == np.float32 else None
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -179,6 +199,22 @@ def _write_parquet(file: BinaryIO, parts: Iterator[np.ndarray], shape: tuple[int
 WRITERS = {".npy": _write_npy, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
 
 
+def _holds_vectors(file: Path) -> bool:
+    """Returns whether a file looks like one that this module has written."""
+    if file.suffix == ".npy":
+        return len(_shape(file) or ()) == 2
+    if file.suffix == ".jsonl":
+        with open(file, "rb") as stream:
+            begin = stream.read(14)
+        return begin == b'{"embedding": '
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_schema(file).names == ["embedding"]
+    except (OSError, ValueError):  # ArrowInvalid is a ValueError
+        return False
+
+
 def _show(texts: int, rate: float) -> None:
     if sys.stderr.isatty():
         print(f"\r{texts:,} texts, {rate:,.0f} texts/s \x1b[K", end="", file=sys.stderr, flush=True)
@@ -196,8 +232,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm embed --model=DIR --input=FILE --output=FILE.npy|.jsonl|.parquet`."""
     args = _parser().parse_args(argv)
     check_named("--input", args.input)
-    check_named("--output", args.output)
-    output, records = Path(args.output), RecordSettings(args.format, args.field, args.encoding)
+    output, records = local_path("--output", args.output), RecordSettings(args.format, args.field, args.encoding)
     if output.suffix not in WRITERS:
         raise UserError(f"--output={output}: the name must end in {', '.join(WRITERS)}, which sets the format")
     if output.is_dir() or not output.parent.is_dir():
@@ -207,12 +242,15 @@ def main(argv: Sequence[str]) -> int:
         layers = tuple(int(layer) for layer in args.layers.split(","))
     except ValueError as error:
         raise UserError(f"--layers={args.layers}: expected integers separated by commas, such as 4,-1") from error
-    source = source_fingerprint(args.input, records)  # before the model is loaded, so that a wrong path fails at once
+    check_options(args.input, records)  # before the model is loaded, so that a wrong path fails at once
+    source = source_fingerprint(args.input, records)
     _check_not_read(output, args.input, records)
 
     trained = load_named(args, args.compute_dtype)
     if output.exists() and output.resolve().is_relative_to(trained.directory.resolve()):
         raise UserError(f"--output={output} is a file of the model's directory; set another file")
+    if output.exists() and not (output.is_file() and (output.stat().st_size == 0 or _holds_vectors(output))):
+        raise UserError(f"--output={output} exists and does not contain vectors; set another file")
     settings = embed_settings(trained.directory, trained.longest, args.pooling, args.normalise, layers)
     embedder = Embedder(trained, settings, args.too_long, args.batch_tokens)
     identity = {"input": source, **records._asdict(), **_model_identity(trained), **settings._asdict()}
@@ -264,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", required=True, metavar="FILE", help="texts: .txt (one per line, empty lines "
                         "included), .jsonl, .csv, .tsv, .parquet, also .gz and .zst; a folder or a glob")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FILE", help=".npy (float32 [n, D]), .jsonl or .parquet "
-                        "(column embedding); an existing file is replaced at the end")  # fmt: skip
+                        "(column embedding); an existing file of vectors is replaced at the end")  # fmt: skip
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="format of the input (default: by "
                         "its name)")  # fmt: skip
     parser.add_argument("--field", default="text", help="field or column with the text (default text)")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ def evaluate(
     params = jax.device_put(trained.params, assembly.state_shardings["params"])
     last = len(assembly.phases) - 1
     evaluators = (whole_document_evaluators if whole_documents else held_out_evaluators)(assembly, data)
-    results = {e.name: dict(e.run(params, last)) for e in evaluators}
+    results = {e.name: dict(e.evaluate(params, last)) for e in evaluators}
     for name, result in results.items():
         if not result["n"]:
             raise UserError(
@@ -137,8 +138,7 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # what was read, beside the result
             stores = _stores_of_text(trained, overrides)
     else:
-        record = trained.directory / "data.json"
-        stores = open_prepared(Record(record, read_json(record)).text("directory")).held_out if record.is_file() else {}
+        stores = _stores_of_run(trained)
         if not stores:
             raise UserError(f"{args.model} has no held-out sets; give a text with --data.path")
         if whole_documents:
@@ -173,6 +173,23 @@ def _check_overrides(overrides: Sequence[str], of_text: bool, whole_documents: b
             )
     if overrides and not of_text:
         raise UserError(f"--data.path is needed beside --{overrides[0]}")
+
+
+def _stores_of_run(trained: Trained) -> dict[str, TokenStore]:
+    """Returns the held-out sets of a run; none for another model. Raises UserError if they are not those of the run."""
+    file = trained.directory / "data.json"
+    if not file.is_file():
+        return {}
+    remedy = f"run `jaxlm train` in {trained.directory} again to prepare them, or give a text with --data.path"
+    record = Record(file, read_json(file), remedy)
+    directory = Path(record.text("directory"))
+    if not directory.is_dir():
+        raise UserError(f"the held-out sets of {trained.directory} are missing: there is no {directory}; {remedy}")
+    prepared = open_prepared(directory)
+    known = prepared.fingerprint, prepared.tokenizer.fingerprint
+    if known != (record.text("fingerprint"), trained.tokenizer.fingerprint):
+        raise UserError(f"{directory} does not hold the data that {trained.directory} was trained on; {remedy}")
+    return prepared.held_out
 
 
 def _stores_of_text(trained: Trained, overrides: Sequence[str]) -> dict[str, TokenStore]:

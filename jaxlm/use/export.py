@@ -19,12 +19,13 @@ from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
 from jaxlm.huggingface.weights import some_of
+from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
-from jaxlm.storage import beside, check_named, read_json, reason, write_text
+from jaxlm.storage import beside, local_path, read_json, reason, write_text
 from jaxlm.typed import Record
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
-from jaxlm.use.model_card import loading_call, model_card
+from jaxlm.use.model_card import is_causal, loading_call, model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
 _TOKENIZER_FILES = (
@@ -51,8 +52,7 @@ def export(
 
 def _target(to: str | Path, dtype: str | None) -> Path:
     """Returns the absolute path of the directory to write. Raises UserError if it or the dtype cannot be used."""
-    check_named("--to", str(to))
-    to = Path(os.path.abspath(Path(to).expanduser()))
+    to = Path(os.path.abspath(local_path("--to", to)))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={to} exists and is not empty; set a new directory")
     if dtype not in (None, *DTYPES):
@@ -61,6 +61,8 @@ def _target(to: str | Path, dtype: str | None) -> Path:
 
 
 def _export(trained: Trained, to: Path, family: str | None, dtype: str | None) -> Path:
+    if is_causal(trained):
+        _log.warning(EXPORT_NOTE)
     source, root = trained.source, sentence_transformers_root(trained.directory) if trained.source else None
     whole = source is not None and family in (None, source.family.name)
     kind = source.family if source and whole else _family_of(trained, family)
@@ -104,12 +106,15 @@ def _convert(trained: Trained, kind: Family, to: Path, dtype: str) -> None:
     base = base if base and base["model_type"] == kind.name else None
     encoder = refit(trained.encoder, kind, trained.tokenizer.pad_id)
     params = refit_params(jax.tree.map(np.asarray, trained.params), trained.encoder, encoder)
-    left_out = list(trained.left_out)
+    pooler = conversion.read_pooler(trained.source, kind) if trained.source else {}
+    left_out = [name for name in trained.left_out if not name.endswith(tuple(pooler))]
     if "discriminator/score" not in kind.modules and params.pop("discriminator", None):
         left_out.append("discriminator_predictions")
-    conversion.write_weights(to, kind, encoder, params, dtype)
+    conversion.write_weights(to, kind, encoder, params, dtype, pooler=pooler)
     if left_out:
-        _log.warning("not exported, since only masked-LM heads are converted between families: %s", some_of(left_out))
+        _log.warning(
+            "not exported, since no heads but those of masked LMs are converted between families: %s", some_of(left_out)
+        )
 
     roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
     config = conversion.config_for(encoder, kind, trained.longest, roles, base)
@@ -166,5 +171,5 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for name, size in files.items():
         print(f"{size:>14,}  {name}")
-    print(f"load it with {loading_call(to, args.to)}")
+    print(f"load it with {loading_call(to, os.path.expanduser(args.to))}")
     return 0

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxlm.data.packing import padded_size
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
@@ -54,6 +54,8 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
         check_spelling({repr(text): spelling._replace(words=1)}, tokenizer)
     rows, positions = _windows(ids, masked, trained.longest, tokenizer.begin_id, tokenizer.end_id)
     logits = _logits_at(trained, rows, positions)
+    if not np.isfinite(logits).all():
+        raise NotFinite(f"the prediction for {text!r}")
     logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf
     spans = offsets[masked].tolist()
     if targets:
@@ -118,7 +120,7 @@ def _continuations(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:
-    probabilities = np.exp(logits - logits.max())
+    probabilities = np.exp(logits.astype(np.float64) - logits.max())
     return probabilities / probabilities.sum()
 
 
@@ -229,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument("--top", type=int, help="number of words for each mask (default 5)")
-    parser.add_argument("--targets", default="", metavar="WORD,...", help="compare these words only; a word that is "
+    parser.add_argument("--targets", metavar="WORD,...", help="compare these words only; a word that is "
                         "not one token is left out with a warning")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object: a list of the texts")
     parser.add_argument("text", nargs="*", help="texts that contain the model's mask token, [MASK] or <mask> (default: "
@@ -237,8 +239,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: must be at least 1")
-    targets = [word.strip() for word in args.targets.split(",") if word.strip()]
-    if args.targets and not targets:
+    targets = [word.strip() for word in (args.targets or "").split(",") if word.strip()]
+    if args.targets is not None and not targets:
         raise UserError(f"--targets={args.targets}: expected words separated by commas, such as is,was")
     if targets and args.top is not None:
         raise UserError(f"--top={args.top} has no effect beside --targets, all of which are shown: remove one of them")

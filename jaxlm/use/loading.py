@@ -22,7 +22,7 @@ from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime import hardware
 from jaxlm.runtime.checkpoint import find_step, restore_params, split_step
-from jaxlm.storage import check_named, read_bytes
+from jaxlm.storage import local_path, read_bytes
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
 
 _log = logging.getLogger("jaxlm")
@@ -87,8 +87,7 @@ def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | s
     Face cache. compute_dtype "auto" is bfloat16 if the hardware is fast at it, otherwise float32. step selects a
     checkpoint of a work directory: its number, "best", or "latest" (the default), which is the newest complete one.
     """
-    check_named("--model", str(name))
-    directory, of_path = split_step(Path(name).expanduser())
+    directory, of_path = split_step(local_path("--model", name))
     directory = conversion.locate(name if of_path is None else directory)
     if of_path is not None and step is not None and str(step) != str(of_path):
         raise UserError(f"{name} is one checkpoint, but step={step} names another; omit one of them")
@@ -119,7 +118,8 @@ def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Tr
     )
     saved = restore_params(directory / "checkpoints", shapes, step)
     has_head = OBJECTIVES[config.train.objective].predicts_tokens
-    params = saved.state if has_head else {"encoder": saved.state["encoder"]}
+    # A head may have no parameters: with a tied output, without a bias and a transform.
+    params = {"head": {}} | saved.state if has_head else {"encoder": saved.state["encoder"]}
     phases = phases_of(config)
     encoder = dataclasses.replace(encoder, rotary_base=phases[phase_number(phases, saved.step - 1)].rotary_base)
     counts = _token_counts(directory / "token_counts.npy", tokenizer.vocab_size)
@@ -148,6 +148,7 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
     config.model.update(conversion.model_settings(source))
     tokenizer = load_tokenizer(directory)
     check_ids(tokenizer, config.model.vocab_size, directory)
+    conversion.check_padding(source, tokenizer)
     encoder = encoder_config(config.model, tokenizer.vocab_size)
     loaded = conversion.read_params(source, encoder)
     if loaded.fresh:

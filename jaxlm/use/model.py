@@ -15,6 +15,7 @@ from jaxlm.use.embed import Embedder
 from jaxlm.use.fill_mask import Candidate, fill_mask
 from jaxlm.use.forward import forward
 from jaxlm.use.loading import Trained, load_trained, require_head
+from jaxlm.use.neighbours import check_count
 from jaxlm.use.score import Score, score
 
 
@@ -22,8 +23,8 @@ class Model:
     """A trained model: `load(DIR).fill_mask("The capital of France is [MASK].")`.
 
     `load` makes it. `config` is the architecture (`EncoderConfig`), `params` nested dicts of float32 arrays, and
-    `longest` the maximum number of tokens of a text, including begin and end. Methods raise UserError for invalid
-    arguments.
+    `longest` the maximum number of tokens of a text, including begin and end. `tokenizer` has the ids of the special
+    tokens: `pad_id`, `begin_id`, `end_id` and `mask_id`. Methods raise UserError for invalid arguments.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -34,6 +35,8 @@ class Model:
     def tokenize(self, text: str) -> np.ndarray:
         """Returns the token ids of a text with begin and end, int32 [L]; special tokens in the text, such as the mask,
         are special tokens, as in Transformers."""
+        if not isinstance(text, str):
+            raise UserError(f"text must be a str, not {type(text).__name__}")
         ids = self.tokenizer.encode(text, find_special=True).ids
         return np.concatenate([[self.tokenizer.begin_id], ids, [self.tokenizer.end_id]]).astype(np.int32)
 
@@ -47,9 +50,10 @@ class Model:
         attend only within their segment. Without them, each row is one text without padding. token_types int32 [B, L]
         are 0 where they are not given. `params`, a tree like `Model.params`, replaces the model's own.
 
-        The function can be differentiated with respect to `params`, and called inside `jax.jit`; there, arrays keep
-        their shapes. Outside, they are padded to powers of two, so that few shapes are compiled. Raises UserError if
-        arrays do not fit each other or the model, or the model has no masked-LM head.
+        The function can be differentiated with respect to `params` in reverse mode (`jax.grad`, not `jax.jvp`), and
+        called inside `jax.jit`; there, arrays keep their shapes. Outside, they are padded to powers of two, so that few
+        shapes are compiled. Raises UserError if arrays do not fit each other or the model, or the model has no
+        masked-LM head.
         """
         require_head(self.trained)
         return forward(self.trained, True, tokens, segment_ids, token_types, params)
@@ -73,6 +77,8 @@ class Model:
         UserError. The vector of an empty text is that of begin and end alone.
         """
         _check_texts(texts)
+        if not isinstance(layers, Sequence) or not all(isinstance(layer, int) for layer in layers):
+            raise UserError("layers must be a list of int; pass [layer] for a single one")
         settings = embed_settings(self.trained.directory, self.trained.longest, pooling, normalise, layers)
         embedder = Embedder(self.trained, settings, too_long, batch_tokens)
         vectors = embedder(texts)
@@ -106,8 +112,7 @@ class Model:
         or the model has no masked-LM head.
         """
         _check_texts(targets, "targets")
-        if top < 1:
-            raise UserError(f"top={top}: must be at least 1")
+        check_count("top", top)
         if isinstance(text, str):
             return fill_mask(self.trained, text, top, targets)
         _check_texts(text)
@@ -125,4 +130,4 @@ def load(directory: str | Path, compute_dtype: str = "float32", step: int | str 
 
 def _check_texts(texts: Sequence[str], name: str = "texts") -> None:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name} must be a list of str; pass [text] for a single one")
+        raise UserError(f"{name} must be a list of str; pass [{name.removesuffix('s')}] for a single one")

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.config import config_to_dict, default_config, phases_of
+from jaxlm.config import config_to_dict, default_config, phase_number, phases_of
 from jaxlm.errors import UserError
 from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.weights import Reader, tensor_names
+from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.storage import read_json
@@ -54,6 +55,9 @@ def model_card(trained: Trained, family: Family, directory: Path, transformer: P
     tag, kind = _TASKS.get(_task_of(transformer), ("feature-extraction", "text encoder"))
     if (directory / "modules.json").is_file():
         library, tag, kind = "sentence-transformers", "sentence-similarity", "sentence encoder"
+    causal = is_causal(trained)
+    if causal:
+        tag, kind = "feature-extraction", "language model trained causally,"
     call = loading_call(directory, name)
     use = [f"from {library.replace('-', '_')} import {call.partition('(')[0].partition('.')[0]}", "", f"model = {call}"]
     if tag == "fill-mask":
@@ -68,8 +72,15 @@ def model_card(trained: Trained, family: Family, directory: Path, transformer: P
         f"{_parameters(trained, family, transformer)}, a vocabulary of {encoder.vocab_size:,} tokens, and inputs of up "
         f"to {trained.longest:,} tokens. It was exported by jaxlm {__version__}.", "",
         "```python", *use, "```",
+        *(["", f"{EXPORT_NOTE[0].upper()}{EXPORT_NOTE[1:]}."] if causal else []),
     ]  # fmt: skip
     return "\n".join([*head, *(_training(trained) if not trained.source else [])]) + "\n"
+
+
+def is_causal(trained: Trained) -> bool:
+    """Returns whether the last update of a run trained the model to predict each token from those before it."""
+    phases = phases_of(trained.config)
+    return phases[phase_number(phases, max(trained.step - 1, 0))].objective == "causal"
 
 
 def _parameters(trained: Trained, family: Family, directory: Path) -> str:
@@ -154,11 +165,15 @@ def _masking(masking: Any) -> str:
 
 
 def _documents(workdir: Path) -> str:
-    """Returns the size of the training text, or "" if the token store no longer exists."""
+    """Returns the size of the training text, or "" if its token stores no longer exist."""
     try:
         file = workdir / "data.json"
-        file = Path(Record(file, read_json(file)).text("directory")) / "prepared.json"
-        stores = Record(file, read_json(file)).record("stores")
+        known = Record(file, read_json(file))
+        file = Path(known.text("directory")) / "prepared.json"
+        prepared = Record(file, read_json(file))
+        if prepared.text("fingerprint") != known.text("fingerprint"):
+            return ""
+        stores = prepared.record("stores")
         training = [stores.record(name) for name in stores.content if name.startswith("train/")]
         totals = {key: sum(store.integer(key, at_most=2**63) for store in training)
                   for key in ("documents", "bytes", "tokens")}  # fmt: skip

@@ -12,15 +12,15 @@ from jax import Array
 
 from jaxlm.data.packing import Batch, batch_tokens_for, pack
 from jaxlm.data.unknown import Spelling, check_spelling, spelling_of_ids
-from jaxlm.errors import UserError
+from jaxlm.errors import NotFinite, UserError
 from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.predictions import map_predictions
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
-from jaxlm.storage import standard_input_lines
+from jaxlm.storage import check_named, standard_input_lines
 from jaxlm.text.filters import Tally
-from jaxlm.text.records import FORMATS, RecordSettings, read_records
+from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
 VARIANTS = ("within-word", "original")
@@ -120,6 +120,8 @@ def _scores(trained: Trained, texts: Sequence[_Text], batch_tokens: int) -> Iter
     for text in texts:
         values = found[start : start + len(text.ids)].tolist()
         start += len(text.ids)
+        if not np.isfinite(values).all():
+            raise NotFinite(f"the score of {text.text[:40]!r}")
         tokens = tuple(trained.tokenizer.token(int(id)) for id in text.ids)
         yield Score(text.text, sum(values), sum(values) / len(values), tokens, tuple(values))
 
@@ -174,6 +176,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("text", nargs="*", help="texts (default: the lines of --input or of standard input)")
     args = parser.parse_args(argv)
+    if args.input is not None:
+        check_named("--input", args.input)
     if args.input and args.text:
         raise UserError("give either texts or --input, not both")
     for option in ("format", "field", "encoding"):
@@ -182,6 +186,7 @@ def main(argv: Sequence[str]) -> int:
     records = RecordSettings(args.format, args.field, args.encoding)
     texts: Iterable[str] = args.text or standard_input_lines()
     if args.input:
+        check_options(args.input, records)
         texts = read_records(args.input, records, Tally())
     trained = load_named(args)
     nothing = "no text given: pass it as an argument, with --input, or on standard input"

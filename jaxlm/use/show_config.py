@@ -1,17 +1,20 @@
 """`jaxlm config`: prints every setting with its value and its meaning."""
 
 import argparse
+import difflib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from jaxlm.config import (
     apply_override,
     check_config,
     config_to_dict,
     default_config,
-    format_config,
     load_config,
     split_overrides,
 )
+from jaxlm.errors import UserError
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.settings import SETTINGS
@@ -41,10 +44,25 @@ def main(argv: Sequence[str]) -> int:
         for override in overrides:
             apply_override(config, override)
         check_config(config)
-    text = format_config(config, args.section)
+    if args.section and args.section not in SETTINGS:
+        near = difflib.get_close_matches(args.section, SETTINGS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(SETTINGS)}"
+        raise UserError(f"there is no section {args.section}; {hint}")
+    content = config_to_dict(config)
+    if args.section:
+        content = {args.section: content[args.section]}
     if args.json:
-        content = config_to_dict(config)
-        print_json({args.section: content[args.section]} if args.section else content, indent=2)
+        print_json(content, indent=2)
     else:
-        print(text)
+        print("\n\n".join(_described(section, values) for section, values in content.items()))
     return 0
+
+
+def _described(section: str, values: dict[str, Any]) -> str:
+    """Returns the settings of a section as lines `section.key = value  # help`."""
+    lines = []
+    for name, setting in SETTINGS[section].items():
+        value = json.dumps(values[name], ensure_ascii=False)
+        choices = f" [{', '.join(setting.choices)}]" if setting.choices else ""
+        lines.append(f"{f'{section}.{name} = {value}':<44}  # {setting.help}{choices}")
+    return "\n".join(lines)

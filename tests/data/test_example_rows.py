@@ -84,7 +84,9 @@ def test_row_counts_have_the_least_padding(found, most):
     padding = lambda chosen: sum(min(c for c in chosen if c >= n) - n for n in found)  # noqa: E731
     sizes = sorted(set(found))
     assert padding(counts) == min(
-        padding((*others, sizes[-1])) for k in range(most) for others in combinations(sizes[:-1], min(k, len(sizes) - 1))
+        padding((*others, sizes[-1]))
+        for k in range(most)
+        for others in combinations(sizes[:-1], min(k, len(sizes) - 1))
     )
 
 

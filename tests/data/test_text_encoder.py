@@ -52,7 +52,7 @@ def test_one_text_of_a_pair_is_cut(tokenizer, policy, cut):
     texts[1 - cut] = SHORT
     encoded = TextEncoder(tokenizer, 32, policy)([texts], ["1"])
     assert len(encoded.tokens[0]) == 32
-    with pytest.raises(UserError, match="row 7: .* tokens, but at most 32 fit"):
+    with pytest.raises(UserError, match=r"row 7: .* tokens, but at most 32 fit"):
         TextEncoder(tokenizer, 32, policy)([texts[::-1]], ["row 7"])
 
 

@@ -135,13 +135,34 @@ def test_old_names_of_norms_and_buffers_are_read(tmp_path):
     assert not old.unused
 
 
-def test_a_tied_decoder_that_differs_is_reported_and_ignored(tmp_path, caplog):
-    table = "bert.embeddings.word_embeddings.weight"
-    same = load(write(tmp_path / "same", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table]}))[2]
+@pytest.mark.parametrize(
+    ("copy", "original", "what"),
+    [
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", "the token embeddings"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias", "the output bias"),
+    ],
+)
+def test_a_tied_tensor_that_differs_is_reported_and_ignored(copy, original, what, tmp_path, caplog):
+    same = load(write(tmp_path / "same", "bert", lambda t: t | {copy: t[original]}))[2]
     assert not caplog.text
-    other = load(write(tmp_path / "other", "bert", lambda t: t | {"cls.predictions.decoder.weight": t[table] + 1}))[2]
-    assert "cls.predictions.decoder.weight differs from the token embeddings, but config.json ties them" in caplog.text
+    other = load(write(tmp_path / "other", "bert", lambda t: t | {copy: t[original] + 1}))[2]
+    assert f"{copy} differs from {what}, but config.json ties them: {original} is used" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, same.params, other.params)
+
+
+@pytest.mark.parametrize(
+    ("case", "table", "decoder"),
+    [
+        ("bert", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+        ("modernbert", "model.embeddings.tok_embeddings.weight", "decoder.weight"),
+    ],
+)
+def test_a_tied_array_is_read_under_either_name(case, table, decoder, tmp_path, caplog):
+    renamed = lambda tensors: {decoder if name == table else name: array for name, array in tensors.items()}  # noqa: E731
+    expected, found = (load(write(tmp_path / name, case, change))[2] for name, change in
+                       (("usual", lambda t: t), ("other", renamed)))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, expected.params, found.params)
+    assert (found.fresh, found.unused, caplog.text) == ([], [], "")
 
 
 def test_an_untied_decoder_reads_its_own_bias(tmp_path):
@@ -312,16 +333,40 @@ def test_settings_that_do_not_change_the_function_are_ignored():
         ("bert", lambda t: t, {"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported are gelu,"),
         ("modernbert", lambda t: t, {"hidden_activation": "gelu_new"}, "hidden_activation='gelu_new' is not"),
         ("bert", lambda t: t, {"is_decoder": True}, "is_decoder=True is not supported for the family bert"),
+        ("roberta", lambda t: t, {"is_causal": True}, "is_causal=True is not supported for the family roberta"),
+        ("distilbert", lambda t: t, {"is_causal": True}, "is_causal=True is not supported"),
+        ("modernbert", lambda t: t, {"is_causal": True}, "is_causal=True is not supported"),
+        ("modernbert", lambda t: t, {"local_attention": 0}, "local_attention=0 is not supported"),
         ("bert", lambda t: t, {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is"),
         ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 10.0}}},
          "rope_parameters.full_attention.rope_type='yarn' is not supported"),
-        ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"]}, "is not supported"),
+        ("modernbert", lambda t: t, {"layer_types": ["full_attention", "chunked"] * 2}, "is not supported"),
+        ("bert", lambda t: t, {"hidden_size": "24"}, "hidden_size='24': expected a whole number; fetch the file again"),
+        ("bert", lambda t: t, {"hidden_act": 3}, "hidden_act=3: expected text"),
+        ("bert", lambda t: t, {"architectures": 3}, "architectures=3: expected a list"),
+        ("roberta", lambda t: t, {"pad_token_id": 900}, "pad_token_id=900: its "),
+        ("modernbert", lambda t: t, {"layer_types": {"full_attention": 1}}, "expected a list; fetch the file again"),
+        ("modernbert", lambda t: t, {"layer_types": ["full_attention"]}, "expected one for each of the 4 layers"),
+        ("modernbert", lambda t: t, {"layer_types": None, "num_hidden_layers": 10**9},
+         "num_hidden_layers=1000000000: expected a whole number from 1 to 1000"),
+        ("modernbert", lambda t: t, {"layer_types": None, "global_attn_every_n_layers": 0},
+         "global_attn_every_n_layers=0: expected a whole number from 1"),
+        ("modernbert", lambda t: t, {"global_rope_theta": "10"}, "global_rope_theta='10': expected a number"),
+        ("modernbert", lambda t: t, {"rope_parameters": {"rope_type": "yarn"}},
+         "expected an object with the keys full_attention and sliding_attention"),
+        ("modernbert", lambda t: t, {"rope_parameters": {"full_attention": {"rope_theta": "10"}}},
+         "rope_parameters.full_attention.rope_theta='10': expected a number"),
         ("bert", lambda t: t, {"num_attention_heads": 5}, "its 5 attention heads do not divide its width 24"),
         ("bert", lambda t: t, {"model_type": "t5"}, "has the family 't5', which is not supported; supported are bert"),
     ],
 )  # fmt: skip
 def test_unsupported_configs_and_wrong_tensors_are_named(case, change, config, message, tmp_path):
     assert message in error_of(load, write(tmp_path, case, change, **config))
+
+
+def test_modernberts_sliding_window_is_half_of_the_window_and_replaces_local_attention(tmp_path):
+    source = conversion.read_source(write(tmp_path, "modernbert", local_attention=128, sliding_window=10))
+    assert conversion.model_settings(source)["window"] == 20
 
 
 def test_all_wrong_tensors_are_listed_at_once(tmp_path):
@@ -409,6 +454,10 @@ def test_the_longest_text_is_limited_by_position_table_and_tokenizer(tmp_path):
     assert conversion.longest_text(source, encoder) == 16
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
     assert conversion.longest_text(source, encoder) == 30
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')
+    assert "model_max_length=1: expected a finite number of at least 3" in error_of(
+        conversion.longest_text, source, encoder
+    )
 
 
 def test_the_tables_cover_every_parameter_once():

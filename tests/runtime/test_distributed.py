@@ -1,13 +1,16 @@
 """How a process finds the others of its run; runs of several processes are tested in test_hosts.py."""
 
+import itertools
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -323,6 +326,33 @@ def test_two_processes_work_together_without_the_private_names(free_port, tmp_pa
     assert [process.returncode for process in processes] == [0, 0], results
     assert all(output.endswith("done\n") for output, _ in results)
     assert all("JAX aborts the others with a stack trace" in errors for _, errors in results)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (UserError("the disk is full"), "the disk is full"),
+        (KeyError("x"), "process 0 failed with KeyError; see the output of that process"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_an_error_of_the_first_process_ends_the_wait_of_the_others(monkeypatch, error, sentence):
+    store = {}
+    client = SimpleNamespace(key_value_set=store.__setitem__, blocking_key_value_get=lambda key, _: store[key])
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(coordination, "client", lambda: client)
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(distributed, "_value_numbers", itertools.count())
+    with pytest.raises(type(error)):
+        distributed.from_first(fail)
+    monkeypatch.setattr(distributed, "_value_numbers", itertools.count())
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        distributed.from_first(fail)
 
 
 # Stop signals

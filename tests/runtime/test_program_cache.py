@@ -9,19 +9,21 @@ from jaxlm.errors import UserError
 from jaxlm.runtime.program_cache import DIRECTORY, MAX_BYTES, MAX_SIZE, remove_oldest_programs, set_up_program_cache
 from tests.conftest import environment
 
+KEY = "0123456789abcdef" * 4  # as JAX names a program: NAME-KEY-cache
+
 
 def write_programs(directory, sizes: dict[str, int]) -> None:
     """Writes programs, each used a minute after the one before it."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, (name, size) in enumerate(sizes.items()):
-        file = directory / f"{name}-cache"
+        file = directory / f"{name}-{KEY}-cache"
         file.write_bytes(bytes(size))
         seconds = time.time() - 10_000 + 60 * number
         os.utime(file, (seconds, seconds - 5_000))  # the time of use, the time of writing
 
 
 def programs(directory) -> list[str]:
-    return sorted(file.name for file in directory.iterdir())
+    return sorted(file.name.replace(f"-{KEY}", "") for file in directory.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -36,14 +38,15 @@ def programs(directory) -> list[str]:
 )
 def test_the_programs_that_were_used_last_are_kept(tmp_path, bound, left):
     write_programs(tmp_path, {"a": 100, "b": 200, "c": 300})
-    (tmp_path / "notes.txt").write_bytes(bytes(5000))
+    for name in ("notes.txt", "my-cache"):
+        (tmp_path / name).write_bytes(bytes(5000))
     remove_oldest_programs(tmp_path, bound)
-    assert programs(tmp_path) == [*left, "notes.txt"]
+    assert programs(tmp_path) == sorted([*left, "my-cache", "notes.txt"])
 
 
 def test_a_program_without_a_time_of_use_counts_as_used_when_it_was_written(tmp_path):
     write_programs(tmp_path, {"a": 100, "b": 100})
-    os.utime(tmp_path / "a-cache", (0, time.time()))
+    os.utime(tmp_path / f"a-{KEY}-cache", (0, time.time()))
     remove_oldest_programs(tmp_path, 100)
     assert programs(tmp_path) == ["a-cache"]
 
@@ -71,7 +74,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     directory = tmp_path / "jaxlm" / "compiled"
     write_programs(directory, {"old": 10, "new": 20})
-    os.truncate(directory / "new-cache", MAX_BYTES)
+    os.truncate(directory / f"new-{KEY}-cache", MAX_BYTES)
     return directory
 
 
@@ -96,7 +99,7 @@ def test_the_default_cache_is_bounded_and_the_bound_can_be_set(home, monkeypatch
 
 def test_a_directory_of_the_user_is_bounded_only_on_request(home, tmp_path, monkeypatch):
     write_programs(tmp_path / "mine", {"a": 100, "b": 200})
-    os.truncate(tmp_path / "mine" / "b-cache", MAX_BYTES)
+    os.truncate(tmp_path / "mine" / f"b-{KEY}-cache", MAX_BYTES)
     monkeypatch.setenv(DIRECTORY, str(tmp_path / "mine"))
     set_up_program_cache()
     assert programs(tmp_path / "mine") == ["a-cache", "b-cache"]

@@ -171,9 +171,10 @@ def test_durations_are_written_as_on_a_clock(seconds, text):
 
 UNREAD = """
 import sys
-from jaxlm.runtime.progress import StepProgress
+from jaxlm.runtime.progress import StepProgress, show
 shown = StepProgress(0, 100)
 sys.stdin.readline()  # until nobody reads the output
+show("token store: reused")
 for step in range(1, 5):
     shown.train(step, ["loss 2.000"])
     shown.print("a note")

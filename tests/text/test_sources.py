@@ -36,9 +36,11 @@ def test_a_double_star_matches_folders(tmp_path):
 
 def test_missing_and_empty_paths_are_reported(tmp_path):
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.txt")
     for path, message in (
         (tmp_path / "none.txt", "there is no file or folder .*none.txt"),
-        (tmp_path / "*.txt", r"no file matches .*\*.txt"),
+        (tmp_path / "pipe.txt", "pipe.txt is a pipe or a device, which cannot be read twice; write its content"),
+        (tmp_path / "*.md", r"no file matches .*\*.md"),
         (tmp_path / "empty", "the folder .*empty has no files"),
     ):
         with pytest.raises(UserError, match=message):

@@ -49,7 +49,7 @@ def test_the_class_lower_cases_what_tokenizer_json_does_not(tmp_path, caplog, fi
 )
 def test_tokenizer_json_applies_as_written(tmp_path, caplog, files):
     assert pieces(load_tokenizer(beside(cased(tmp_path), **files)), "Paris the") == ["Paris", "the"]
-    assert not caplog.text
+    assert "defaults of the class" not in caplog.text
 
 
 def test_accents_and_chinese_characters_are_set_by_the_config(tmp_path):
@@ -87,14 +87,25 @@ def test_a_unigram_class_marks_the_beginning_of_every_stretch(tmp_path):
         ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "tokenizer class BertJapaneseTokenizer"),
         ({"config": {"tokenizer_class": "BertJapaneseTokenizer"}}, r"config\.json names .* BertJapaneseTokenizer"),
         ({"config": {"model_type": "deberta-v2"}}, "has the family 'deberta-v2', whose tokenizer class is not known"),
-        ({"tokenizer_config": {"tokenizer_class": ["x"]}}, "tokenizer class .*'x'.*, which is not supported"),
-        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": "no"}}, "must be true or false"),
+        ({"tokenizer_config": {"tokenizer_class": ["x"]}}, r"tokenizer_class=\['x'\]: expected text"),
+        ({"tokenizer_config": {"tokenizer_class": False}}, "tokenizer_class=False: expected text"),
+        ({"config": {"model_type": [1]}}, r"config\.json: model_type=\[1\]: expected text"),
+        (
+            {"special_tokens_map": {"mask_token": 3}},
+            r"special_tokens_map\.json: mask_token=3: expected a token, which is text",
+        ),
+        ({"tokenizer_config": {"pad_token": {"content": [1]}}}, r"pad_token={'content': \[1\]}: expected a token"),
+        ({"tokenizer_config": {"extra_special_tokens": ["a", 1]}}, "extra_special_tokens=.*: expected a token"),
+        ({"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": "no"}}, "expected true or false"),
         (
             {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}},
             "type WordPiece, .* RobertaTokenizer needs BPE",
         ),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "y"}}}}, "not a valid list of added tokens"),
         ({"tokenizer_config": {"added_tokens_decoder": {"9999": {"content": "new"}}}}, "has the id 9999, but"),
+        ({"tokenizer_config": {"split_special_tokens": True}}, "sets split_special_tokens, with which Transformers"),
+        ({"tokenizer_config": {"cls_token": "<cls>"}}, "the cls_token '<cls>', which .* is not in the vocabulary"),
+        ({"special_tokens_map": {"mask_token": {"content": "<m>"}}}, "the mask_token '<m>', which .* is not in the"),
         ({"added_tokens": {"new": None}}, r"added_tokens\.json beside .* is not a valid list"),
     ],
 )
@@ -103,6 +114,26 @@ def test_what_is_not_supported_is_named(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as caught:
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_other_tokens_around_a_text_are_reported(tmp_path, caplog):
+    folder = beside(cased(tmp_path), config={"model_type": "modernbert"})
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    ids = {entry["content"]: entry["id"] for entry in definition["added_tokens"]}
+
+    def warning_with(post_processor):
+        caplog.clear()
+        (folder / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": post_processor}))
+        load_tokenizer(folder)
+        return caplog.text
+
+    both = {"type": "BertProcessing", "sep": ["[SEP]", ids["[SEP]"]], "cls": ["[CLS]", ids["[CLS]"]]}
+    assert warning_with(both) == ""
+    assert "puts no token around a text, but jaxlm always puts [CLS] and [SEP]" in warning_with(None)
+    swapped = both | {"cls": both["sep"], "sep": both["cls"]}
+    assert "puts [SEP] and [CLS] around a text" in warning_with(swapped)
+    with pytest.raises(UserError, match="has a post_processor that the `tokenizers` library cannot load"):
+        warning_with({"type": "Nonsense"})
 
 
 def test_a_vocabulary_file_of_another_class_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The script of `jaxlm completion`, run by bash."""
+"""The script of `jaxlm completion`, run by bash and zsh."""
 
 import shutil
 import subprocess
@@ -12,6 +12,18 @@ from jaxlm.use.completion import SCRIPT
 from tests.scripts import load_script
 
 bash = pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+zsh = pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
+# Replacements for zsh's completion system, which runs in its line editor only.
+ZSH = """
+compdef() {{ [[ $2 == jaxlm ]] && offers=$1 }}
+compadd() {{ while [[ $1 != -- ]]; do shift; done; shift; (( $# )) && print -l -- "$@" }}
+compset() {{ :; }}
+_files() {{ :; }}
+source {script}
+words=({line}x)
+CURRENT=$#words PREFIX={word}
+$offers
+"""
 
 
 def complete(line: str) -> list[str]:
@@ -22,8 +34,19 @@ def complete(line: str) -> list[str]:
     return [word for word in done.stdout.split("\n") if word]
 
 
-@bash
-@pytest.mark.parametrize(("line", "offered"), [
+def complete_in_zsh(line: str) -> list[str]:
+    """Returns what zsh would offer for the last word of a line, behind its last = or :."""
+    word = line.rpartition(" ")[2]
+    code = ZSH.format(script=SCRIPT, line=line, word=word)
+    done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    kept = max(word.rfind("="), word.rfind(":")) + 1
+    assert all(offered.startswith(word) for offered in done.stdout.split())
+    return [offered[kept:] for offered in done.stdout.split()]
+
+
+LINES = pytest.mark.parametrize(("line", "offered"), [
+    ("jaxlm  ex", ["export"]),
     ("jaxlm ", [*VERBS, "--help", "--version"]),
     ("jaxlm ex", ["export"]),
     ("jaxlm fill-mask --t", ["--top=", "--targets="]),
@@ -42,8 +65,18 @@ def complete(line: str) -> list[str]:
     ("jaxlm evaluate --data.document=", ["file", "paragraph", "line"]),
     ("jaxlm nothing --", []),
 ])  # fmt: skip
+
+
+@bash
+@LINES
 def test_bash_offers(line, offered):
     assert complete(line) == offered
+
+
+@zsh
+@LINES
+def test_zsh_offers(line, offered):
+    assert sorted(complete_in_zsh(line)) == sorted(offered)  # zsh sorts them itself
 
 
 def test_the_script_is_printed_and_up_to_date(capsys):

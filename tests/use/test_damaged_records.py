@@ -37,3 +37,12 @@ def test_a_path_with_a_nul_character_does_not_exist(tmp_path):
 def test_a_damaged_record_of_parts_means_that_no_part_is_finished(tmp_path):
     (tmp_path / "parts.jsonl").write_bytes(b"caf\xe9\n")
     assert _finished_parts(tmp_path, 4) == []
+
+
+def test_a_model_card_leaves_out_the_size_of_another_text(tmp_path):
+    count = {"train/0": {"documents": 3, "bytes": 2_000_000, "tokens": 500}}
+    (tmp_path / "prepared.json").write_text(json.dumps({"stores": count, "fingerprint": "a"}))
+    (tmp_path / "data.json").write_text(json.dumps({"directory": str(tmp_path), "fingerprint": "a"}))
+    assert _documents(tmp_path) == "3 documents, 2.0 MB, 500 tokens"
+    (tmp_path / "data.json").write_text(json.dumps({"directory": str(tmp_path), "fingerprint": "b"}))
+    assert _documents(tmp_path) == ""

@@ -224,6 +224,17 @@ def test_a_default_prompt_is_prepended_to_each_text(trained, tmp_path):
         ({"pooling": OLD | {"pooling_mode_mean_tokens": True}}, "sets the pooling to cls and mean; jaxlm supports"),
         ({"pooling": {"pooling_mode": "lasttoken"}}, "sets the pooling to lasttoken"),
         ({"pooling": {}}, "sets the pooling to nothing"),
+        (
+            {"pooling": {"pooling_mode_mean_tokens": "1e-12"}},
+            "pooling_mode_mean_tokens='1e-12': expected true or false",
+        ),
+        ({"pooling": {"pooling_mode": 3}}, "pooling_mode=3: expected text"),
+        ({"kinds": ("Transformer", "Normalize")}, "has no Pooling module; set the pooling with --pooling"),
+        ({"kinds": ("Pooling",)}, "has no Transformer module in "),
+        (
+            {"config_sentence_transformers": {"prompts": {"query": "q"}, "default_prompt_name": "document"}},
+            r"config_sentence_transformers\.json: prompts lacks document",
+        ),
         ({"kinds": ("Transformer", "Pooling", "Dense")}, "a module Dense, which jaxlm does not support"),
         ({"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
         (

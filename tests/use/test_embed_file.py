@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import numpy as np
@@ -115,14 +116,58 @@ def test_parts_of_a_run_with_other_settings_are_rejected(workdir, texts, tmp_pat
 
 def test_an_existing_output_is_kept_until_the_new_one_is_complete(workdir, texts, tmp_path, monkeypatch):
     output = tmp_path / "out.npy"
-    output.write_text("before")
+    np.save(output, np.zeros((1, 2), np.float32))
+    before = output.read_bytes()
     with monkeypatch.context() as patch:
         patch.setitem(embed_file.WRITERS, ".npy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(workdir, texts, output) == 1
-    assert output.read_text() == "before"
+    assert output.read_bytes() == before
     assert not list(tmp_path.glob(".*jaxlm-tmp"))
     assert run(workdir, texts, output) == 0
     assert len(np.load(output)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".jsonl", ".parquet"])
+def test_only_a_file_of_vectors_is_replaced(workdir, texts, tmp_path, ending, capsys):
+    output = tmp_path / f"out{ending}"
+    for write in (
+        lambda: np.save(output.open("wb"), np.zeros(3, np.int64)),
+        lambda: output.write_text('{"text": "x"}\n'),
+    ):
+        write()
+        before = output.read_bytes()
+        assert run(workdir, texts, output) == 1
+        assert f"--output={output} exists and does not contain vectors" in capsys.readouterr().err
+        assert output.read_bytes() == before
+    output.unlink()
+    os.mkfifo(output)
+    assert run(workdir, texts, output) == 1
+    assert output.is_fifo()
+    output.unlink()
+    output.touch()
+    assert run(workdir, texts, output) == 0  # over an empty file, and then over its own
+    assert run(workdir, texts, output) == 0
+
+
+def test_a_pipe_in_place_of_a_part_is_not_waited_for(workdir, texts, tmp_path, small_parts, monkeypatch):
+    output = tmp_path / "out.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_file, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(workdir, texts, output) == 1
+    part = beside(output, "parts") / "00000002.npy"
+    for pipe in (part, beside(part, "tmp")):
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+    assert run(workdir, texts, output) == 0
+    assert len(np.load(output)) == len(TEXTS)
+
+
+@pytest.mark.parametrize(("name", "option"), [("texts.txt", "--field=body"), ("texts.parquet", "--encoding=latin-1")])
+def test_an_option_without_effect_is_refused(workdir, texts, tmp_path, capsys, name, option):
+    (tmp_path / "texts.parquet").touch()
+    for arguments in (["embed", f"--output={tmp_path / 'out.npy'}"], ["score"]):
+        assert main([*arguments, f"--model={workdir}", f"--input={tmp_path / name}", option]) == 1
+        assert f"{option} has no effect on {name[6:].replace('txt', 'text')} files" in capsys.readouterr().err
 
 
 def test_records_of_json_lines_by_field(workdir, tmp_path):

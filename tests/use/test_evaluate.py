@@ -1,9 +1,18 @@
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
+import jaxlm
 from jaxlm.cli import main
+from jaxlm.config import load_config
+from jaxlm.data.prepare import prepare
+from jaxlm.errors import UserError
+from jaxlm.evaluation.held_out import describe
+from jaxlm.runtime.checkpoint import Checkpoints
+from jaxlm.tokenizer.tokenizer import train_tokenizer
 from jaxlm.use.evaluate import evaluate
 from jaxlm.use.export import export
 from jaxlm.use.loading import load_trained
@@ -127,8 +136,6 @@ def test_the_table_fits_a_terminal_and_names_its_protocol(run, text, capsys):
 
 
 def test_bytes_that_are_unknown_are_left_out(run):
-    from jaxlm.evaluation.held_out import describe
-
     known = {"loss": 1.0, "perplexity": 2.7, "accuracy": 0.5, "accuracy_top5": 0.6, "unigram_loss": 2.0,
              "unigram_top5": 0.1, "n": 3, "rows": "rows of 8 tokens", "unigram_of": "training text"}  # fmt: skip
     assert "nats/byte" not in describe("a", known | {"nats_per_byte": np.nan})
@@ -139,3 +146,67 @@ def test_a_model_without_a_head_is_rejected(run, exported):
     trained = load_trained(exported)._replace(has_head=False)
     with pytest.raises(Exception, match="has no masked-LM head"):
         evaluate(trained, {})
+
+
+def test_a_set_without_masked_tokens_has_no_figures():
+    assert describe("a", {"n": 0, "loss": np.nan}) == "a: no masked tokens"
+
+
+def test_figures_too_long_for_their_column_are_in_scientific_notation():
+    known = {"loss": 3e30, "perplexity": np.inf, "accuracy": 0.0, "accuracy_top5": 0.0, "unigram_loss": 800.0,
+             "unigram_top5": 0.1, "n": 3, "rows": "rows of 8 tokens", "unigram_of": "training text"}  # fmt: skip
+    model, baseline = describe("a", known | {"nats_per_byte": 1e30}).splitlines()[2:4]
+    assert model.split() == ["model", "3.00e+30", "inf", "0.0%", "0.0%", "1.00e+30"]
+    assert baseline.split() == ["unigram", "800.000", "inf", "10.0%"]
+
+
+@pytest.mark.parametrize("too_large", ["attention", "decoder bias"])
+def test_a_model_whose_outputs_overflow_is_rejected_by_every_verb(run, evaluated, tmp_path, too_large, capsys):
+    """Its weights are finite, but too large; `evaluate` would print a top-5 accuracy of 100%."""
+    damaged = shutil.copytree(run, tmp_path / "run")
+    params = jax.tree.map(np.array, load_trained(run).params)
+    if too_large == "attention":
+        params["encoder"]["layers_0"]["attention"]["query"]["kernel"] *= 1e25
+        params["encoder"]["layers_0"]["attention"]["key"]["kernel"] *= 1e25
+    else:
+        params["head"]["bias"][:], params["head"]["bias"][5] = -3e38, 3e38
+    Checkpoints(damaged / "checkpoints").save(2, {"params": params}, {}, wait=True)
+    reason = "is not finite: the model's parameters are damaged or too large"
+    assert f"text.txt {reason}" in evaluated(damaged)
+    assert main(["score", f"--model={damaged}", "Some text"]) == 1
+    assert f"the score of 'Some text' {reason}" in capsys.readouterr().err
+    if too_large == "attention":
+        assert main(["fill-mask", f"--model={damaged}", "Some [MASK]."]) == 1
+        assert f"the prediction for 'Some [MASK].' {reason}" in capsys.readouterr().err
+        with pytest.raises(UserError, match=f"the vector of text 1 {reason}"):
+            jaxlm.load(damaged).embed(["Some text"])
+
+
+@pytest.mark.parametrize("changed", ["", "fingerprint", "directory", "tokenizer", "missing"])
+def test_held_out_sets_of_another_run_are_rejected(run, text, tmp_path, changed, capsys):
+    model = shutil.copytree(run, tmp_path / "run")
+    config = load_config(str(run / "config.json"))
+    prepared = {}
+    for name, words in (("own", "unicode"), ("other", "spaces")):
+        with config.unlocked():
+            config.data.update(path=(str(text),), max_megabytes=1.0, held_out_fraction=0.5 if name == "own" else 0.4)
+            config.tokenizer.update(path=str(run / "tokenizer"), words=words)
+        prepared[name] = prepare(config)
+    record = {"directory": str(prepared["own"].directory), "fingerprint": prepared["own"].fingerprint}
+    if changed == "tokenizer":
+        train_tokenizer(sentences(300, seed=1), config.tokenizer, model / "tokenizer")
+    record |= {
+        "fingerprint": {"fingerprint": prepared["other"].fingerprint},
+        "directory": {"directory": str(prepared["other"].directory)},
+        "missing": {"directory": str(tmp_path / "nothing")},
+    }.get(changed, {})
+    (model / "data.json").write_text(json.dumps(record))
+    status = main(["evaluate", f"--model={model}", "--rows=1"])
+    error = capsys.readouterr().err
+    if changed:
+        assert status == 1
+        what = "are missing: there is no" if changed == "missing" else "does not hold the data that"
+        assert what in error
+        assert f"run `jaxlm train` in {model} again to prepare them, or give a text with --data.path" in error
+    else:
+        assert status == 0, error

@@ -154,6 +154,13 @@ def test_a_checkpoint_with_any_head_is_exported_whole(case, change, config, call
     assert load_trained(given).has_head == (case in ("bert_pretraining", "modernbert_untied"))
 
 
+def test_the_printed_call_names_the_home_directory_as_transformers_needs_it(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_checkpoint(tmp_path / "in", text_file)
+    assert cli.main(["export", "--model=~/in", "--to=~/out"]) == 0
+    assert f"from_pretrained('{tmp_path / 'out'}')" in capsys.readouterr().out
+
+
 def test_a_checkpoint_keeps_its_dtypes_and_its_model_card(text_file, tmp_path):
     given = write_checkpoint(tmp_path / "in", text_file, torch_dtype="float16")
     tensors = load_file(given / "model.safetensors")
@@ -193,7 +200,26 @@ def test_a_checkpoint_is_exported_as_another_family(case, families, tmp_path, ca
         ids = [trained.tokenizer.encode(text, find_mask=True).ids.tolist() for trained in (given, out)]
         assert ids[0] == ids[1]
     if case == "bert_pretraining":
-        assert "only masked-LM heads are converted between families: bert.pooler.dense.bias" in caplog.text
+        assert "converted between families: cls.seq_relationship.bias; cls.seq_relationship.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("case", "family", "prefix"),
+    [("bert_without_head", "roberta", ""), ("bert_without_head", "camembert", ""), ("bert_pretraining", "xlm-roberta",
+      "roberta."), ("bert_without_head", "electra", None)],
+)  # fmt: skip
+def test_a_pooler_goes_along_to_a_family_that_has_one(case, family, prefix, tmp_path, caplog):
+    given = add_vocabulary(write_case(tmp_path / "in", case, pad_token_id=0))
+    before, after = (load_file(path / "model.safetensors") for path in (given, export(given, tmp_path / "out", family)))
+    before = {name.removeprefix("bert."): array for name, array in before.items() if ".pooler." in f".{name}"}
+    assert len(before) == 2
+    if prefix is None:
+        assert not [name for name in after if "pooler" in name]
+        assert "converted between families: pooler.dense.bias; pooler.dense.weight" in caplog.text
+        return
+    assert "pooler.dense" not in caplog.text
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[prefix + name], array)
 
 
 def test_a_discriminator_becomes_an_encoder_of_another_family(tmp_path, caplog):
@@ -311,6 +337,29 @@ def test_the_model_card_states_the_masking_and_the_parameters_of_the_run(tmp_pat
     assert written > count
     assert f" {count:,} parameters ({written:,} in the form of this architecture, which computes the same)" in card
     assert "| masking | 40% of the tokens at the beginning, changing linearly to 15% at the end, scheme token |" in card
+
+
+def test_a_head_without_parameters_is_exported(tmp_path):
+    """With a tied output, without a bias and a transform: a ModernBERT needs a transform, here the identity."""
+    given = load_trained(make_workdir(tmp_path / "run", positions="rotary", head_transform=False, output_bias=False))
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    exported = load_trained(export(tmp_path / "run", tmp_path / "out"))
+    assert exported.has_head
+    tokens = np.arange(5, 25, dtype=np.int32)[None]
+    found, expected = (jax.jit(t.model.apply)({"params": t.params}, tokens) for t in (exported, given))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_an_export_of_a_causal_model_says_that_transformers_attends_in_both_directions(tmp_path, caplog):
+    run = make_workdir(tmp_path / "run", positions="rotary")
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["objective"] = "causal"
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").write_text("")
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    for text in (card, caplog.text):
+        assert "trained to predict each token from those before it" in text
+    assert "fill-mask" not in card
 
 
 def test_a_checkpoint_with_a_vocabulary_only_is_exported_with_its_rules(text_file, tmp_path):

@@ -222,6 +222,10 @@ def test_tokenize_finds_the_mask_and_params_match_config(model):
         (lambda m: m.fill_mask("x [MASK]", targets="the"), "list of str"),
         (lambda m: m.fill_mask("x [MASK]", targets=["seven stones"]), "is not one token here"),
         (lambda m: m.fill_mask("x [MASK]", top=0), "top=0: must be at least 1"),
+        (lambda m: m.fill_mask("x [MASK]", top="2"), "top must be an int, not str"),
+        (lambda m: m.fill_mask("x [MASK]", targets="the"), r"targets must be a list of str; pass \[target\]"),
+        (lambda m: m.tokenize(["a"]), "text must be a str, not list"),
+        (lambda m: m.embed(["a"], layers=1), "layers must be a list of int"),
         (lambda m: m.fill_mask(["x [MASK]", "nothing"]), r"no mask in 'nothing': write \[MASK\]"),
         (lambda m: m.fill_mask(["x [MASK]", 3]), "list of str"),
         (lambda m: m.fill_mask(None), "list of str"),
@@ -264,6 +268,7 @@ def test_the_verb_prints_targets(workdir, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["texts"][0]["masks"][0][0]["token"] == "▁an"
     for arguments, error in [
         (("--targets=,", "x [MASK]"), "expected words separated by commas"),
+        (("--targets=", "x [MASK]"), "--targets=: expected words separated by commas"),
         (("--targets=seven stones", "x [MASK]"), "'seven stones' is not one token here"),
         (("--top=0", "x [MASK]"), "--top=0: must be at least 1"),
         (("--top=3", "--targets=an", "x [MASK]"), "--top=3 has no effect beside --targets"),

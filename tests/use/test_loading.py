@@ -12,6 +12,7 @@ from jaxlm.config import load_config, save_config
 from jaxlm.errors import UserError
 from jaxlm.init_from import resolve
 from jaxlm.runtime.checkpoint import Checkpoints, find_step, split_step
+from jaxlm.tokenizer.tokenizer import load_tokenizer
 from jaxlm.use.loading import load_trained
 from tests.conftest import write_checkpoint
 from tests.untrained import make_workdir, random_params
@@ -43,6 +44,14 @@ def test_a_step_is_selected_by_its_number_or_by_name(workdir, step, expected):
         first_leaf(trained.params), first_leaf(random_params(trained.encoder, expected if expected > 1 else 0))
     )
     assert jaxlm.load(workdir, step=step).trained.step == expected
+
+
+def test_the_best_step_has_the_metric_of_the_newest(tmp_path):
+    """Losses on 8 rows and on all rows cannot be compared, and a run that goes on with another metric says so."""
+    for step, score, metric in ((1, 1.0, "loss on 8 rows"), (2, 3.0, "loss on all rows"), (3, 4.0, "loss on all rows")):
+        checkpoints = Checkpoints(tmp_path, keep=5, metric=metric)
+        checkpoints.save(step, {"params": {"w": np.full(1, step, np.float32)}}, {}, score=score, wait=True)
+    assert find_step(tmp_path, "best") == checkpoints.best()[0] == 2
 
 
 def test_the_best_step_is_the_highest_score_where_higher_is_better(workdir, tmp_path):
@@ -139,3 +148,17 @@ def test_every_verb_takes_a_step_and_prints_which_one_was_read(workdir, text_fil
         assert "there is no checkpoint 9" in capsys.readouterr().err
     assert main(["export", f"--workdir={workdir}", "--step=9", f"--to={tmp_path / 'out'}"]) == 1  # the older name
     assert "there is no checkpoint 9" in capsys.readouterr().err
+
+
+def test_a_token_that_is_padding_in_the_config_only_is_refused(text_file, tmp_path):
+    given = write_checkpoint(tmp_path / "roberta", text_file, model_type="roberta", pad_token_id=2)
+    message = r"pad_token_id=2 is the token '\[CLS\]', but the tokenizer pads with '\[PAD\]', whose id is 0"
+    with pytest.raises(UserError, match=message):
+        load_trained(given)
+    start, tokenizer = resolve(str(given)), load_tokenizer(given)
+    with pytest.raises(UserError, match=message):
+        start.params(start.encoder, tokenizer, tokenizer, "refuse")
+    for pad in (0, -1, 5000):  # the last two are no token of a text
+        load_trained(write_checkpoint(tmp_path / str(pad), text_file, model_type="roberta", pad_token_id=pad,
+                                      max_position_embeddings=40 + max(pad, 0)))  # fmt: skip
+    load_trained(write_checkpoint(tmp_path / "bert", text_file, pad_token_id=2))  # its positions do not depend on it

@@ -138,6 +138,7 @@ def test_invalid_arguments_print_one_sentence(workdir, tmp_path, capsys, monkeyp
         ((model, f"--input={tmp_path / 'empty.txt'}"), "contains no text"),
         ((model, f"--input={tmp_path / 'none.txt'}"), str(tmp_path / "none.txt")),
         ((model,), "no text given"),
+        ((model, "--input="), "--input= is empty"),
         ((model, "--variant=pll", "x"), "invalid choice"),
         (("--model=nowhere", "x"), "no directory nowhere"),
     ]:

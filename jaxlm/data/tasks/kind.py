@@ -12,7 +12,7 @@ from jaxlm.text.labelled import Row
 class TaskKind(Protocol):
     """How the rows of a labelled file become examples. `task` is that section of the config."""
 
-    def read(self, path: Path, setting: str, task: Any, labelled: bool) -> list[Row]:
+    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
         """Returns the rows of a file, which `setting` names; `labelled` ones must have labels. Raises UserError."""
         ...
 

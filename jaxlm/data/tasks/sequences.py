@@ -1,4 +1,4 @@
-"""Texts and pairs with a class, several classes, or a number: classification, multi-label classification, regression."""
+"""Texts and pairs with one class, with several, or with a number."""
 
 import dataclasses
 import math
@@ -12,7 +12,10 @@ import numpy as np
 from jaxlm.data.examples import Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
-from jaxlm.text.labelled import Row, read_table, text_in
+from jaxlm.text.labelled import Row, label_in, read_table, text_in
+from jaxlm.typed import cut, listed, shown
+
+MANY_LABELS = 20  # with more, a column in which most examples have a label of their own is refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +28,13 @@ class Sequences:
 
     target: str
 
-    def read(self, path: Path, setting: str, task: Any, labelled: bool) -> list[Row]:
-        columns = (*task.text, task.label) if labelled else task.text
-        return read_table(path, setting, task.header, columns, task.bad_rows == "skip")
+    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+        task = config.task
+        columns = dict.fromkeys(task.text, "task.text") | ({task.label: "task.label"} if labelled else {})
+        rows = read_table(path, setting, config.data, columns, task.header, task.bad_rows == "skip")
+        if not any(text_in(row, name).strip() for row in rows for name in task.text):
+            raise UserError(f"{path}: all texts in {', '.join(task.text)} are empty; set task.text")
+        return rows
 
     def identity(self, row: Row, task: Any) -> str:
         return "\n".join(text_in(row, name) for name in task.text)
@@ -36,14 +43,19 @@ class Sequences:
         if self.target == "number":
             return ()
         found = Counter(name for row in rows for name in self._names(row, task))
-        if not task.labels:
-            if len(found) < (2 if self.target == "class" else 1):
-                raise UserError(
-                    f"{task.train} has {len(found)} different labels in {task.label}; at least 2 are needed: set"
-                    " task.label to the column of the labels"
-                )
-            return tuple(sorted(found, key=_by_number))
-        return tuple(task.labels)
+        labels = tuple(task.labels) or tuple(sorted(found, key=_by_number))
+        if found and len(labels) < (2 if self.target == "class" else 1):
+            raise UserError(
+                f"{task.train} has only the label {labels[0]} in {task.label}; at least 2 labels are needed: set"
+                " task.label to the column of the labels"
+            )
+        if len(found) > max(MANY_LABELS, found.total() / 2):
+            raise UserError(
+                f"{task.train} has {len(found):,} different labels in {task.label} for {found.total():,} examples, too "
+                "few for each to learn from; set task.label to the column with the class, or"
+                " train.objective=regression if the labels are numbers"
+            )
+        return labels
 
     def encode(self, rows: Sequence[Row], labels: Sequence[str], encoder: TextEncoder, task: Any) -> Examples:
         encoded = encoder([[text_in(row, name) for name in task.text] for row in rows], [row.place for row in rows])
@@ -69,23 +81,22 @@ class Sequences:
     def _names(self, row: Row, task: Any) -> list[str]:
         """Returns the names of a row's labels; none if the label is blank."""
         value = row.values.get(task.label)
-        if value is None:
-            return []
-        if self.target == "class":
-            text = text_in(row, task.label).strip() if not isinstance(value, bool) else str(value).lower()
-            return [text] if text else []
-        if isinstance(value, list):
-            return [str(name).strip() for name in value]
-        return [name.strip() for name in text_in(row, task.label).split(task.separator) if name.strip()]
+        if self.target == "classes" and isinstance(value, list):
+            if not all(isinstance(name, str) for name in value):
+                raise UserError(f"{row.place}: {task.label}={shown(value)}: expected a list of texts")
+            return [name.strip() for name in value]
+        label = label_in(row, task.label)
+        if self.target == "class" or label is None:
+            return [] if label is None else [label]
+        return [name.strip() for name in label.split(task.separator) if name.strip()]
 
     def _class(self, name: str, row: Row, index: dict[str, int], labels: Sequence[str], task: Any) -> int:
         """Returns the number of a class. Raises UserError if it is not one of the labels."""
         number = index.get(name.lower())
         if number is None:
-            shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
             raise UserError(
-                f"{row.place}: the label {name[:60]} in {task.label} is not one of {shown}; fix the row, or set"
-                " task.label or task.labels"
+                f"{row.place}: the label {cut(name)} in {task.label} is not one of {listed(labels)}; fix the row, or"
+                " set task.label or task.labels"
             )
         return number
 
@@ -119,7 +130,7 @@ def _number(row: Row, task: Any) -> float | None:
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise UserError(
-            f"{row.place}: the label {str(value)[:60]} in {task.label} is not a number; fix the row, or set"
+            f"{row.place}: the label {cut(str(value))} in {task.label} is not a number; fix the row, or set"
             " train.objective=classification if the labels are names"
         )
     return number

@@ -28,6 +28,7 @@ KINDS: dict[str, TaskKind] = {
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
 }
+_TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
 
 
@@ -37,10 +38,14 @@ def check_task(config: Any) -> None:
     if not task.train:
         raise UserError(f"train.objective={config.train.objective} needs task.train, a file of labelled examples")
     if len(task.text) not in (1, 2) or not all(task.text):
-        raise UserError(
-            f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma"
-        )
-    taken = {"train", SPLIT}
+        raise UserError(f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma")
+    if len({*task.text, task.label}) <= len(task.text):
+        raise UserError(f"task.text={','.join(task.text)} and task.label={task.label}: must be different columns")
+    if len({label.lower() for label in task.labels}) < len(task.labels):
+        raise UserError(f"task.labels={','.join(task.labels)}: a label occurs twice")
+    if not all(label and label == label.strip() for label in task.labels):
+        raise UserError(f"task.labels={','.join(task.labels)}: a label is empty, or has a space before or after it")
+    taken = {_TRAIN, SPLIT}
     for setting in ("evaluation", "test"):
         for entry in task[setting]:
             given, separator, path = entry.partition("=")
@@ -76,32 +81,34 @@ def read_task(config: Any) -> TaskData:
     """Returns the examples of section `task`, tokenized. Raises UserError that names the file and the row at fault."""
     task, kind = config.task, KINDS[config.train.objective]
     tokenizer = _tokenizer(config)
-    paths = {"train": Path(task.data) / task.train}
+    paths = {_TRAIN: Path(task.data) / task.train}
     paths |= task_files(task, "evaluation") | (tests := task_files(task, "test"))
     rows = {
-        name: kind.read(path, f"task.{_setting(name, tests)}", task, labelled=name not in tests)
+        name: kind.read(path, f"task.{_setting(name, tests)}", config, labelled=name not in tests)
         for name, path in paths.items()
     }
     selects = config.evaluation.select
     if selects == "split":
-        identities = [kind.identity(row, task) for row in rows["train"]]
-        rows["train"], rows[SPLIT] = split_by_hash(rows["train"], identities, config.evaluation.select_fraction)
-        check_not_empty(rows["train"], rows[SPLIT], task.train)
+        identities = [kind.identity(row, task) for row in rows[_TRAIN]]
+        rows[_TRAIN], rows[SPLIT] = split_by_hash(rows[_TRAIN], identities, config.evaluation.select_fraction)
+        check_not_empty(rows[_TRAIN], rows[SPLIT], task.train)
         selects = SPLIT
-    elif selects != "none" and selects not in rows.keys() - {"train"} - tests.keys():
+    elif selects != "none" and selects not in rows.keys() - {_TRAIN} - tests.keys():
         names = ", ".join([*task_files(task, "evaluation"), "split", "none"])
         raise UserError(f"evaluation.select={selects} is not an evaluation set; it can be {names}")
-    labels = kind.labels(rows["train"], task)
+    labels = kind.labels(rows[_TRAIN], task)
     encoder = encoder_for(config, tokenizer)
     sets = {name: kind.encode(found, labels, encoder, task) for name, found in rows.items()}
     for name, examples in sets.items():
-        warn_of_truncation(name, examples, encoder.longest)
+        warn_of_truncation(name or "task.train", examples, encoder.longest)
+        if name and name not in tests and not (examples.columns.get("weights", np.ones(1)) > 0).any():
+            raise UserError(f"{paths.get(name, name)}: no example has a label in {task.label}; set task.label")
     spellings = {name: spelling_of_ids(np.concatenate(found.tokens), tokenizer) for name, found in sets.items()}
     check_spelling({str(paths.get(name, name)): spelling for name, spelling in spellings.items()}, tokenizer)
-    train = _labelled(sets.pop("train"), task)
+    train = _labelled(sets.pop(_TRAIN), task)
     _check_labels(train, labels, task)
-    content = fingerprint(sets | {"train": train}, labels, encoder.longest, tokenizer.fingerprint)
-    directory = paths["train"].parent.absolute()
+    content = fingerprint(sets | {_TRAIN: train}, labels, encoder.longest, tokenizer.fingerprint)
+    directory = paths[_TRAIN].parent.absolute()
     selects = "" if selects == "none" else selects
     return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id)
 
@@ -112,7 +119,7 @@ def shared_labels(config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
     Upper and lower case are equal. Otherwise returns (): the model needs a new head.
     """
     task, kind = config.task, KINDS[config.train.objective]
-    found = kind.labels(kind.read(Path(task.data) / task.train, "task.train", task, labelled=True), task)
+    found = kind.labels(kind.read(Path(task.data) / task.train, "task.train", config, labelled=True), task)
     return labels if {name.lower() for name in found} == {name.lower() for name in labels} else ()
 
 
@@ -133,7 +140,7 @@ def _tokenizer(config: Any) -> Tokenizer:
 
 
 def _setting(name: str, tests: dict[str, Path]) -> str:
-    return "train" if name == "train" else "test" if name in tests else "evaluation"
+    return "train" if name == _TRAIN else "test" if name in tests else "evaluation"
 
 
 def _labelled(examples: Examples, task: Any) -> Examples:

@@ -51,9 +51,22 @@ def test_columns_are_numbers_in_a_file_without_a_header(task_config, tmp_path):
     ("content", "task", "message"),
     [
         ("sentence\tlabel\na cat\tyes\nb\n", {}, r"a\.tsv: 1 rows do not have 2 columns \(line 3\); fix them"),
-        ("text\tlabel\na cat\tyes\n", {}, r"a\.tsv: there is no column sentence; the columns are text, label"),
-        ("sentence\tclass\na cat\tyes\n", {}, r"a\.tsv: there is no column label; the columns are sentence, class"),
-        ("sentence\tlabel\na cat\tyes\nb\tyes\n", {}, r"has 1 different labels in label; at least 2 are needed"),
+        (
+            "text\tlabel\na cat\tyes\n",
+            {},
+            r"line 1: there is no column sentence; the columns are text, label: set task",
+        ),
+        ("sentence\tclass\na cat\tyes\n", {}, r"line 1: there is no column label; the columns are sentence, class"),
+        ("sentence\tlabel\na cat\tyes\nb\tyes\n", {}, r"has only the label yes in label; at least 2 labels are needed"),
+        ("", {}, r"a\.tsv contains no rows"),
+        ("a\tyes\nb\tno\n", {"header": False, "text": ("0",), "label": "7"}, r"no column 7; the columns are 0, 1"),
+        ("sentence\tlabel\tlabel\na\tyes\tno\n", {}, r"line 1: two columns have the name label; rename one"),
+        ("sentence\tlabel\n\tyes\n \tno\n", {}, r"a\.tsv: all texts in sentence are empty; set task\.text"),
+        (
+            "sentence\tlabel\n" + "".join(f"a\t{n}\n" for n in range(50)),
+            {},
+            r"50 different labels in label for 50 examples",
+        ),
         (
             "sentence\tlabel\na\tyes\nb\tno\nc\tmaybe\n",
             {"labels": ("no", "yes")},
@@ -87,10 +100,15 @@ def test_bad_rows_are_skipped_and_named_if_wanted(task_config, tmp_path, caplog)
 
 
 def test_a_missing_file_and_an_unknown_ending_are_named(task_config, tmp_path):
-    with pytest.raises(UserError, match=r"there is no file .*missing\.tsv: set task\.train"):
-        read_task(task_config(tmp_path / "missing.tsv"))
+    for path, message in [
+        (tmp_path / "missing.tsv", r"missing\.tsv does not exist: set task\.train"),
+        (tmp_path / ("x" * 5000), "x does not exist: set task"),
+        (tmp_path, "is a folder, a pipe or a device: set task"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_task(task_config(path))
     (tmp_path / "a.xml").write_text("x")
-    with pytest.raises(UserError, match=r"a\.xml: rows are read from files that end in \.tsv, "):
+    with pytest.raises(UserError, match=r"a\.xml: the file name has none of the known endings"):
         read_task(task_config(tmp_path / "a.xml"))
 
 
@@ -105,6 +123,11 @@ def test_a_missing_file_and_an_unknown_ending_are_named(task_config, tmp_path):
         ({"evaluation": ("a/b=x",)}, "a name may contain letters"),
         ({"evaluation": ("a=",)}, "expected NAME=FILE or FILE"),
         ({"class_weights": ("yes=0",)}, "expected LABEL=WEIGHT"),
+        ({"text": ("label",)}, "must be different columns"),
+        ({"text": ("a", "a")}, "must be different columns"),
+        ({"labels": ("no", "No")}, "a label occurs twice"),
+        ({"labels": ("0", "")}, "a label is empty"),
+        ({"labels": ("0", " 1")}, "has a space before or after it"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(task_config, task, message):
@@ -134,7 +157,7 @@ def test_a_test_set_needs_no_labels_but_an_evaluation_set_does(task_config, tmp_
     (tmp_path / "b.tsv").write_text("sentence\na\n")
     data = read_task(task_config(tmp_path / "a.tsv", test=(f"unseen={tmp_path / 'b.tsv'}",)))
     assert data.sets["unseen"].columns["weights"].tolist() == [0]
-    with pytest.raises(UserError, match=r"b\.tsv: there is no column label"):
+    with pytest.raises(UserError, match=r"b\.tsv, line 1: there is no column label; the columns are sentence"):
         read_task(task_config(tmp_path / "a.tsv", evaluation=(str(tmp_path / "b.tsv"),)))
 
 
@@ -203,3 +226,64 @@ def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(task_confi
     read_task(task_config(train))
     assert "train.tsv: " in caplog.text
     assert "tokens are [UNK]" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"sentence": ["a"], "label": "no"}, r"a\.jsonl, line 3: sentence=\['a'\]: expected text; set task\.text"),
+        ({"sentence": 3, "label": "no"}, r"line 3: sentence=3: expected text"),
+        ({"label": "no"}, r"line 3: there is no column sentence; the columns are label: set task\.text"),
+        ({"sentence": "a", "label": ["no"]}, r"line 3: label=\['no'\]: expected text, a whole number, true or false"),
+        ({"sentence": "a", "label": 1.0}, r"line 3: label=1\.0: expected text, a whole number"),
+        ({"sentence": "a", "label": "\ud800"}, r"line 3: label='.ud800' contains half of a surrogate pair"),
+    ],
+)
+def test_values_of_json_that_are_no_text_and_no_label_are_refused(task_config, tmp_path, record, message):
+    records = [{"sentence": "a", "label": "yes"}, {"sentence": "b", "label": "no"}, record]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(UserError, match=message):
+        read_task(task_config(tmp_path / "a.jsonl"))
+
+
+def test_labels_of_json_are_spelled_as_in_the_file(task_config, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"sentence": "a", "label": true}\n{"sentence": "b", "label": false}\n')
+    assert read_task(task_config(tmp_path / "a.jsonl")).labels == ("false", "true")
+
+
+def test_an_evaluation_set_called_train_does_not_replace_the_training_examples(task_config, tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na\tyes\nb\tno\nc\tno\n")
+    (tmp_path / "b.tsv").write_text("sentence\tlabel\nd\tyes\n")
+    data = read_task(task_config(tmp_path / "a.tsv", evaluation=(f"train={tmp_path / 'b.tsv'}",)))
+    assert len(data.train) == 3
+    assert {name: len(examples) for name, examples in data.sets.items()} == {"train": 1}
+
+
+def test_an_evaluation_set_in_which_no_row_has_a_label_is_refused(task_config, tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na\tyes\nb\tno\n")
+    (tmp_path / "b.tsv").write_text("sentence\tlabel\nd\t\n")
+    with pytest.raises(UserError, match=r"b\.tsv: no example has a label in label; set task\.label"):
+        read_task(task_config(tmp_path / "a.tsv", evaluation=(str(tmp_path / "b.tsv"),)))
+
+
+def test_a_message_quotes_at_most_a_part_of_long_names(task_config, tmp_path):
+    names = [f"column{number}" * 30 for number in range(1000)]
+    (tmp_path / "a.tsv").write_text("\t".join(names) + "\n")
+    with pytest.raises(UserError, match=r"and 980 more: set task\.text") as caught:
+        read_task(task_config(tmp_path / "a.tsv"))
+    assert len(str(caught.value)) < 2000
+
+
+def test_format_and_encoding_are_those_of_section_data(task_config, tmp_path):
+    (tmp_path / "a.data").write_bytes("sentence\tlabel\nthe cat\tété\nthe dog\tno\n".encode("latin-1"))
+    config = task_config(tmp_path / "a.data")
+    with pytest.raises(UserError, match=r"a\.data: the file name has none of the known endings"):
+        read_task(config)
+    config.data.format = "tsv"
+    with pytest.raises(UserError, match=r"a\.data, line 2, .*set data\.encoding"):
+        read_task(config)
+    config.data.encoding = "latin-1"
+    assert read_task(config).labels == ("no", "été")
+    config.data.format = "text"
+    with pytest.raises(UserError, match=r"a\.data has the format text, but examples are read from tsv, csv, jsonl"):
+        read_task(config)
