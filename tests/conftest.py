@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
-# All tests and commands of a worker share one cache of compiled programs; set before JAX is imported.
-COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+# Set before JAX is imported, and by the main process before it starts the workers of xdist, which inherit it: all tests
+# and commands of a session share one cache of compiled programs. LLVM's optimizations would take half of the time of
+# each compilation; `XLA_FLAGS= scripts/test` tests with them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and commands inherit that
 
