@@ -15,12 +15,6 @@ from pathlib import Path
 
 import pytest
 
-# All tests and commands of a worker share one cache of compiled programs; set before JAX is imported.
-COMPILED = tempfile.mkdtemp(prefix="jaxlm-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
-
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and commands inherit that
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +40,21 @@ OBJECTS = [
     "an answer",
 ]
 PLACES = ["in the morning", "near the bridge", "without a word", "after the storm", "for no reason", "at the market"]
+
+
+def pytest_configure():
+    """Lets all tests and commands of a session share one cache of compiled programs, before JAX is imported.
+
+    The workers of xdist, and `scripts/soak` in its test, inherit these variables. LLVM's optimizations would take half
+    of the time of each compilation; `XLA_FLAGS= scripts/test` tests with them.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    compiled = tempfile.mkdtemp(prefix="jaxlm-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 def pytest_collection_modifyitems(items):

@@ -8,9 +8,11 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from jaxlm.recipes import recipes
 from jaxlm.version import __version__
@@ -66,9 +68,39 @@ def test_the_wheel_holds_the_package_the_recipes_and_the_types(wheel):
     assert all(name.startswith(("jaxlm/", f"jaxlm-{__version__}.dist-info/")) for name in names)
 
 
+def required(requirements: list[str], extra: str = "") -> dict[tuple[str, str], Distribution]:
+    """Returns what pip would install here for the requirements: (name, extra) -> the installed distribution.
+
+    Fails if the version that is installed here is another than the requirements allow.
+    """
+    found: dict[tuple[str, str], Distribution] = {}
+    pending = [(Requirement(text), extra) for text in requirements]
+    while pending:
+        requirement, extra = pending.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        installed = distribution(requirement.name)
+        assert requirement.specifier.contains(installed.version, prereleases=True), (requirement, installed.version)
+        for name in {"", *requirement.extras}:
+            key = requirement.name.lower(), name
+            if key not in found:
+                found[key] = installed
+                pending += [(Requirement(text), name) for text in installed.requires or []]
+    return found
+
+
+def link_dependencies(folder: Path) -> None:
+    """Links what jaxlm declares as its dependencies, and nothing else of this environment, into a site-packages."""
+    for installed in required(PROJECT["dependencies"]).values():
+        for top in {file.parts[0] for file in installed.files} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(installed.locate_file(top))
+
+
 CODE = """
+import sys
 import jaxlm
-assert "site-packages" in jaxlm.__file__, jaxlm.__file__
+assert jaxlm.__file__.startswith(sys.prefix), jaxlm.__file__
 model = jaxlm.load("run")
 print(model.fill_mask("The cat sees the [MASK].", top=1)[0][0].text)
 print(jaxlm.load("exported").fill_mask("The cat sees the [MASK].", top=1)[0][0].text)
@@ -78,17 +110,18 @@ print(jaxlm.load("exported").fill_mask("The cat sees the [MASK].", top=1)[0][0].
 @pytest.mark.slow
 def test_the_wheel_trains_fills_a_mask_and_exports_in_an_environment_of_its_own(wheel, text_file, tmp_path):
     environment = tmp_path / "env"
-    try:
-        venv.create(environment, with_pip=True)
-        train_fill_and_export(environment / "bin", wheel, text_file, tmp_path)
-    finally:
-        shutil.rmtree(environment)  # gigabytes
+    venv.create(environment, with_pip=False)
+    (site_packages,) = environment.glob("lib/python3*/site-packages")
+    link_dependencies(site_packages)
+    assert not list(site_packages.glob("jaxlm*"))
+    assert not list(site_packages.glob("pytest*"))
+    train_fill_and_export(environment / "bin", wheel, text_file, tmp_path)
 
 
 def train_fill_and_export(programs: Path, wheel: Path, text_file: Path, folder: Path) -> None:
-    """Installs the wheel into an environment and uses it in a folder that contains no checkout."""
-    pip(programs / "python", "install", "--no-compile", str(wheel))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """Installs the wheel into an environment and uses it in a folder that contains no checkout, as a user would."""
+    pip(sys.executable, f"--python={programs / 'python'}", "install", "--no-deps", "--no-index", str(wheel))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "XLA_"))}
     environment = kept | {"XDG_CACHE_HOME": str(folder / "cache")}
 
     def run(*arguments: object) -> str:
