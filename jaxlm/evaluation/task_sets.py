@@ -90,12 +90,18 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
     for name, examples in data.sets.items():
         selects = name == data.selects
         evaluators.append(Evaluator(
-            name, config.evaluation.every if selects else 0, functools.partial(run, examples, ""), kind.describe,
+            name, config.evaluation.every if selects else 0, functools.partial(run, examples, ""),
+            functools.partial(_describe, kind),
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
             report=None if name == SPLIT else functools.partial(run, examples, name),
         ))  # fmt: skip
     return evaluators
+
+
+def _describe(kind: TaskEvaluation, name: str, metrics: Metrics) -> str:
+    """Returns the metrics of a set as a line; a set without labels has none."""
+    return kind.describe(name, metrics) if metrics["n"] else f"{name}: predicted; there are no labels to compare with"
 
 
 def predictions_file(workdir: Path, name: str) -> Path:

@@ -8,9 +8,12 @@ from jaxlm.errors import UserError
 
 NLI = "index\tpromptID\tpairID\tgenre\tp1\tp2\tp3\tp4\tsentence1\tsentence2\t"
 PAIR = "a cat\tthe dog\t"
+NLI_ROW = f"0\t1\t2\tg\tp\tp\tp\tp\t{PAIR}"
+MRPC = "#1 ID\t#2 ID\t#1 String\t#2 String\n"
+QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
 FILES = {
     "cola": {
-        "train.tsv": "g\t1\t\ta cat\ng\t0\t*\tthe \"dog\n",
+        "train.tsv": 'g\t1\t\ta cat\ng\t0\t*\tthe "dog\n',
         "dev.tsv": "g\t1\t\tthe cat\n",
         "test.tsv": "index\tsentence\n0\ta dog\n1\tthe dog\n",
     },
@@ -20,9 +23,9 @@ FILES = {
         "test.tsv": "index\tsentence\n0\ta dog\n",
     },
     "mrpc": {
-        "train.tsv": f"\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\t{PAIR[:-1]}\n0\t1\t2\ta\tthe\n",
-        "dev.tsv": f"\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\t{PAIR[:-1]}\n",
-        "test.tsv": f"\ufeffindex\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\t{PAIR[:-1]}\n",
+        "train.tsv": f"\ufeffQuality\t{MRPC}1\t1\t2\t{PAIR[:-1]}\n0\t1\t2\ta\tthe\n",
+        "dev.tsv": f"\ufeffQuality\t{MRPC}1\t1\t2\t{PAIR[:-1]}\n",
+        "test.tsv": f"\ufeffindex\t{MRPC}0\t1\t2\t{PAIR[:-1]}\n",
     },
     "stsb": {
         "train.tsv": f"index\tgenre\tsentence1\tsentence2\tscore\n0\tg\t{PAIR}5.000\n1\tg\t{PAIR}0.25\n",
@@ -30,23 +33,24 @@ FILES = {
         "test.tsv": f"index\tgenre\tsentence1\tsentence2\n0\tg\t{PAIR[:-1]}\n",
     },
     "qqp": {
-        "train.tsv": f"id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\t{PAIR}0\n1\t1\t2\ta\n2\t1\t2\t{PAIR}1\n",
-        "dev.tsv": f"id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\t{PAIR}0\n",
+        "train.tsv": f"{QQP}0\t1\t2\t{PAIR}0\n1\t1\t2\ta\n2\t1\t2\t{PAIR}1\n",
+        "dev.tsv": f"{QQP}0\t1\t2\t{PAIR}0\n",
         "test.tsv": f"id\tquestion1\tquestion2\n0\t{PAIR[:-1]}\n",
     },
     "mnli": {
         "train.tsv": f"{NLI}label1\tgold_label\n"
-        + "".join(f"0\t1\t2\tg\tp\tp\tp\tp\t{PAIR}x\t{label}\n" for label in ("neutral", "entailment", "contradiction")),
-        **{f"dev_{kind}.tsv": f"{NLI}label1\tlabel2\tgold_label\n0\t1\t2\tg\tp\tp\tp\tp\t{PAIR}x\tx\tneutral\n"
-           for kind in ("matched", "mismatched")},
-        **{f"test_{kind}.tsv": f"{NLI[:-1]}\n0\t1\t2\tg\tp\tp\tp\tp\t{PAIR[:-1]}\n" for kind in ("matched", "mismatched")},
+        + "".join(f"{NLI_ROW}x\t{label}\n" for label in ("neutral", "entailment", "contradiction")),
+        "dev_matched.tsv": f"{NLI}label1\tlabel2\tgold_label\n{NLI_ROW}x\tx\tneutral\n",
+        "dev_mismatched.tsv": f"{NLI}label1\tlabel2\tgold_label\n{NLI_ROW}x\tx\tentailment\n",
+        "test_matched.tsv": f"{NLI[:-1]}\n{NLI_ROW[:-1]}\n",
+        "test_mismatched.tsv": f"{NLI[:-1]}\n{NLI_ROW[:-1]}\n",
     },
     "qnli": {
         "train.tsv": f"index\tquestion\tsentence\tlabel\n0\t{PAIR}entailment\n1\t{PAIR}not_entailment\n",
         "dev.tsv": f"index\tquestion\tsentence\tlabel\n0\t{PAIR}entailment\n",
         "test.tsv": f"index\tquestion\tsentence\n0\t{PAIR[:-1]}\n",
     },
-}  # fmt: skip
+}
 FILES["rte"] = {
     name: text.replace("question\tsentence", "sentence1\tsentence2") for name, text in FILES["qnli"].items()
 }
