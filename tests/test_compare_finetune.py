@@ -49,7 +49,7 @@ def test_the_part_of_the_training_set_is_the_same_in_every_run(script, tmp_path)
     assert lines == (tmp_path / "c.tsv").read_text().splitlines()
     assert lines[0] == "sentence\tlabel"
     assert len({*lines}) == 21
-    with pytest.raises(UserError, match="--examples=51, but .*a.tsv has 50 rows"):
+    with pytest.raises(UserError, match=r"--examples=51, but .*a\.tsv has 50 rows"):
         script.write_part(tmp_path / "a.tsv", 51, tmp_path / "d.tsv")
 
 
@@ -63,10 +63,11 @@ def test_time_begins_after_the_first_steps_and_includes_later_compilation(script
 
 
 def test_table_gives_medians_and_ratios_within_rounds(script):
+    names = ["jaxlm", *script.PEERS]
     rounds = [
-        {name: {"rate": rate, "accuracy": 0.5 + number / 4} for name, rate in zip(names, rates, strict=True)}
-        for number, (names, rates) in enumerate([(["jaxlm", *script.PEERS], rates) for rates in ((180, 10, 90), (200, 8, 200))])
-    ]  # fmt: skip
+        {name: {"rate": rate, "accuracy": accuracy} for name, rate in zip(names, rates, strict=True)}
+        for rates, accuracy in [((180, 10, 90), 0.5), ((200, 8, 200), 0.75)]
+    ]
     rows = [line.split(" | ") for line in script.table(script.CASES["sst2"], 2048, 1.0, rounds).splitlines()]
     cells = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) > 4}
     assert cells["jaxlm"] == ["190.0", "180.0 to 200.0", "1", "", "62.5% |"]
@@ -75,15 +76,14 @@ def test_table_gives_medians_and_ratios_within_rounds(script):
 
 
 def test_missing_files_and_peers_are_named(script, monkeypatch, capsys, tmp_path):
+    model = f"--model={tmp_path}"
     for options, message in [
         (["--cases=cola"], "there is no case cola; the cases are sst2 and mrpc"),
-        (["--cases=sst2", "--model=/nowhere"], "--model=/nowhere does not exist"),
-        (["--cases=sst2", f"--model={tmp_path}", "--peer=/nowhere.py"], "--peer=/nowhere.py does not exist"),
-        (
-            ["--cases=sst2", f"--model={tmp_path}", f"--peer={__file__}", "--python=/nowhere"],
-            "--python=/nowhere has no",
-        ),
+        (["--model=/nowhere"], "--model=/nowhere does not exist"),
+        ([model, "--peer=/nowhere.py"], "--peer=/nowhere.py does not exist"),
+        ([model, f"--peer={__file__}", "--python=/nowhere"], "--python=/nowhere has no torch, transformers, sklearn"),
     ]:
-        monkeypatch.setattr(sys, "argv", ["compare_finetune", f"--data={tmp_path}", *options])
+        argv = ["compare_finetune", "--cases=sst2", f"--data={tmp_path}", *options]
+        monkeypatch.setattr(sys, "argv", argv)
         assert script.main() == 1
         assert message in capsys.readouterr().err
