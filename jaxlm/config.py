@@ -410,6 +410,12 @@ def _check_together(config: ConfigDict) -> None:
         (all(name and path for name, _, path in held_out), f"data.held_out={data.held_out}: expected NAME=PATH"),
         (len(set(names)) == len(names), f"data.held_out={data.held_out}: a name occurs twice"),
         (_are_names(names), f"data.held_out={data.held_out}: names may contain letters, digits, - and _"),
+        (config.model.init_from or not config.model.reinitialize_layers,
+         f"model.reinitialize_layers={config.model.reinitialize_layers} needs init_from; without it, all layers start"
+         " from new weights"),
+        (config.model.reinitialize_layers <= config.model.layers,
+         f"model.reinitialize_layers={config.model.reinitialize_layers} exceeds the {config.model.layers} layers of the"
+         " model"),
         (mesh.data == -1 or mesh.data >= 1, f"mesh.data={mesh.data}: must be a number of devices, or -1 for the rest"),
     ])  # fmt: skip
 

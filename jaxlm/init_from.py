@@ -21,7 +21,8 @@ from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
 
 # Settings of section `model` that describe how weights are initialized or trained, so a run may have its own.
-_OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions")
+_OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions",
+        "reinitialize_layers")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
 HEADS = {"xlm-roberta": "roberta", "camembert": "roberta"}  # families with the heads of another
@@ -43,6 +44,7 @@ class Start:
     labels: tuple[str, ...] = ()  # names of the outputs of a model that was fine-tuned
     head: str = ""  # the family whose head it has, a value of task.head; "": not known
     pooling: str = ""  # likewise of task.pooling
+    task: str = ""  # of a work directory: the known task or the training file that it was fine-tuned on
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -114,6 +116,21 @@ class Start:
             _extend_positions(params, theirs, encoder, extend_positions)
         return params
 
+    def check_task(self, intermediate: str) -> None:
+        """Raises UserError unless this was fine-tuned on the task that task.intermediate names.
+
+        The task of a Hugging Face directory is not recorded: a classifier is accepted.
+        """
+        classes = (self.source_config or {}).get("architectures") or []
+        is_classifier = any("ForSequenceClassification" in str(name) for name in classes)
+        if not intermediate or self.task == intermediate or (self.source is not None and is_classifier):
+            return
+        was = f"was fine-tuned on {self.task}" if self.task else "was not fine-tuned on labelled examples"
+        raise UserError(
+            f"task.intermediate={intermediate}, but {self.name} {was}; name a model that was fine-tuned on"
+            f" {intermediate} in init_from, or remove the requirement with --config.task.intermediate="
+        )
+
     def check_weights(self) -> None:
         """Raises UserError if the weights cannot be read, do not fit their config, or hold NaN or infinity.
 
@@ -157,12 +174,13 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         tensor_names(directory)  # missing or damaged weights are reported before any text is read
         tokenizer = {"path": str(directory.absolute())}
         source_config = read_json(directory / "config.json")
-        labels, head, pooling = (), HEADS.get(source.family.name, source.family.name), ""
+        labels, head, pooling, task = (), HEADS.get(source.family.name, source.family.name), "", ""
     elif (directory / "config.json").is_file():
         source, config = None, load_config(str(directory / "config.json"))
         objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
         labels, head, pooling = config.task.labels, config.task.head, config.task.pooling
+        task = config.task.train if config.task.name == "none" else config.task.name
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
         before_it = directory / conversion.SOURCE_CONFIG
         source_config = read_json(before_it) if before_it.is_file() else None
@@ -173,7 +191,7 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         family = str(source_config.get("model_type"))
         head = HEADS.get(family, family)
     head, pooling = ("" if value == "auto" else value for value in (head, pooling))
-    return Start(name, directory, model, tokenizer, source, source_config, objective, step, labels, head, pooling)
+    return Start(name, directory, model, tokenizer, source, source_config, objective, step, labels, head, pooling, task)
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -36,6 +36,7 @@ from jaxlm.init_from import Start
 from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
 from jaxlm.runtime.clock import TIME_UNITS
+from jaxlm.runtime.parameter_paths import layer_count
 from jaxlm.runtime.run_log import RunLog
 from jaxlm.settings import REQUIRED
 from jaxlm.step import Assembly, assemble, run_seeds
@@ -80,6 +81,7 @@ class Run:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
             params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
+            drop_top(params, model.reinitialize_layers, keep_head=self.assembly.objectives[0].predicts_tokens)
             state["params"] = _replaced(state["params"], self._inherited(self.start, params))
         return state
 
@@ -122,6 +124,19 @@ class Run:
             results[name] = evaluation(params, number)
             log.evaluation(step, name, results[name])
         return results
+
+
+def drop_top(params: dict, count: int, keep_head: bool) -> None:
+    """Removes the top `count` layers from parameters that a run starts from, and unless `keep_head`, what is above.
+
+    The run then keeps its fresh ones (arXiv 2006.05987).
+    """
+    layers = layer_count(params)
+    for number in range(layers - count, layers):
+        del params["encoder"][f"layers_{number}"]
+    if count and not keep_head:
+        for name in params.keys() - {"encoder"}:
+            del params[name]
 
 
 def _replaced(params: Any, given: Any) -> Any:
@@ -232,6 +247,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
         config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
         config.tokenizer.vocab_size = config.tokenizer.vocab_size or before.tokenizer.vocab_size
         config.task.labels = config.task.labels or before.task.labels
+        config.task.intermediate = config.task.intermediate or before.task.intermediate
         if changed := changed_settings(before, config):
             differences = "; ".join(changed)
             raise UserError(
@@ -248,8 +264,10 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
         start.check(any_size, config.model.extend_positions)
+        start.check_task(config.task.intermediate)
         start.check_weights()
 
+    config.task.intermediate = config.task.intermediate or (start.task if start else "")
     if start and start.labels and not config.task.labels and config.train.objective in KINDS:
         config.task.labels = shared_labels(config, start.labels)
     data = _data_of_run(config, workdir)

@@ -33,6 +33,10 @@ INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist already: the user has to name them
 MAX_CHOSEN_VOCABULARY = 8192  # entries; bench and plan assume them if tokenizer.vocab_size is 0
+# Of data sets whose files and columns are known; text/known_tasks.py describes them.
+TASK_NAMES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "sick_relatedness",
+              "sick_entailment", "ag_news", "ag_news_original", "trecqa", "conll2003", "wnut17", "squad",
+              "squad2")  # fmt: skip
 # Larger values are mistakes, or the marks of a damaged file: without a limit, they would take hours and all memory.
 LARGEST_INTEGERS = {
     "model.layers": 1000, "model.width": 2**20, "model.heads": 2**16, "model.feed_forward_width": 2**22,
@@ -130,6 +134,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "how to fill position embeddings beyond those of init_from when model.max_positions is larger: repeat the"
             " rows, interpolate between them, or refuse",
             ("refuse", "repeat", "interpolate"),
+        ),
+        "reinitialize_layers": S(
+            0,
+            "number of top layers that start from new weights, not from those of init_from, and the layers of its head"
+            " with them (arXiv 2006.05987)",
+            within=">=0",
         ),
         "layers": S(4, "number of Transformer layers", within=">=1"),
         "width": S(256, "width of the hidden states", within=">=1"),
@@ -283,13 +293,28 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
     },
     "task": {
+        "name": S(
+            "none",
+            "known task, whose files, columns and metric --config=finetune:NAME sets; none: one of your own",
+            ("none", *TASK_NAMES),
+        ),
         "data": S("", "folder that the files of this section are in; empty: the current one"),
-        "train": S("", "file of labelled training examples: .tsv, .csv, .jsonl or .parquet"),
+        "train": S("", "labelled training examples: a .tsv, .csv, .jsonl or .parquet file, or tfds:NAME[:SPLIT]"),
         "evaluation": S(
             (),
             "files of evaluation examples, as NAME=FILE, several with commas; a bare FILE is named evaluation",
         ),
         "test": S((), "likewise, but the examples may lack labels: they are predicted at the end of the run"),
+        "submission": S(
+            False,
+            "also predict the test sets of the known task, and write the predictions in its benchmark's format"
+            " (submission/NAME.tsv in the work directory)",
+        ),
+        "intermediate": S(
+            "",
+            "task that model.init_from was fine-tuned on before this one, such as mnli: another start is rejected;"
+            " empty: any, which the run fills in",
+        ),
         "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
         "label": S("label", "column with the label"),
         "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),

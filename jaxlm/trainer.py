@@ -21,6 +21,7 @@ from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import NotFinite, UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
+from jaxlm.evaluation.protocol import describe_protocol
 from jaxlm.evaluation.task_sets import write_results
 from jaxlm.init_from import Start
 from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
@@ -171,16 +172,13 @@ def _report(
     if not any(evaluator.report for evaluator in run.evaluators):
         return {}
     best = checkpoints.best() if selects and run.config.checkpoint.keep_best else None
-    protocol: dict[str, Any] = {"step": step, "selected_by": None}
-    if best and selects:
-        extreme = "highest" if selects.higher_is_better else "lowest"
-        protocol = {"step": best[0], "selected_by": f"{extreme} {selects.criterion}", "value": best[1]}
-        if best[0] != step:
-            abstract = run.assembly.abstract_state["params"]
-            params = restore_params(checkpoints.directory, abstract, best[0]).state
-    results = run.report(params, log, protocol["step"])
-    protocol |= {"last_step": step, "seed": run.config.train.seed, "init_from": run.config.model.init_from}
+    if best and best[0] != step:
+        abstract = run.assembly.abstract_state["params"]
+        params = restore_params(checkpoints.directory, abstract, best[0]).state
+    results = run.report(params, log, best[0] if best else step)
     if jax.process_index() == 0:
+        updates_per_epoch = run.rows.steps_for(1000.0, None) / 1000
+        protocol = describe_protocol(run.config, selects, best, step, updates_per_epoch)
         write_results(run.workdir, results, selection, protocol)
     return results
 

@@ -4,6 +4,7 @@ import json
 import random
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -187,3 +188,72 @@ def test_a_classifier_needs_an_encoder(tmp_path, capsys):
     command = ["train", f"--config={FINETUNE}", f"--config.task.train={table}", f"--workdir={tmp_path / 'run'}"]
     assert cli.main(command) == 1
     assert "this config starts from a trained model: set --config.init_from=DIR" in capsys.readouterr().err
+
+
+def write_sst2(folder):
+    """Writes made-up sentences as the files of SST-2, and returns their folder."""
+    folder.mkdir()
+    for seed, (name, count) in enumerate([("train", 200), ("dev", 40)]):
+        write_table(folder / f"{name}.tsv", count, seed)
+    lines = (folder / "dev.tsv").read_text().splitlines()[1:]
+    tested = [f"{number}\t{line.partition(chr(9))[0]}" for number, line in enumerate(lines)]
+    (folder / "test.tsv").write_text("\n".join(["index\tsentence", *tested]) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_known_task_ends_with_its_protocol_and_glue_submission_and_is_an_intermediate_task(encoder, tmp_path):
+    from jaxlm.init_from import start_settings
+
+    def run(spec, name, start, *overrides):
+        settings = [
+            f"init_from={start}", "data.sequence_length=32", "train.batch_size=20", "logging.tensorboard=false",
+            "logging.curve=false", "train.compute_dtype=float32", "train.epochs=1", "evaluation.per_epoch=1",
+        ]  # fmt: skip
+        config = load_config(spec, [*settings, *overrides], start_settings)
+        train(config, tmp_path / name)
+        return json.loads((tmp_path / name / "results.json").read_text())
+
+    folder = write_sst2(tmp_path / "SST-2")
+    results = run("finetune:sst2", "run", encoder, f"task.data={folder}", "task.submission=true", "train.seed=3")
+    assert results["evaluation"].keys() == {"dev", "test"}
+    assert results["evaluation"]["test"]["n"] == 0
+    protocol = results["protocol"]
+    assert protocol["task"] == "sst2"
+    assert protocol["intermediate_task"] is None
+    assert protocol["init_from"] == str(encoder)
+    assert protocol["seeds"] == {"init": 3, "data": 3, "masks": 3}
+    assert protocol["epochs"] == pytest.approx(1, abs=0.1)
+    assert protocol["selection"]["set"] == "selection"
+    assert protocol["selection"]["metric"] == "accuracy"
+    assert protocol["selection"]["fraction_of_training_set"] == 0.1
+    lines = (tmp_path / "run" / "submission" / "SST-2.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    answers = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert lines[1:] == [f"{number}\t{answer['label']}" for number, answer in enumerate(answers)]
+    assert len(answers) == 40
+
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("sentence\tlabel\n" + "".join(f"the cat sees {n}\t{n % 3}\n" for n in range(60)))
+    settings = (f"task.train={pairs}", f"task.evaluation={pairs}")
+    results = run("finetune", "second", tmp_path / "run", *settings)
+    assert results["protocol"]["intermediate_task"] == "sst2"
+    with pytest.raises(UserError, match=r"task\.intermediate=mnli, but .*run was fine-tuned on sst2; name a model"):
+        run("finetune", "third", tmp_path / "run", *settings, "task.intermediate=mnli")
+    with pytest.raises(UserError, match=r"but .* was not fine-tuned on labelled examples; name a model"):
+        run("finetune", "fourth", encoder, *settings, "task.intermediate=mnli")
+
+
+@pytest.mark.slow
+def test_top_layers_and_head_can_start_from_new_weights(classify, encoder, tmp_path):
+    from jaxlm.run import set_up
+
+    given = resolve(str(encoder))
+    before = set_up(classify(), tmp_path / "inherited", given).fresh_state()["params"]
+    params = set_up(classify("model.reinitialize_layers=1"), tmp_path / "new", given).fresh_state()["params"]
+    layers = sorted(name for name in params["encoder"] if name.startswith("layers_"))
+    for name in params["encoder"]:
+        equal = jax.tree.map(np.array_equal, params["encoder"][name], before["encoder"][name])
+        assert all(jax.tree.leaves(equal)) == (name != layers[-1]), name
+    with pytest.raises(UserError, match=rf"model\.reinitialize_layers=9 exceeds the {len(layers)} layers of the model"):
+        classify("model.reinitialize_layers=9")

@@ -20,6 +20,7 @@ from jaxlm.data.task_data import TaskData
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
+from jaxlm.evaluation.submission import submission_file, write_glue
 from jaxlm.evaluation.task_evaluation import Outputs, TaskEvaluation
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
@@ -76,22 +77,31 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
         function = functools.partial(kind.outputs, assembly.objectives[number])
         return jit(function, out_shardings=sharding.replicated(assembly.mesh))
 
-    def run(examples: Examples, file: Path | None, params: dict, number: int) -> Metrics:
+    def run(examples: Examples, reported: str, params: dict, number: int) -> Metrics:
         outputs = predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
-        if file and jax.process_index() == 0:
-            write_predictions(file, kind.predictions(outputs, examples, data.labels, config.task))
+        if reported and jax.process_index() == 0:
+            predictions = list(kind.predictions(outputs, examples, data.labels, config.task))
+            write_predictions(predictions_file(workdir, reported), predictions)
+            if file := submission_file(workdir, config.task, reported):
+                write_glue(file, examples.rows, predictions)
         return kind.measure(outputs, examples, data.labels, config.task)
 
     evaluators = []
     for name, examples in data.sets.items():
         selects = name == data.selects
         evaluators.append(Evaluator(
-            name, config.evaluation.every if selects else 0, functools.partial(run, examples, None), kind.describe,
+            name, config.evaluation.every if selects else 0, functools.partial(run, examples, ""),
+            functools.partial(_describe, kind),
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
-            report=None if name == SPLIT else functools.partial(run, examples, predictions_file(workdir, name)),
+            report=None if name == SPLIT else functools.partial(run, examples, name),
         ))  # fmt: skip
     return evaluators
+
+
+def _describe(kind: TaskEvaluation, name: str, metrics: Metrics) -> str:
+    """Returns the metrics of a set as a line; a set without labels has none."""
+    return kind.describe(name, metrics) if metrics["n"] else f"{name}: predicted; there are no labels to compare with"
 
 
 def predictions_file(workdir: Path, name: str) -> Path:

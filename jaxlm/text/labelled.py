@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.errors import UserError
 from jaxlm.text.formats import format_of, json_records, parquet_records, table_rows
+from jaxlm.text.tfds import tfds_records
 from jaxlm.typed import listed, shown
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
@@ -36,6 +37,8 @@ def read_table(
     for what is no file, another format, a missing column, and, unless `skip_bad_rows`, rows that have another number of
     columns than the header.
     """
+    if is_tfds(path):
+        return [Row(place, _checked(values, columns, place)) for place, values in tfds_records(str(path))]
     check_file(path, setting)
     kind = format_of(path, settings)
     if kind not in FORMATS:
@@ -53,6 +56,11 @@ def read_table(
     if not rows:
         raise UserError(f"{path} contains no rows; set {setting} to the file with the examples")
     return rows
+
+
+def is_tfds(path: str | Path) -> bool:
+    """Returns whether a path is tfds:NAME[/CONFIG][:VERSION][:SPLIT], a prepared data set of TensorFlow Datasets."""
+    return str(path).startswith("tfds:")
 
 
 def check_file(path: Path, setting: str) -> None:

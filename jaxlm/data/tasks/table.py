@@ -17,6 +17,7 @@ from jaxlm.data.examples import (
 )
 from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.kind import TaskKind
+from jaxlm.data.tasks.known import check_known, path_of, read_test, test_entries
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
@@ -47,7 +48,7 @@ def check_task(config: Any) -> None:
         raise UserError(f"task.labels={','.join(task.labels)}: a label is empty, or has a space before or after it")
     taken = {_TRAIN, SPLIT}
     for setting in ("evaluation", "test"):
-        for entry in task[setting]:
+        for entry in test_entries(task) if setting == "test" else task[setting]:
             given, separator, path = entry.partition("=")
             name = given if separator else setting
             if not name or not (path or not separator):
@@ -66,14 +67,15 @@ def check_task(config: Any) -> None:
             raise UserError(f"task.class_weights={entry}: expected LABEL=WEIGHT with a weight above 0, or balanced")
     if len({phase.sequence_length for phase in phases_of(config)}) > 1:
         raise UserError("train.phases: sequence_length cannot change in fine-tuning; set data.sequence_length")
+    check_known(config)
 
 
 def task_files(task: Any, name: str) -> dict[str, Path]:
     """Returns the files of task.evaluation or task.test by the name of their set; a bare FILE is named `name`."""
     found = {}
-    for entry in task[name]:
+    for entry in test_entries(task) if name == "test" else task[name]:
         given, separator, path = entry.partition("=")
-        found[given if separator else name] = Path(task.data) / (path if separator else entry)
+        found[given if separator else name] = path_of(task, path if separator else entry)
     return found
 
 
@@ -81,11 +83,12 @@ def read_task(config: Any) -> TaskData:
     """Returns the examples of section `task`, tokenized. Raises UserError that names the file and the row at fault."""
     task, kind = config.task, KINDS[config.train.objective]
     tokenizer = _tokenizer(config)
-    paths = {_TRAIN: Path(task.data) / task.train}
+    paths = {_TRAIN: path_of(task, task.train)}
     paths |= task_files(task, "evaluation") | (tests := task_files(task, "test"))
     rows = {
-        name: kind.read(path, f"task.{_setting(name, tests)}", config, labelled=name not in tests)
+        name: read_test(kind, path, config) if name in tests else kind.read(path, setting, config, labelled=True)
         for name, path in paths.items()
+        if (setting := "task.evaluation" if name else "task.train")
     }
     selects = config.evaluation.select
     if selects == "split":
@@ -119,7 +122,7 @@ def shared_labels(config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
     Upper and lower case are equal. Otherwise returns (): the model needs a new head.
     """
     task, kind = config.task, KINDS[config.train.objective]
-    found = kind.labels(kind.read(Path(task.data) / task.train, "task.train", config, labelled=True), task)
+    found = kind.labels(kind.read(path_of(task, task.train), "task.train", config, labelled=True), task)
     return labels if {name.lower() for name in found} == {name.lower() for name in labels} else ()
 
 
@@ -137,10 +140,6 @@ def _tokenizer(config: Any) -> Tokenizer:
             "Hugging Face directory, or tokenizer.path to a tokenizer"
         )
     return load_tokenizer(config.tokenizer.path, config.tokenizer.words)
-
-
-def _setting(name: str, tests: dict[str, Path]) -> str:
-    return "train" if name == _TRAIN else "test" if name in tests else "evaluation"
 
 
 def _labelled(examples: Examples, task: Any) -> Examples:
