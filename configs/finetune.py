@@ -2,7 +2,7 @@
 
 command:  jaxlm train --config=configs/finetune.py --workdir=runs/finetune --config.init_from=DIR
           --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
-variants: :multi_label, :regression
+variants: :multi_label, :regression, :tagging
 hardware: 2 CPU cores
 result:   not yet run
 """
@@ -11,7 +11,7 @@ from jaxlm.config import default_config
 from jaxlm.errors import UserError
 from jaxlm.settings import REQUIRED
 
-KINDS = ("classification", "multi_label", "regression")
+KINDS = ("classification", "multi_label", "regression", "tagging")
 
 
 def get_config(arg=None):

@@ -20,6 +20,7 @@ from jaxlm.data.task_data import TaskData
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
+from jaxlm.evaluation.tagging import Tagging
 from jaxlm.evaluation.task_evaluation import Outputs, TaskEvaluation
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
@@ -31,6 +32,7 @@ TASKS: dict[str, TaskEvaluation] = {
     "classification": Classification(),
     "multi_label": MultiLabel(),
     "regression": Regression(),
+    "tagging": Tagging(),
 }
 
 

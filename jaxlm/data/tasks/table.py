@@ -18,6 +18,7 @@ from jaxlm.data.examples import (
 from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.kind import TaskKind
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from jaxlm.data.tasks.tagging import TAGGING
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
@@ -27,6 +28,7 @@ KINDS: dict[str, TaskKind] = {
     "classification": CLASSIFICATION,
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
+    "tagging": TAGGING,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
@@ -87,6 +89,7 @@ def read_task(config: Any) -> TaskData:
         name: kind.read(path, f"task.{_setting(name, tests)}", config, labelled=name not in tests)
         for name, path in paths.items()
     }
+    labels = kind.labels(rows[_TRAIN], task)  # before the split: the part that selects may have a rare one to itself
     selects = config.evaluation.select
     if selects == "split":
         identities = [kind.identity(row, task) for row in rows[_TRAIN]]
@@ -96,7 +99,6 @@ def read_task(config: Any) -> TaskData:
     elif selects != "none" and selects not in rows.keys() - {_TRAIN} - tests.keys():
         names = ", ".join([*task_files(task, "evaluation"), "split", "none"])
         raise UserError(f"evaluation.select={selects} is not an evaluation set; it can be {names}")
-    labels = kind.labels(rows[_TRAIN], task)
     encoder = encoder_for(config, tokenizer)
     sets = {name: kind.encode(found, labels, encoder, task) for name, found in rows.items()}
     for name, examples in sets.items():
