@@ -59,13 +59,15 @@ def place_of_word(row: Row, number: int) -> str:
 def _columns(path: Path, encoding: str, task: Any, labelled: bool) -> Iterator[Row]:
     """Yields the sentences of a file with a word in each line, and empty lines between sentences."""
     sentences = list(_sentences(path, encoding))
-    widths = Counter(len(fields) for sentence in sentences for _, fields in sentence)
-    width = max(widths, key=lambda width: widths[width]) if widths else 0
-    first = sentences[0][0][0] if sentences else 0
+    if not sentences:
+        return
+    tabs = sum(1 if "\t" in line else -1 for sentence in sentences for _, line in sentence) > 0
+    split = [[(number, _fields(line, tabs)) for number, line in sentence] for sentence in sentences]
+    width = Counter(len(fields) for sentence in split for _, fields in sentence).most_common(1)[0][0]
     if labelled and width == 1:
         raise UserError(
-            f"{path}, line {first}: one column, but words and their tags are needed, separated by a tab or spaces; set"
-            " task.train and task.evaluation to files with tags"
+            f"{path}, line {split[0][0][0]}: one column, but words and their tags are needed, separated by a tab or"
+            " spaces; set task.train and task.evaluation to files with tags"
         )
     word = _column(task.words or "0", "task.words", path, width)
     with_tags = labelled or (width > 1 and _exists(task.tags, width))
@@ -73,7 +75,7 @@ def _columns(path: Path, encoding: str, task: Any, labelled: bool) -> Iterator[R
     if word == tag:
         raise UserError(f"{path}: words and tags are in the same column {word}; set task.words and task.tags")
     bad: list[int] = []
-    for sentence in sentences:
+    for sentence in split:
         sentence = _without_comments(sentence, width)
         wrong = [number for number, fields in sentence if len(fields) != width]
         bad += wrong
@@ -90,16 +92,15 @@ def _columns(path: Path, encoding: str, task: Any, labelled: bool) -> Iterator[R
         _log.warning("%s; their sentences are skipped", text)
 
 
-def _sentences(path: Path, encoding: str) -> Iterator[list[tuple[int, list[str]]]]:
-    """Yields the number and the fields of each line of a sentence, and no sentence that is empty.
+def _sentences(path: Path, encoding: str) -> Iterator[list[tuple[int, str]]]:
+    """Yields the number and the text of each line of a sentence, and no sentence that is empty.
 
     Separators are empty lines, also with white space in them, and lines that begin a document.
     """
-    sentence: list[tuple[int, list[str]]] = []
+    sentence: list[tuple[int, str]] = []
     for number, line in enumerate(lines(text_blocks(path, encoding)), 1):
-        fields = _fields(line)
-        if line.strip() and not fields[0].startswith(DOCUMENT):
-            sentence.append((number, fields))
+        if line.strip() and not line.startswith(DOCUMENT):
+            sentence.append((number, line))
         elif sentence:
             yield sentence
             sentence = []
@@ -107,17 +108,17 @@ def _sentences(path: Path, encoding: str) -> Iterator[list[tuple[int, list[str]]
         yield sentence
 
 
-def _fields(line: str) -> list[str]:
-    """Returns the columns of a line: separated by tabs if it has any, else by spaces.
+def _fields(line: str, tabs: bool) -> list[str]:
+    """Returns the columns of a line, which are separated by tabs, or by any number of spaces and tabs.
 
     Other white space, such as a no-break space, belongs to a word.
     """
     line = line.rstrip("\t ")
-    return line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
+    return line.split("\t") if tabs else re.split("[\t ]+", line.lstrip("\t "))
 
 
 def _without_comments(sentence: list[tuple[int, list[str]]], width: int) -> list[tuple[int, list[str]]]:
-    """Returns the lines of a sentence without comments, as CoNLL-U has: first lines with "#" and too few columns."""
+    """Returns the lines of a sentence without comments, as CoNLL-U has: first lines with "#" and another number of columns."""
     first = 0
     while first < len(sentence) and sentence[first][1][0].startswith("#") and len(sentence[first][1]) != width:
         first += 1
@@ -131,12 +132,12 @@ def _exists(column: str, width: int) -> bool:
 
 def _column(name: str, setting: str, path: Path, width: int) -> int:
     """Returns the number of a column from 0. Raises UserError if the file has no such column."""
-    if not re.fullmatch(r"-?\d{1,9}", name, re.ASCII) or not -width <= int(name) < max(width, 1):
+    if not re.fullmatch(r"-?\d{1,9}", name, re.ASCII) or not -width <= int(name) < width:
         raise UserError(
             f"{setting}={cut(name)}: the lines of {path} have {width} columns; give a number from 0 to {width - 1}, or"
             " from the end as -1"
         )
-    return int(name) % max(width, 1)
+    return int(name) % width
 
 
 # Lists
