@@ -286,8 +286,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "data": S("", "folder that the files of this section are in; empty: the current one"),
         "train": S(
             "",
-            "file of labelled training examples: .tsv, .csv, .jsonl or .parquet; for tagging also CoNLL columns, one word a"
-            " line",
+            "file of labelled training examples: .tsv, .csv, .jsonl or .parquet; for tagging also CoNLL columns, with"
+            " one word per line",
         ),
         "evaluation": S(
             (),

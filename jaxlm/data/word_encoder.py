@@ -49,7 +49,7 @@ def windows(sizes: Sequence[int], room: int) -> Windows:
             first = int(np.searchsorted(begins, earliest))
         last = int(np.searchsorted(ends, begins[first] + room, side="right")) if count else 0
         here = slice(first, last)
-        own = np.minimum(begins[here] - begins[first:first + 1], ends[last - 1:last] - begins[here])
+        own = np.minimum(begins[here] - begins[first : first + 1], ends[last - 1 : last] - begins[here])
         chosen[here] = np.where(own > context[here], len(found), chosen[here])
         context[here] = np.maximum(own, context[here])
         found.append(range(first, last))

@@ -142,7 +142,7 @@ def tagging_metrics(wanted: Sequence[Sequence[str]], answers: Sequence[Sequence[
 
 
 def ratio_error(numerators: np.ndarray, denominators: np.ndarray) -> float:
-    """Returns the standard error of sum(numerators) / sum(denominators) of independent pairs [n]; 0 for fewer than 2."""
+    """Returns the standard error of sum(numerators) / sum(denominators) of independent pairs [n]; 0 if n < 2."""
     count, total = len(numerators), denominators.sum()
     if count < 2 or not total:
         return 0.0

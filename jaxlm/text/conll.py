@@ -118,7 +118,10 @@ def _fields(line: str, tabs: bool) -> list[str]:
 
 
 def _without_comments(sentence: list[tuple[int, list[str]]], width: int) -> list[tuple[int, list[str]]]:
-    """Returns the lines of a sentence without comments, as CoNLL-U has: first lines with "#" and another number of columns."""
+    """Returns the lines of a sentence without comments, as in CoNLL-U.
+
+    They are its first lines if they begin with "#" and have another number of columns than words have.
+    """
     first = 0
     while first < len(sentence) and sentence[first][1][0].startswith("#") and len(sentence[first][1]) != width:
         first += 1
@@ -182,5 +185,7 @@ def _name(tag: Any, labels: tuple[str, ...], column: str, place: str) -> str:
             " order of their numbers from 0"
         )
     if not 0 <= tag < len(labels):
-        raise UserError(f"{place}: the tag {shown(tag)} in {column} is not one of 0 to {len(labels) - 1} of task.labels")
+        raise UserError(
+            f"{place}: the tag {shown(tag)} in {column} is not one of 0 to {len(labels) - 1} of task.labels"
+        )
     return labels[tag]

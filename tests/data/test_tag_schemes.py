@@ -81,8 +81,8 @@ def test_tags_that_a_scheme_does_not_have(tags, scheme, number, fault):
 
 
 def test_tags_that_a_scheme_has():
-    assert misplaced("I-PER B-PER I-PER O I-LOC B".split(), "bio") is None
-    assert misplaced("B-PER I-PER I-PER O B-LOC".split(), "iob2") is None
+    assert misplaced(["I-PER", "B-PER", "I-PER", "O", "I-LOC", "B"], "bio") is None
+    assert misplaced(["B-PER", "I-PER", "I-PER", "O", "B-LOC"], "iob2") is None
     assert misplaced(["NN", "$", "B-X"], "none") is None
     assert misplaced(["NN", ""], "none") == (1, "is empty")
 

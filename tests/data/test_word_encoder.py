@@ -8,7 +8,11 @@ from jaxlm.data.word_encoder import encode_words, windows
 from jaxlm.tokenizer.tokenizer import load_tokenizer
 from tests.tokenizer.examples import byte_level, metaspace, saved, wordpiece
 
-SENTENCES = [["Where", "is", "paulwalk's", "Empire", "ESB", "?"], ["", "naïve", "\u00a0", "\u200b", "日本", "can't"], []]
+SENTENCES = [
+    ["Where", "is", "paulwalk's", "Empire", "ESB", "?"],
+    ["", "naïve", "\u00a0", "\u200b", "日本", "can't"],
+    [],
+]
 
 
 @pytest.mark.parametrize("name", ["wordpiece", "byte_level", "metaspace"])

@@ -78,7 +78,7 @@ def test_the_loss_is_the_mean_over_words_as_torch_and_the_evaluation_compute_it(
     torch = pytest.importorskip("torch")
     objective = make_objective(smoothing=0.2)
     params = grown(objective)
-    batch, layout, examples = make_batch([5, 9, 12], weight=2.0)
+    batch, _, _ = make_batch([5, 9, 12], weight=2.0)
     prepared = objective.prepare(batch, None, {})
     words = (batch["words"] > 0).sum()
     assert float(prepared.weight) == 2 * words

@@ -94,7 +94,11 @@ def test_words_without_tags_can_only_be_predicted(tmp_path):
         ("EU\nrejects\tO\nthe\tO\n", {}, r"1 lines do not have 2 columns, as most do \(line 1\)"),
         ("EU\tO\nrejects\t\nthe\tO\nx\tO\ny\t \n", {}, r"2 lines do not have 2 columns, as most do \(line 2, 5\)"),
         ("EU O\nNew York O\nthe O\n", {}, r"1 lines do not have 2 columns, as most do \(line 2\)"),
-        (WNUT, {"tags": "2"}, r"task\.tags=2: the lines of .*a\.conll have 2 columns; give a number from 0 to 1, or fr"),
+        (
+            WNUT,
+            {"tags": "2"},
+            r"task\.tags=2: the lines of .*a\.conll have 2 columns; give a number from 0 to 1, or fr",
+        ),
         (WNUT, {"tags": "-3"}, r"task\.tags=-3: the lines"),
         (WNUT, {"tags": "ner"}, r"task\.tags=ner: the lines"),
         (WNUT, {"words": "９"}, r"task\.words=９: the lines"),
