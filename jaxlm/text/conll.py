@@ -157,10 +157,8 @@ def _lists(path: Path, setting: str, config: Any, labelled: bool) -> Iterator[Ro
         found = row.values[words]
         if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
             raise UserError(f"{row.place}: {words}={shown(found)}: expected a list of texts, one for each word")
-        for number, word in enumerate(found, 1):
-            if any("\ud800" <= character <= "\udfff" for character in word):
-                raise UserError(f"{row.place}, word {number}: {word!a} contains half of a surrogate pair; fix the word")
         given = row.values.get(tags)
+        _check_characters(row.place, found)
         if given is None and not labelled:
             names = None
         elif isinstance(given, list) and all(isinstance(tag, str | int) for tag in given):
@@ -169,10 +167,18 @@ def _lists(path: Path, setting: str, config: Any, labelled: bool) -> Iterator[Ro
                     f"{row.place}: {len(found):,} words in {words}, but {len(given):,} tags in {tags}; give each word"
                     " one tag"
                 )
+            _check_characters(row.place, [tag for tag in given if isinstance(tag, str)])
             names = [_name(tag, task.labels, tags, f"{row.place}, word {n}") for n, tag in enumerate(given, 1)]
         else:
             raise UserError(f"{row.place}: {tags}={shown(given)}: expected a list of tags, one for each word")
         yield Row(row.place, {"words": found, "tags": names, "line": 0})
+
+
+def _check_characters(place: str, texts: list[str]) -> None:
+    """Raises UserError if a text of JSON cannot be written as UTF-8."""
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{place}: {cut(ascii(text))} contains half of a surrogate pair; fix it")
 
 
 def _name(tag: Any, labels: tuple[str, ...], column: str, place: str) -> str:

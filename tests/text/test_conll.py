@@ -161,7 +161,8 @@ def test_lists_in_json_lines_and_parquet(tmp_path):
         ({"words": ["a"], "tags": [2]}, {"labels": ("O", "B")}, r"line 2, word 1: the tag 2 in tags is not one of 0 t"),
         ({"words": ["a"], "tags": [-1]}, {"labels": ("O", "B")}, r"the tag -1 in tags is not one of 0 to 1"),
         ({"words": ["a"], "tags": [True]}, {"labels": ("O", "B")}, r"the tag True in tags is not a name"),
-        ({"words": ["a", "\ud800"], "tags": ["O", "O"]}, {}, r"line 2, word 2: .*half of a surrogate pair"),
+        ({"words": ["a", "\ud800"], "tags": ["O", "O"]}, {}, r"line 2: '.ud800' contains half of a surrogate pair"),
+        ({"words": ["a"], "tags": ["B-\ud800"]}, {}, r"line 2: 'B-.ud800' contains half of a surrogate pair"),
         ({"words": ["a"], "tags": ["O"]}, {"tags": "words"}, r"task\.words=words and task\.tags=words: must be diff"),
     ],
 )

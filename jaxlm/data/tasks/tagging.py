@@ -44,6 +44,13 @@ class Tagging:
     def labels(self, rows: Sequence[Row], task: Any) -> tuple[str, ...]:
         found = dict.fromkeys(tag for row in rows for tag in row.values["tags"] or ())
         labels = tuple(task.labels) or completed(found, task.scheme)
+        spelled: dict[str, str] = {}
+        for name in labels:
+            other = spelled.setdefault(name.lower(), name)
+            if other != name:
+                raise UserError(
+                    f"{task.train} has the tags {other} and {name}, which differ only in case; spell them alike"
+                )
         if len(labels) < 2:
             raise UserError(
                 f"{task.train} has only the tag {labels[0] if labels else ''}; at least 2 are needed: set task.tags to"
@@ -53,6 +60,8 @@ class Tagging:
 
     def encode(self, rows: Sequence[Row], labels: Sequence[str], encoder: TextEncoder, task: Any) -> Examples:
         room = encoder.longest - 2  # without begin and end
+        if room < 1:
+            raise UserError(f"data.sequence_length={encoder.longest}: no word fits between begin and end; set it to 32")
         index = {name.lower(): number for number, name in enumerate(labels)}
         index |= {name: number for number, name in enumerate(labels)}
         pieces = encode_words([row.values["words"] for row in rows], encoder.tokenizer)

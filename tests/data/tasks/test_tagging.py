@@ -84,6 +84,11 @@ def test_a_word_longer_than_the_model_is_cut_or_refused(tagged):
         tagged(content, truncation="refuse")
 
 
+def test_a_model_too_short_for_a_word_is_refused(tagged):
+    with pytest.raises(UserError, match=r"data\.sequence_length=2: no word fits between begin and end"):
+        tagged("the\tO\ncat\tB-X\n", length=2)
+
+
 def test_a_sentence_without_words_is_an_example(tagged):
     rows = [{"words": ["the", "cat"], "tags": ["O", "B-X"]}, {"words": [], "tags": []}]
     data = tagged("\n".join(map(json.dumps, rows)), "a.jsonl")
@@ -114,6 +119,11 @@ def test_tags_that_are_not_known_are_refused(tagged, tmp_path, evaluation, task,
     (tmp_path / "b.conll").write_text(evaluation)
     with pytest.raises(UserError, match=message):
         tagged("a\tB-X\nriver\tO\n", evaluation=(str(tmp_path / "b.conll"),), **task)
+
+
+def test_tags_that_differ_only_in_case_are_refused(tagged):
+    with pytest.raises(UserError, match=r"has the tags B-Per and B-per, which differ only in case; spell them alike"):
+        tagged("the\tB-per\ncat\tB-Per\n")
 
 
 def test_a_file_with_one_tag_is_refused(tagged):
