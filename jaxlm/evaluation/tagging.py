@@ -58,9 +58,10 @@ class Tagging:
             yield {"words": row.values["words"], "tags": tags}
 
     def describe(self, name: str, metrics: Metrics) -> str:
-        error = f" ± {metrics['f1_error']:.2%}" if metrics["n"] else ""
+        if not metrics["n"]:
+            return f"{name}: its sentences have no tags, so there are predictions only"
         return (
-            f"{name}: F1 {metrics['f1']:.2%}{error}, precision {metrics['precision']:.2%}, recall"
+            f"{name}: F1 {metrics['f1']:.2%} ± {metrics['f1_error']:.2%}, precision {metrics['precision']:.2%}, recall"
             f" {metrics['recall']:.2%} of {metrics['entities']:,} entities; {metrics['scheme']}; right words"
             f" {metrics['accuracy']:.2%}, {metrics['loss']:.3f} nats per word; n = {metrics['n']:,} sentences"
         )
