@@ -234,8 +234,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "objective": S(
             "masked",
             "masked: predict masked tokens; causal: predict each token from those before it; the others learn from"
-            " labelled examples (section task): one label, several labels, or a number per example",
-            ("masked", "causal", "classification", "multi_label", "regression"),
+            " labelled examples (section task): one label, several labels, or a number per example, or a tag per word",
+            ("masked", "causal", "classification", "multi_label", "regression", "tagging"),
         ),
         "steps": S(
             None, "stop after this many updates; set one of steps, epochs, tokens, minutes", kind=int, within=">0"
@@ -299,7 +299,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             ("none", *TASK_NAMES),
         ),
         "data": S("", "folder that the files of this section are in; empty: the current one"),
-        "train": S("", "labelled training examples: a .tsv, .csv, .jsonl or .parquet file, or tfds:NAME[:SPLIT]"),
+        "train": S(
+            "",
+            "labelled training examples: a .tsv, .csv, .jsonl or .parquet file, or tfds:NAME[:SPLIT]; for tagging also"
+            " CoNLL columns, with one word per line",
+        ),
         "evaluation": S(
             (),
             "files of evaluation examples, as NAME=FILE, several with commas; a bare FILE is named evaluation",
@@ -317,6 +321,15 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
         "label": S("label", "column with the label"),
+        "words": S("", "tagging: column with the words, from 0 in CoNLL columns; empty: the first, or words"),
+        "tags": S("", "tagging: column with the tags, -1 is the last of CoNLL columns; empty: the last, or tags"),
+        "scheme": S(
+            "bio",
+            "tagging: how tags spell entities; bio: scored as by conlleval and seqeval, where an I- that continues"
+            " nothing begins an entity; iob2: strictly, where only B- does; none: each word counts for itself, such as"
+            " parts of speech",
+            ("bio", "iob2", "iobes", "none"),
+        ),
         "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
         "separator": S(",", "what separates the labels of an example with several"),
         "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),

@@ -21,6 +21,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
 from jaxlm.evaluation.submission import submission_file, write_glue
+from jaxlm.evaluation.tagging import Tagging
 from jaxlm.evaluation.task_evaluation import Outputs, TaskEvaluation
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
@@ -32,6 +33,7 @@ TASKS: dict[str, TaskEvaluation] = {
     "classification": Classification(),
     "multi_label": MultiLabel(),
     "regression": Regression(),
+    "tagging": Tagging(),
 }
 
 

@@ -19,6 +19,7 @@ from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.kind import TaskKind
 from jaxlm.data.tasks.known import check_known, path_of, read_test, test_entries
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from jaxlm.data.tasks.tagging import TAGGING
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
@@ -28,6 +29,7 @@ KINDS: dict[str, TaskKind] = {
     "classification": CLASSIFICATION,
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
+    "tagging": TAGGING,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
@@ -90,6 +92,7 @@ def read_task(config: Any) -> TaskData:
         for name, path in paths.items()
         if (setting := "task.evaluation" if name else "task.train")
     }
+    labels = kind.labels(rows[_TRAIN], task)  # before the split: the part that selects may have a rare one to itself
     selects = config.evaluation.select
     if selects == "split":
         identities = [kind.identity(row, task) for row in rows[_TRAIN]]
@@ -99,7 +102,6 @@ def read_task(config: Any) -> TaskData:
     elif selects != "none" and selects not in rows.keys() - {_TRAIN} - tests.keys():
         names = ", ".join([*task_files(task, "evaluation"), "split", "none"])
         raise UserError(f"evaluation.select={selects} is not an evaluation set; it can be {names}")
-    labels = kind.labels(rows[_TRAIN], task)
     encoder = encoder_for(config, tokenizer)
     sets = {name: kind.encode(found, labels, encoder, task) for name, found in rows.items()}
     for name, examples in sets.items():
