@@ -1,5 +1,6 @@
 """The Python interface to a trained model: `jaxlm.load(DIR)` returns a `Model`."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -11,12 +12,14 @@ from numpy.typing import ArrayLike
 from jaxlm.data.unknown import check_spelling
 from jaxlm.errors import UserError
 from jaxlm.huggingface.sentence_transformers import embed_settings
+from jaxlm.use.classify import classify
 from jaxlm.use.embed import Embedder
 from jaxlm.use.fill_mask import Candidate, fill_mask
 from jaxlm.use.forward import forward
 from jaxlm.use.loading import Trained, load_trained, require_head
 from jaxlm.use.neighbours import check_count
 from jaxlm.use.score import Score, score
+from jaxlm.use.task_model import TaskModel, require_task
 
 
 class Model:
@@ -118,12 +121,32 @@ class Model:
         _check_texts(text)
         return [fill_mask(self.trained, one, top, targets) for one in text]
 
+    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Returns what a fine-tuned model predicts for each text, or each pair of texts, in order.
 
-def load(directory: str | Path, compute_dtype: str = "float32", step: int | str | None = None) -> Model:
+        A dict has "label", "probability" and "probabilities" (by label); or, if the model was trained with several
+        labels per text, "labels" (those with a probability above one half) and "probabilities"; or "value", a number.
+        For the texts of an evaluation set, they are those that the run wrote. A text longer than in training is
+        truncated, with a warning. Raises UserError if the model has no such head, or reads pairs and is given texts.
+        """
+        if not isinstance(texts, Sequence) or isinstance(texts, str):
+            raise UserError("texts must be a list of str, or of pairs of str; pass [text] for a single one")
+        return classify(self._task("classify"), texts)
+
+    def _task(self, verb: str) -> TaskModel:
+        """Returns the model of the task that a verb uses. Raises UserError."""
+        require_task(self.trained, verb)
+        return self._task_model
+
+    @functools.cached_property
+    def _task_model(self) -> TaskModel:
+        return TaskModel(self.trained)
+
+
+def load(directory: str | Path, compute_dtype: str | None = None, step: int | str | None = None) -> Model:
     """Returns the trained model of a work directory or a Hugging Face directory. Raises UserError.
 
-    compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 if the hardware
-    is fast at it. step selects a checkpoint of a work directory: its number, "best" or "latest" (the default).
+    The arguments are those of `jaxlm.load`.
     """
     return Model(load_trained(directory, compute_dtype, step))
 
