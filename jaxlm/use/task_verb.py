@@ -103,10 +103,16 @@ def _rows_of_file(verb: TaskVerb, model: TaskModel, args: argparse.Namespace) ->
             if args.field is not None:
                 task.text = tuple(args.field.split(","))
             task.header = task.header if args.header is None else args.header
-            found = model.kind.read(path, "--input", model.config, labelled=False)
+            found = [_unlabelled(row, task) for row in model.kind.read(path, "--input", model.config, labelled=False)]
     if not found:
         raise UserError(f"{path} contains no text")
     return found
+
+
+def _unlabelled(row: Row, task: Any) -> Row:
+    """Returns a row without its label, which may be one that the model does not know."""
+    values = row.values
+    return Row(row.place, {name: values[name] for name in values if name != task.label or name in task.text})
 
 
 @contextlib.contextmanager
