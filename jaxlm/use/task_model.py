@@ -110,7 +110,8 @@ def require_task(trained: Trained, verb: str) -> None:
     """Raises UserError unless a verb can use the head of a model."""
     directory, objective = trained.directory, trained.config.train.objective
     objectives = [name for name, of in VERBS.items() if of == verb]
-    needs = f"{verb} needs a model that was fine-tuned with train.objective={' or '.join(objectives)}"
+    names = " or ".join([", ".join(objectives[:-1]), objectives[-1]] if len(objectives) > 1 else objectives)
+    needs = f"{verb} needs a model that was fine-tuned with train.objective={names}"
     if trained.fine_tuned is None:
         what = f"is a {objective} language model" if trained.has_head else "is an encoder without the head of a task"
         raise UserError(f"{directory} {what}; {needs}, as `jaxlm train --config=finetune` does")

@@ -91,9 +91,7 @@ def test_several_labels_are_those_above_one_half(folder, capsys):
 def test_no_texts_give_no_predictions(classifier, capsys, monkeypatch):
     assert load(classifier).classify([]) == []
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    assert printed(capsys, classifier) == (
-        "no text given: pass it as an argument, with --input, or on standard input"
-    )
+    assert printed(capsys, classifier) == ("no text given: pass it as an argument, with --input, or on standard input")
 
 
 def test_python_takes_lists_of_texts(classifier):
@@ -108,7 +106,9 @@ def test_python_takes_lists_of_texts(classifier):
 
 def test_other_models_are_refused(folder, capsys):
     masked = make_workdir(folder / "masked")
-    needs = "classify needs a model that was fine-tuned with train.objective=classification or multi_label or regression"
+    needs = (
+        "classify needs a model that was fine-tuned with train.objective=classification or multi_label or regression"
+    )
     sentence = f"{masked} is a masked language model; {needs}, as `jaxlm train --config=finetune` does"
     assert printed(capsys, masked, "the cat") == sentence
     with pytest.raises(UserError, match="is a masked language model; classify needs"):
