@@ -53,8 +53,10 @@ VERB = TaskVerb(
     "model was trained with several per text; or its number. The model is a work directory that was fine-tuned with "
     "train.objective=classification, multi_label or regression. Probabilities, texts and columns are those of the run, "
     "so that the predictions for its evaluation set are those in its folder predictions.",
-    "jaxlm classify --model=runs/sst2 'A warm, funny film.' 'It drags.'\n"
-    "  jaxlm classify --model=runs/sst2 --input=new.tsv --output=labels.jsonl",
+    (
+        "jaxlm classify --model=runs/sst2 'A warm, funny film.' 'It drags.'",
+        "jaxlm classify --model=runs/sst2 --input=new.tsv --output=labels.jsonl",
+    ),
     "texts; the two texts of a pair are separated by a tab (default: the lines of --input or of standard input)",
     columns_of, _given, show, ("label", "labels", "value"),
 )  # fmt: skip

@@ -30,13 +30,6 @@ from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
 _log = logging.getLogger("jaxlm")
 
 
-class FineTuned(NamedTuple):
-    """What a model that was trained on labelled examples has beside its encoder."""
-
-    params: dict[str, Any]  # {"encoder", "head"} on one device; the head is that of train.objective
-    compute_dtype: str  # in which its predictions are computed: as in its run, unless another one was asked for
-
-
 class Trained(NamedTuple):
     """A trained model; its parameters are on one device, whatever mesh it was trained on."""
 
@@ -52,12 +45,18 @@ class Trained(NamedTuple):
     has_head: bool  # whether the model has a masked-LM head
     source: conversion.Source | None = None  # set if the directory is a Hugging Face directory
     left_out: tuple[str, ...] = ()  # names of its tensors that belong to other heads and were not loaded
-    fine_tuned: FineTuned | None = None  # set if config.train.objective is a kind of task
+    task_head: dict[str, Any] | None = None  # the parameters of the head of a task, if config.train.objective is one
+    task_dtype: str = ""  # of the products in its predictions: that of the run, unless another one was asked for
     selected_by: str = ""  # the metric that selected the step, if it was not named
 
     @property
     def model(self) -> MaskedLM:
         return MaskedLM(self.encoder, self.execution)
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether the model was trained on labelled examples."""
+        return bool(self.task_dtype)
 
 
 def require_head(trained: Trained) -> None:
@@ -143,12 +142,12 @@ def _load_workdir(
     longest = max(phase.sequence_length for phase in phases)
     if (directory / conversion.SOURCE_CONFIG).is_file():  # the original checkpoint was trained on longer rows
         longest = max(longest, encoder.max_positions - encoder.position_offset)
-    fine_tuned = None
+    task_head, task_dtype = None, ""
     if config.train.objective in KINDS:
-        fine_tuned = FineTuned(saved.state, compute_dtype or config.train.compute_dtype)
+        task_head, task_dtype = saved.state.get("head"), compute_dtype or config.train.compute_dtype
     return Trained(
         directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head,
-        fine_tuned=fine_tuned,
+        task_head=task_head, task_dtype=task_dtype,
     )  # fmt: skip
 
 

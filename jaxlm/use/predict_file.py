@@ -83,7 +83,7 @@ def _identity(model: TaskModel, examples: Any) -> dict[str, Any]:
     """Returns everything that the outputs depend on."""
     return {
         "input": fingerprint({"": examples}),
-        "model": params_sha256(model.trained.fine_tuned.params if model.trained.fine_tuned else {}),
+        "model": params_sha256(model.params),
         "objective": model.objective,
         "labels": list(model.labels),
         "architecture": repr(model.trained.encoder),

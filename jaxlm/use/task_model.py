@@ -26,7 +26,10 @@ from jaxlm.text.labelled import Row
 from jaxlm.use.assembly import assemble_trained
 from jaxlm.use.loading import Trained
 
-VERBS = {"classification": "classify", "multi_label": "classify", "regression": "classify"}  # by train.objective
+VERBS = {  # by train.objective
+    "classification": "classify", "multi_label": "classify", "regression": "classify", "tagging": "tag",
+    "span": "answer", "reranking": "rank",
+}  # fmt: skip
 
 
 class TaskModel:
@@ -36,18 +39,18 @@ class TaskModel:
     """
 
     def __init__(self, trained: Trained) -> None:
-        fine_tuned = trained.fine_tuned
-        assert fine_tuned is not None, "require_task comes first"
         self.trained, self.objective = trained, trained.config.train.objective
         self.config = config_from_dict(config_to_dict(trained.config), "config")
         self.kind, self.evaluation = KINDS[self.objective], TASKS[self.objective]
         self.labels = tuple(self.config.task.labels)
         self.encoder = encoder_for(self.config, trained.tokenizer)
-        self.compute_dtype = fine_tuned.compute_dtype
+        self.compute_dtype = trained.task_dtype
         facts = facts_of(trained.tokenizer, trained.counts, self.labels)
         config = config_from_dict(config_to_dict(trained.config), "config")
         self._assembly = assemble_trained(trained, config, facts, self.objective, self.compute_dtype)
-        self._params = jax.device_put(fine_tuned.params, self._assembly.state_shardings["params"])
+        head = {} if trained.task_head is None else {"head": trained.task_head}
+        self.params = {"encoder": trained.params["encoder"]} | head
+        self._params = jax.device_put(self.params, self._assembly.state_shardings["params"])
 
     def encode(self, rows: Sequence[Row], name: str) -> Examples:
         """Returns the examples of rows, and warns of what is truncated or cannot be spelled; `name` is for messages."""
@@ -112,7 +115,7 @@ def require_task(trained: Trained, verb: str) -> None:
     objectives = [name for name, of in VERBS.items() if of == verb]
     names = " or ".join([", ".join(objectives[:-1]), objectives[-1]] if len(objectives) > 1 else objectives)
     needs = f"{verb} needs a model that was fine-tuned with train.objective={names}"
-    if trained.fine_tuned is None:
+    if not trained.fine_tuned:
         what = f"is a {objective} language model" if trained.has_head else "is an encoder without the head of a task"
         raise UserError(f"{directory} {what}; {needs}, as `jaxlm train --config=finetune` does")
     if objective not in objectives:

@@ -19,18 +19,38 @@ from jaxlm.use.parts import check_replaceable, output_path
 from jaxlm.use.predict_file import ENDINGS, holds_predictions, predict_file
 from jaxlm.use.task_model import TaskModel, require_task
 
+Prediction = dict[str, Any]
+
+
+def without_label(model: TaskModel, row: Row) -> Row:
+    """Returns a row whose label, which may be one that the model does not know, is blank."""
+    return Row(row.place, {**row.values, model.config.task.label: None})
+
+
+def is_text(path: Path, settings: Any) -> bool:
+    """Returns whether a file has a text in each line. Raises UserError if its name does not say so."""
+    return format_of(path, settings) == "text"
+
 
 class TaskVerb(NamedTuple):
-    """A verb, and what it does with a row."""
+    """A verb, and what it does with a row.
+
+    `row` returns the row of a line of text, which may lie in a file; its place is the last argument.
+    """
 
     name: str
     description: str
-    example: str
+    examples: tuple[str, ...]
     text: str  # help on the arguments
-    row: Callable[[TaskModel, str, str], Row]  # the row of a line of text; its place is the last argument
-    given: Callable[[TaskModel, Row], dict[str, Any]]  # what --json repeats of a row
-    show: Callable[[dict[str, Any], Row, TaskModel], str]  # a prediction as text
+    row: Callable[[TaskModel, argparse.Namespace, str, str], Row]
+    given: Callable[[TaskModel, Row], Prediction]  # what --json repeats of a row
+    show: Callable[[Prediction, Row, TaskModel], str]  # a prediction as text
     keys: tuple[str, ...]  # the first keys of its predictions
+    fields: str = "text"  # the setting of section `task` that names the columns of --field
+    unlabelled: Callable[[TaskModel, Row], Row] = without_label  # a row whose label is not looked at
+    reads_lines: Callable[[Path, Any], bool] = is_text  # whether a line of a file is a text, by its path and format
+    options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None  # adds its own options
+    order: Callable[[Prediction], Any] = lambda prediction: 0  # the order in which predictions are shown
 
 
 def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
@@ -41,7 +61,7 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
     if args.input:
         with _options_in_errors():
             check_file(Path(args.input), "--input")
-            format_of(Path(args.input), args)
+            verb.reads_lines(Path(args.input), args)
     if args.input and output and output.exists() and output.samefile(args.input):
         raise UserError(f"--output={output} is the input; set another file")
     typed = args.text or (None if args.input else list(standard_input_lines()))
@@ -57,7 +77,7 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
         rows = _rows_of_file(verb, model, args)
     else:
         where = "text " if args.text else "standard input, line "
-        rows = [verb.row(model, text, f"{where}{number}") for number, text in enumerate(typed, 1)]
+        rows = [verb.row(model, args, text, f"{where}{number}") for number, text in enumerate(typed, 1)]
     name = args.input or ("the texts" if args.text else "standard input")
     if output:
         result = predict_file(model, rows, name, output)
@@ -70,12 +90,12 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
     if args.json:
         print_json_list("predictions", (verb.given(model, row) | found for row, found in predictions))
     else:
-        for row, found in predictions:
+        for row, found in sorted(predictions, key=lambda pair: verb.order(pair[1])):
             print(verb.show(found, row, model))
     return 0
 
 
-def columns_of(model: TaskModel, text: str, place: str) -> Row:
+def columns_of(model: TaskModel, args: argparse.Namespace, text: str, place: str) -> Row:
     """Returns the row of a text, or of two texts separated by a tab if the model reads pairs. Raises UserError."""
     columns = model.config.task.text
     texts = [text] if len(columns) == 1 else text.split("\t")
@@ -91,28 +111,25 @@ def _rows_of_file(verb: TaskVerb, model: TaskModel, args: argparse.Namespace) ->
     """Returns the rows of --input, one for each line of a text file; columns are those of the run, or of --field."""
     path, task, data = Path(args.input), model.config.task, model.config.data
     data.format, data.encoding = args.format, args.encoding or data.encoding
-    kind = format_of(path, data)
+    with _options_in_errors():
+        by_line = verb.reads_lines(path, data)
     for option, given in (("field", args.field), ("header", args.header)):
-        if kind == "text" and given is not None:
+        if by_line and given is not None:
             raise UserError(f"--{option} has no effect on text files, as {path} is: remove it")
     with _options_in_errors():
-        if kind == "text":
-            found = [verb.row(model, line, f"{path}, line {number}")
+        if by_line:
+            found = [verb.row(model, args, line, f"{path}, line {number}")
                      for number, line in enumerate(lines(text_blocks(path, data.encoding)), 1)]  # fmt: skip
         else:
             if args.field is not None:
-                task.text = tuple(args.field.split(","))
+                names = args.field.split(",")
+                task[verb.fields] = tuple(names) if isinstance(task[verb.fields], tuple) else names[0]
             task.header = task.header if args.header is None else args.header
-            found = [_unlabelled(row, task) for row in model.kind.read(path, "--input", model.config, labelled=False)]
+            rows = model.kind.read(path, "--input", model.config, labelled=False)
+            found = [verb.unlabelled(model, row) for row in rows]
     if not found:
         raise UserError(f"{path} contains no text")
     return found
-
-
-def _unlabelled(row: Row, task: Any) -> Row:
-    """Returns a row without its label, which may be one that the model does not know."""
-    values = row.values
-    return Row(row.place, {name: values[name] for name in values if name != task.label or name in task.text})
 
 
 @contextlib.contextmanager
@@ -122,7 +139,7 @@ def _options_in_errors() -> Iterator[None]:
         yield
     except UserError as error:
         message = re.sub(r"(--config\.)?\bdata\.(format|encoding)\b", r"--\2", str(error))
-        message = re.sub(r"\btask\.text\b", "--field", message)
+        message = re.sub(r"\btask\.(text|words)\b", "--field", message)
         raise UserError(re.sub(r"\btask\.header\b", "--header", message)) from error
 
 
@@ -138,25 +155,30 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _parser(verb: TaskVerb) -> argparse.ArgumentParser:
+    examples = "".join(f"  {example}\n" for example in verb.examples)
     parser = argparse.ArgumentParser(
         prog=f"jaxlm {verb.name}", description=verb.description, formatter_class=HelpFormatter,
-        epilog=f"example:\n  {verb.example}\n\nWith --output, run the same command again to continue an interrupted "
-        "one; the output\nis the same.",
+        epilog=f"examples:\n{examples}\nWith --output, run the same command again to continue an interrupted one; the"
+        " output\nis the same.",
     )  # fmt: skip
+    parser.set_defaults(field=None, header=None)
     add_model_options(parser)
-    parser.add_argument("--input", metavar="FILE", help="rows to predict: .tsv, .csv, .jsonl, .parquet, with the "
-                        "columns that the model was trained on, or .txt (one text per line)")  # fmt: skip
+    parser.add_argument("--input", metavar="FILE", help="a file of the form that the model was trained on, or "
+                        ".txt with one text per line")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help=".jsonl: an object for each row, in order; an existing file "
                         "of predictions is replaced at the end")  # fmt: skip
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="format of the input (default: by "
                         "its name)")  # fmt: skip
-    parser.add_argument("--field", metavar="COLUMN,...", help="columns with the text (default: those of the run's "
-                        "task.text)")  # fmt: skip
-    parser.add_argument("--header", action=argparse.BooleanOptionalAction, help="the first line names the columns; "
-                        "otherwise they are numbered from 0 (default: as in the run)")  # fmt: skip
+    if verb.fields:
+        parser.add_argument("--field", metavar="COLUMN", help=f"column with the {verb.fields}, or several with commas "
+                            f"(default: task.{verb.fields} of the run)")  # fmt: skip
+    if verb.fields == "text":
+        parser.add_argument("--header", action=argparse.BooleanOptionalAction, help="the first line names the columns; "
+                            "otherwise they are numbered from 0 (default: as in the run)")  # fmt: skip
     parser.add_argument("--encoding", help="encoding of the input (default: that of the run)")
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16", "auto"), help="dtype of matrix products "
                         "(default: that of the run, whose predictions are then reproduced)")  # fmt: skip
+    verb.options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object: a list of the predictions, or with "
                         "--output a summary")  # fmt: skip
     parser.add_argument("text", nargs="*", help=verb.text)

@@ -104,15 +104,18 @@ def test_python_takes_lists_of_texts(classifier):
             model.classify(wrong)
 
 
-def test_other_models_are_refused(folder, capsys):
+def test_other_models_are_refused(folder, classifier, capsys):
     masked = make_workdir(folder / "masked")
-    needs = (
-        "classify needs a model that was fine-tuned with train.objective=classification or multi_label or regression"
+    assert printed(capsys, masked, "the cat") == (
+        f"{masked} is a masked language model; classify needs a model that was fine-tuned with train.objective="
+        "classification, multi_label or regression, as `jaxlm train --config=finetune` does"
     )
-    sentence = f"{masked} is a masked language model; {needs}, as `jaxlm train --config=finetune` does"
-    assert printed(capsys, masked, "the cat") == sentence
     with pytest.raises(UserError, match="is a masked language model; classify needs"):
         load(masked).classify(["the cat"])
+    assert printed(capsys, classifier, "the cat", verb="tag") == (
+        f"{classifier} was fine-tuned with train.objective=classification; tag needs a model that was fine-tuned with "
+        "train.objective=tagging: use `jaxlm classify`"
+    )
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,10 @@ def test_the_step_of_a_run_on_labelled_examples_is_the_one_it_selected(tmp_path,
     run = make_fine_tuned(tmp_path / "run")
     first = load_trained(run)
     assert (first.step, first.selected_by) == (1, "")  # nothing was evaluated
+    params = {"encoder": first.params["encoder"], "head": first.task_head}
     checkpoints = Checkpoints(run / "checkpoints", keep=9, higher_is_better=True, metric="accuracy on dev")
     for step, score in ((2, 0.9), (3, 0.7)):
-        checkpoints.save(step, {"params": first.fine_tuned.params}, {}, score=score, wait=True)
+        checkpoints.save(step, {"params": params}, {}, score=score, wait=True)
     best = load_trained(run)
     assert (best.step, best.selected_by) == (2, "accuracy on dev")
     assert resolve(str(run)).step == 2
@@ -193,4 +194,4 @@ def test_predictions_have_the_dtype_of_the_run_unless_another_is_asked_for(tmp_p
     save_config(config, run / "config.json")
     for asked, encoder, predictions in ((None, "float32", "bfloat16"), ("float32", "float32", "float32")):
         trained = load_trained(run, asked)
-        assert (trained.execution.compute_dtype, trained.fine_tuned.compute_dtype) == (encoder, predictions)
+        assert (trained.execution.compute_dtype, trained.task_dtype) == (encoder, predictions)
