@@ -243,9 +243,10 @@ def evaluation_shape(examples: Examples, longest: int, batch_size: int, parts: i
     if count <= batch_size:
         length = min(longest, _power_of_two(shape.length))
         shape = Shape(length, max(1, length // SHORTEST_SEGMENT))
-    mean = sum(len(tokens) for tokens in examples.tokens) / max(count, 1)
-    rows = max(1, math.ceil(min(batch_size, count) * mean / (0.9 * shape.length * parts)))
-    return shape, parts * (_power_of_two(rows) if count <= batch_size else rows)
+        needed = max(1, lay_out(examples, range(count), shape).row_count)
+        return shape, parts * _power_of_two(-(-needed // parts))
+    mean = sum(len(tokens) for tokens in examples.tokens) / count
+    return shape, parts * max(1, math.ceil(batch_size * mean / (0.9 * shape.length * parts)))
 
 
 def _power_of_two(number: int) -> int:
