@@ -69,8 +69,8 @@ VERB = TaskVerb(
     "model is a work directory that was fine-tuned with train.objective=span. Files are SQuAD's .json, or .jsonl and "
     ".parquet with the fields question and context.",
     (
-        "jaxlm answer --model=runs/squad --context=README.md 'Which hardware does it need?'",
-        "jaxlm answer --model=runs/squad --input=dev-v1.1.json --output=answers.jsonl",
+        "jaxlm answer --model=runs/squad --context=README.md 'What does it need?'",
+        "jaxlm answer --model=runs/squad --input=dev.json --output=answers.jsonl",
     ),
     "questions about the text of --context, or questions and their contexts, separated by a tab (default: the lines of "
     "--input or of standard input)",

@@ -48,8 +48,8 @@ VERB = TaskVerb(
     "work directory that was fine-tuned with train.objective=reranking. The predictions of --json and --output are in "
     "the order of the input; a file of pairs may have any number of queries.",
     (
-        "jaxlm rank --model=runs/reranker --query='who wrote Faust' --input=passages.txt",
-        "jaxlm rank --model=runs/reranker --input=pairs.tsv --output=scores.jsonl",
+        "jaxlm rank --model=runs/rank --query='who wrote Faust' --input=passages.txt",
+        "jaxlm rank --model=runs/rank --input=pairs.tsv --output=scores.jsonl",
     ),
     "passages for --query, or queries and passages, separated by a tab (default: the lines of --input or of standard "
     "input)",

@@ -158,8 +158,8 @@ def _parser(verb: TaskVerb) -> argparse.ArgumentParser:
     examples = "".join(f"  {example}\n" for example in verb.examples)
     parser = argparse.ArgumentParser(
         prog=f"jaxlm {verb.name}", description=verb.description, formatter_class=HelpFormatter,
-        epilog=f"examples:\n{examples}\nWith --output, run the same command again to continue an interrupted one; the"
-        " output\nis the same.",
+        epilog=f"examples:\n{examples}\nWith --output, run the same command again to continue an interrupted one;\n"
+        "the output is the same.",
     )  # fmt: skip
     parser.set_defaults(field=None, header=None)
     add_model_options(parser)
