@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jaxlm.config import config_from_dict, config_to_dict, load_config, phases_of
+from jaxlm.data.tasks.table import KINDS
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
-from jaxlm.runtime.checkpoint import restore_params, split_step
+from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
 from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
 
@@ -40,7 +41,7 @@ class Start:
     source: conversion.Source | None  # of a Hugging Face directory
     source_config: dict[str, Any] | None  # config.json of the Hugging Face directory that it is or once started from
     objective: str | None = None  # that of a work directory
-    step: int | None = None  # the checkpoint of a work directory; None: the newest
+    step: int | None = None  # the checkpoint of a work directory, named or selected; None: the newest
     labels: tuple[str, ...] = ()  # names of the outputs of a model that was fine-tuned
     head: str = ""  # the family whose head it has, a value of task.head; "": not known
     pooling: str = ""  # likewise of task.pooling
@@ -179,6 +180,7 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         source, config = None, load_config(str(directory / "config.json"))
         objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
+        step = step if step is not None else (selected_step(directory, config) or (None,))[0]
         labels, head, pooling = config.task.labels, config.task.head, config.task.pooling
         task = config.task.train if config.task.name == "none" else config.task.name
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
@@ -192,6 +194,15 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         head = HEADS.get(family, family)
     head, pooling = ("" if value == "auto" else value for value in (head, pooling))
     return Start(name, directory, model, tokenizer, source, source_config, objective, step, labels, head, pooling, task)
+
+
+def selected_step(directory: Path, config: Any) -> tuple[int, str] | None:
+    """Returns the checkpoint that a run on labelled examples has selected and reports on, and the metric in words.
+
+    Returns None for other runs, and for those that select none: their newest checkpoint stands for them.
+    """
+    selects = config.train.objective in KINDS and config.evaluation.select != "none" and config.checkpoint.keep_best
+    return best_step(directory / "checkpoints") if selects else None
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -257,3 +257,23 @@ def test_top_layers_and_head_can_start_from_new_weights(classify, encoder, tmp_p
         assert all(jax.tree.leaves(equal)) == (name != layers[-1]), name
     with pytest.raises(UserError, match=rf"model\.reinitialize_layers=9 exceeds the {len(layers)} layers of the model"):
         classify("model.reinitialize_layers=9")
+
+
+@pytest.mark.slow
+def test_verbs_reproduce_what_a_run_reports_of_its_best_checkpoint(classify, tmp_path, capsys):
+    # All accuracies are 100% in the end, and the first is the best.
+    train(classify("train.steps=120", f"task.test={tmp_path / 'other.tsv'}"), tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    best = results["protocol"]["step"]
+    assert best < 120
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--model={tmp_path / 'run'}", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == results["evaluation"]
+    assert f"read the checkpoint of step {best}, the best by accuracy on selection" in output.err
+    for name, file in (("dev", "dev.tsv"), ("other", "other.tsv")):
+        options = [f"--input={tmp_path / file}", f"--output={tmp_path / 'out.jsonl'}"]
+        assert cli.main(["classify", f"--model={tmp_path / 'run'}", *options]) == 0
+        assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "run/predictions" / f"{name}.jsonl").read_bytes()
+    assert resolve(str(tmp_path / "run")).step == best
+    assert load_trained(tmp_path / "run", step="latest").step == 120

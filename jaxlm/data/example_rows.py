@@ -232,6 +232,28 @@ def best_row_counts(found: Sequence[int], most: int = ROW_COUNTS) -> tuple[int, 
     return tuple(reversed(result))
 
 
+def evaluation_shape(examples: Examples, longest: int, batch_size: int, parts: int = 1) -> tuple[Shape, int]:
+    """Returns the shape of the rows in which examples are evaluated, and the number of rows in a batch.
+
+    A batch has about `batch_size` segments, and its rows are a multiple of `parts`. If all segments fit into one batch,
+    lengths and numbers are powers of two, so that a model in use compiles few programs.
+    """
+    count = len(examples.tokens)
+    shape = shape_for(examples, longest)
+    if count <= batch_size:
+        length = min(longest, _power_of_two(shape.length))
+        shape = Shape(length, max(1, length // SHORTEST_SEGMENT))
+        needed = max(1, lay_out(examples, range(count), shape).row_count)
+        return shape, parts * _power_of_two(-(-needed // parts))
+    mean = sum(len(tokens) for tokens in examples.tokens) / count
+    return shape, parts * max(1, math.ceil(batch_size * mean / (0.9 * shape.length * parts)))
+
+
+def _power_of_two(number: int) -> int:
+    """Returns the smallest power of two that is not below a number."""
+    return 1 << (number - 1).bit_length()
+
+
 def evaluation_batches(
     examples: Examples, shape: Shape, rows: int, pad_id: int, parts_here: Sequence[int] = (0,), parts: int = 1
 ) -> Iterator[tuple[dict[str, np.ndarray], Layout]]:

@@ -5,16 +5,16 @@ never sees them; their predictions are written in the order of their files.
 """
 
 import functools
+import itertools
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlm.data.example_rows import Layout, evaluation_batches, shape_for
+from jaxlm.data.example_rows import Layout, evaluation_batches, evaluation_shape
 from jaxlm.data.examples import SPLIT, Examples
 from jaxlm.data.task_data import TaskData
 from jaxlm.errors import UserError
@@ -41,18 +41,26 @@ def predict_examples(
     outputs_of: Callable, params: dict, examples: Examples, assembly: Assembly, of_tokens: bool, pad_id: int
 ) -> Outputs:
     """Returns the outputs of each segment of examples; `outputs_of` is jitted, (params, batch) -> arrays by name."""
+    found: dict[str, list[np.ndarray]] = {}
+    for outputs in predicted_batches(outputs_of, params, examples, assembly, of_tokens, pad_id):
+        for name, arrays in outputs.items():
+            found.setdefault(name, []).extend(arrays)
+    return found
+
+
+def predicted_batches(
+    outputs_of: Callable, params: dict, examples: Examples, assembly: Assembly, of_tokens: bool, pad_id: int,
+    done: int = 0,
+) -> Iterator[Outputs]:  # fmt: skip
+    """Yields the outputs of the segments of examples, batch after batch in order, after the first `done` batches."""
     config = assembly.config
     parts_here, parts = sharding.local_parts(assembly.mesh)
-    shape = shape_for(examples, config.data.sequence_length)
     size = config.evaluation.batch_size or config.train.batch_size
-    mean = sum(len(tokens) for tokens in examples.tokens) / max(len(examples.tokens), 1)
-    rows = parts * max(1, math.ceil(size * mean / (0.9 * shape.length * parts)))
-    found: dict[str, list[Any]] = {}
-    for batch, layout in evaluation_batches(examples, shape, rows, pad_id, parts_here, parts):
+    shape, rows = evaluation_shape(examples, config.data.sequence_length, size, parts)
+    batches = evaluation_batches(examples, shape, rows, pad_id, parts_here, parts)
+    for batch, layout in itertools.islice(batches, done, None):
         outputs = jax.device_get(outputs_of(params, sharding.shard_batch(assembly.mesh, batch)))
-        for name, array in outputs.items():
-            found.setdefault(name, []).extend(_of_segments(array, layout, examples, of_tokens))
-    return found
+        yield {name: _of_segments(array, layout, examples, of_tokens) for name, array in outputs.items()}
 
 
 def _of_segments(array: np.ndarray, layout: Layout, examples: Examples, of_tokens: bool) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from jaxlm.data.example_rows import (
     Shape,
     best_row_counts,
     evaluation_batches,
+    evaluation_shape,
     fill_rows,
     lay_out,
     shape_for,
@@ -154,3 +155,16 @@ def test_evaluation_has_every_segment_once_on_any_number_of_processes(count, par
             segments += layout.segments.tolist()
         seen.append(segments)
     assert all(segments == list(range(count)) for segments in seen)
+
+
+def test_few_examples_have_few_shapes():
+    shapes = {evaluation_shape(make_examples([size]), 512, 32) for size in range(2, 65)}
+    assert shapes == {(Shape(32, 8), 1), (Shape(64, 16), 1)}
+    assert evaluation_shape(make_examples([60] * 30), 100, 32) == (Shape(64, 16), 32)
+    assert evaluation_shape(make_examples([60] * 3), 60, 32, 2) == (Shape(60, 15), 4)
+
+
+def test_batches_of_many_examples_have_no_more_rows_than_they_need():
+    shape, rows = evaluation_shape(make_examples([20] * 1000), 512, 32)
+    assert (shape, rows) == (Shape(32, 1), 23)
+    assert evaluation_shape(make_examples([20] * 1000), 512, 32, 2)[1] == 24
