@@ -328,7 +328,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " cosent, cosine_mse: task.label says how similar they are, and the loss compares the order, or the values",
             ("contrastive", "cosent", "cosine_mse"),
         ),
-        "temperature": S(0.05, "embedding: what cosines are divided by in the contrastive and cosent loss", within=">0"),
+        "temperature": S(
+            0.05, "embedding: what cosines are divided by in the contrastive and cosent loss", within=">0"
+        ),
         "symmetric": S(True, "embedding: the contrastive loss also compares each second text with all first texts"),
         "dimensions": S(
             (),

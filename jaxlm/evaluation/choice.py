@@ -62,9 +62,7 @@ class Choice:
 
     def remark(self, name: str, metrics: Metrics) -> str:
         if metrics["n"] and metrics["accuracy"] <= metrics["chance"]:
-            return (
-                f"{name}: the accuracy is not above chance; train longer, or try another optimizer.learning_rate"
-            )
+            return f"{name}: the accuracy is not above chance; train longer, or try another optimizer.learning_rate"
         return ""
 
 

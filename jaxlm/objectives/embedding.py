@@ -55,7 +55,7 @@ class EmbeddingObjective:
         if wrong := [size for size in task.dimensions if not 1 <= size <= encoder.width]:
             raise UserError(f"task.dimensions={wrong[0]}: must be from 1 to {encoder.width}, the width of the model")
         dimensions = tuple(sorted({*task.dimensions, encoder.width}))
-        model = EmbeddingModel(encoder, execution, "mean" if task.pooling == "auto" else task.pooling)
+        model = EmbeddingModel(encoder, execution, embedding_pooling(task))
         return cls(
             model, task.loss, phase.batch_size, 2 + len(task.negatives), dimensions, task.temperature, task.symmetric,
             phase.accumulate,
@@ -142,3 +142,8 @@ class EmbeddingObjective:
 
     def flops(self, batch_size: int, length: int, tokens: int, knobs: Mapping[str, float]) -> float:
         return training_flops(self.model.config, batch_size, length, 0)
+
+
+def embedding_pooling(task: Any) -> str:
+    """Returns how the states of a text become its vector; `task` is that section of the config."""
+    return "mean" if task.pooling == "auto" else task.pooling

@@ -75,7 +75,10 @@ class Objective(Protocol):
         ...
 
     def init(self, seed: int) -> Params:
-        """Returns fresh parameters {"encoder": ..., "head": ...}, float32, the head if there is one; pure, to be jitted with shardings."""
+        """Returns fresh parameters {"encoder": ..., "head": ...}, float32; pure, to be jitted with shardings.
+
+        An objective without a head has "encoder" alone.
+        """
         ...
 
     def inherit(self, params: Params) -> Params:

@@ -22,9 +22,7 @@ def encode_in_chunks(encode: Encode, rows: Mapping[str, Array], dropout_seeds: A
     if chunks == 1:
         return encode(rows, dropout_seeds)
     # Row b goes to part b % chunks, so that a batch split over devices stays where it is.
-    parts = jax.tree.map(
-        lambda x: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1), (dict(rows), dropout_seeds)
-    )
+    parts = jax.tree.map(lambda x: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1), (dict(rows), dropout_seeds))
     encoded = lax.map(jax.checkpoint(lambda part: encode(*part)), parts)
     return encoded.swapaxes(0, 1).reshape(-1, *encoded.shape[2:])
 

@@ -107,9 +107,7 @@ def text_in(row: Row, name: str, setting: str = "task.text") -> str:
     return value
 
 
-def without_bad_rows(
-    path: Path, rows: Sequence[Row], wrong: Callable[[Row], str], skip_bad_rows: bool
-) -> list[Row]:
+def without_bad_rows(path: Path, rows: Sequence[Row], wrong: Callable[[Row], str], skip_bad_rows: bool) -> list[Row]:
     """Returns the rows in which nothing is wrong.
 
     `wrong` returns what is wrong with a row, or "". Raises UserError that names the first such row unless

@@ -111,10 +111,11 @@ def _similarities(rows: Sequence[Row], example: np.ndarray, task: Any) -> dict[s
                     f"{row.place}: the label {shown(number)} in {task.label} is not between {low:g} and {high:g}; set"
                     " task.score_range to the lowest and the highest value, such as 1,5"
                 )
-    values = np.array([0.0 if number is None else number for number in numbers])
+    weights = np.array([number is not None for number in numbers])
+    values = np.array([low if number is None else number for number in numbers])
     if task.score_range:
         values = (values - low) / (high - low)
-    weights = np.array([number is not None for number in numbers])
+    values = np.where(weights, values, 0)
     return {"labels": values.astype(np.float32)[example], "weights": weights.astype(np.float32)[example]}
 
 
