@@ -292,7 +292,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="jaxlm embed",
         description="Write the vector of each text of a file, in order. A sentence-transformers directory sets pooling,"
         " normalisation, maximum length and prompt, and so does a model trained with train.objective=embedding; any"
-        " other model uses the mean over all tokens, including begin and end, without normalisation. The vector of an empty text is that of begin and end alone.",
+        " other model uses the mean over all tokens, including begin and end, without normalisation. The vector of an"
+        " empty text is that of begin and end alone.",
         formatter_class=HelpFormatter,
         epilog="example:\n  jaxlm embed --model=runs/mini --input=README.md --format=text \\\n"
         "    --output=runs/lines.npy\n\n"
