@@ -76,7 +76,8 @@ def _export_limits(run: Run) -> list[str]:
         lines.append(
             f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
         )
-    if not OBJECTIVES[run.config.train.objective].predicts_tokens:
+    has_head = "head" in run.assembly.abstract_state["params"]
+    if has_head and not OBJECTIVES[run.config.train.objective].predicts_tokens:
         lines.append("`jaxlm export` writes the encoder of this model without its head")
     if phases_of(run.config)[-1].objective == "causal":
         lines.append(EXPORT_NOTE)

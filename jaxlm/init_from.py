@@ -152,7 +152,7 @@ class Start:
         config = load_config(str(self.directory / "config.json"))
         restored = restore_params(self.directory / "checkpoints", abstract_params(config, self.encoder), self.step)
         params = jax.tree.map(np.asarray, restored.state)
-        if not self.has_head:
+        if not self.has_head and "head" in params:
             params["task_head"] = params.pop("head")
         return conversion.Loaded(params, [], []), restored.step
 

@@ -234,8 +234,20 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "objective": S(
             "masked",
             "masked: predict masked tokens; causal: predict each token from those before it; the others learn from"
-            " labelled examples (section task): one label, several labels, or a number per example, or a tag per word",
-            ("masked", "causal", "classification", "multi_label", "regression", "tagging"),
+            " labelled examples (section task). classification: one label per example; multi_label: several;"
+            " regression: a number; tagging: a tag per word; embedding: vectors whose cosine says what belongs"
+            " together; reranking: whether a passage answers a query; choice: which of several texts is right",
+            (
+                "masked",
+                "causal",
+                "classification",
+                "multi_label",
+                "regression",
+                "tagging",
+                "embedding",
+                "reranking",
+                "choice",
+            ),
         ),
         "steps": S(
             None, "stop after this many updates; set one of steps, epochs, tokens, minutes", kind=int, within=">0"
@@ -356,6 +368,31 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
+        "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
+        "negatives": S((), "embedding: columns with texts that do not belong to the first text of the row"),
+        "loss": S(
+            "contrastive",
+            "embedding: contrastive: the two texts of a row belong together, and the other texts of the batch do not;"
+            " cosent, cosine_mse: task.label says how similar they are, and the loss compares the order, or the values",
+            ("contrastive", "cosent", "cosine_mse"),
+        ),
+        "temperature": S(
+            0.05, "embedding: what cosines are divided by in the contrastive and cosent loss", within=">0"
+        ),
+        "symmetric": S(True, "embedding: the contrastive loss also compares each second text with all first texts"),
+        "dimensions": S(
+            (),
+            "embedding: first dimensions of a vector that must be a good vector too, such as 256,64 (Matryoshka)",
+            item=int,
+        ),
+        "query_prompt": S("", "embedding: text before the first text of a row"),
+        "document_prompt": S("", "embedding: text before the other texts of a row"),
+        "score_range": S(
+            (),
+            "embedding: lowest and highest value of task.label, which cosine_mse maps to 0 and 1; empty: values are"
+            " cosines",
+            item=float,
+        ),
     },
     "optimizer": {
         "name": S("adamw", "muon: for the matrices of layers, with AdamW for the rest", ("adamw", "lamb", "muon")),

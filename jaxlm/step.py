@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from jaxlm.config import Phase, phases_of
 from jaxlm.data.facts import DataFacts
-from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.kernels.dispatch import choose_attention
@@ -170,7 +169,7 @@ class Assembly:
             frozen_mask(self.config.optimizer, self.abstract_state["params"]),
             make_schedule(self.config.schedule, total),
             phase.learning_rate,
-            phase.accumulate,
+            phase.accumulate if self.objectives[number].additive else 1,  # such an objective has chunks of its own
             run_seeds(self.config)["mask"],
         )
 
@@ -215,12 +214,6 @@ def assemble(config: Any, encoder: EncoderConfig, facts: DataFacts, mesh: Mesh |
     )
     phases = phases_of(config)
     objectives = tuple(make_objective(config, phase, encoder, execution, facts) for phase in phases)
-    for phase, objective in zip(phases, objectives, strict=True):
-        if phase.accumulate > 1 and not objective.additive:
-            raise UserError(
-                f"train.accumulate={phase.accumulate}: the loss of train.objective={phase.objective} does not add over "
-                "micro-batches; set it to 1"
-            )
     params = jax.eval_shape(lambda: objectives[0].init(0))
     update = make_optimizer(config.optimizer, params, dtype)
     abstract = jax.eval_shape(lambda: initial_state(objectives[0], update, 0))

@@ -30,7 +30,7 @@ class TextEncoder:
         """Returns the sequences of (text,) or (text, text) each; `places` name them in messages. Raises UserError."""
         columns = [self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True)]
         pieces = [[encoding.ids for encoding in column] for column in columns]
-        tokens, types, truncated = [], [], 0
+        tokens, types, shortened = [], [], []
         for parts, place in zip(zip(*pieces, strict=True), places, strict=True):
             sizes = [len(part) for part in parts]
             ends = [self.separators] * (len(parts) - 1) + [1]
@@ -41,14 +41,14 @@ class TextEncoder:
                 raise UserError(
                     f"{place}: {sum(sizes) + 1 + sum(ends)} tokens, but at most {self.longest} fit; {remedy}"
                 )
-            truncated += cut != sizes
+            shortened.append(cut != sizes)
             joined, kinds = [np.array([self.tokenizer.begin_id])], [0]
             for kind, (part, size, end) in enumerate(zip(parts, cut, ends, strict=True)):
                 joined += [part[:size], np.full(end, self.tokenizer.end_id)]
                 kinds += [kind] * (size + end)
             tokens.append(np.concatenate(joined).astype(np.int32))
             types.append(np.array(kinds, np.int32))
-        return EncodedTexts(tokens, types, truncated)
+        return EncodedTexts(tokens, types, np.array(shortened, bool))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +57,12 @@ class EncodedTexts:
 
     tokens: list[np.ndarray]  # int32 [n_i] each
     token_types: list[np.ndarray]  # int32 [n_i] each: 1 in the second text of a pair
-    truncated: int  # how many lost tokens
+    shortened: np.ndarray  # bool [n]: which lost tokens
+
+    @property
+    def truncated(self) -> int:
+        """How many lost tokens."""
+        return int(self.shortened.sum())
 
 
 def truncated_sizes(sizes: Sequence[int], room: int, policy: str) -> list[int] | None:

@@ -18,7 +18,10 @@ from jaxlm.data.example_rows import Layout, evaluation_batches, evaluation_shape
 from jaxlm.data.examples import SPLIT, Examples
 from jaxlm.data.task_data import TaskData
 from jaxlm.errors import UserError
+from jaxlm.evaluation.choice import Choice
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
+from jaxlm.evaluation.reranking import Reranking
+from jaxlm.evaluation.retrieval import embedding_evaluation
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
 from jaxlm.evaluation.submission import submission_file, write_glue
 from jaxlm.evaluation.tagging import Tagging
@@ -29,12 +32,22 @@ from jaxlm.runtime.json_output import as_json
 from jaxlm.step import Assembly
 from jaxlm.storage import write_text
 
-TASKS: dict[str, TaskEvaluation] = {
+# An evaluation, or a function that returns it where it depends on section `task`.
+TASKS: dict[str, TaskEvaluation | Callable[[Any], TaskEvaluation]] = {
     "classification": Classification(),
     "multi_label": MultiLabel(),
     "regression": Regression(),
     "tagging": Tagging(),
+    "embedding": embedding_evaluation,
+    "reranking": Reranking(),
+    "choice": Choice(),
 }
+
+
+def evaluation_of(config: Any) -> TaskEvaluation:
+    """Returns how the examples of a run are evaluated."""
+    found = TASKS[config.train.objective]
+    return found(config.task) if callable(found) else found
 
 
 def predict_examples(
@@ -74,7 +87,7 @@ def _of_segments(array: np.ndarray, layout: Layout, examples: Examples, of_token
 def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[Evaluator]:
     """Returns an evaluator for each set. Raises UserError for a metric that the kind of task does not have."""
     config = assembly.config
-    kind = TASKS[config.train.objective]
+    kind = evaluation_of(config)
     metric = config.task.metric or next(iter(kind.metrics))
     if metric not in kind.metrics:
         raise UserError(

@@ -110,6 +110,24 @@ class SegmentModel(nn.Module):
         return self.head(pool_segments(states.astype(jnp.float32), segment_ids, slots, self.pooling), dropout_seeds)
 
 
+class EmbeddingModel(nn.Module):
+    """An encoder whose states are pooled over each segment; arguments as of SegmentModel, returns float32 [B, S, D]."""
+
+    config: EncoderConfig
+    execution: Execution
+    pooling: str
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config, self.execution)
+
+    def __call__(
+        self, tokens: Array, segment_ids: Array, token_types: Array, slots: int, dropout_seeds: Array | None = None
+    ) -> Array:
+        types = token_types if self.config.token_types > 1 else None
+        states = self.encoder(tokens, segment_ids, types, dropout_seeds)
+        return pool_segments(states.astype(jnp.float32), segment_ids, slots, self.pooling)
+
+
 class TokenModel(nn.Module):
     """An encoder with a head on the state of each token; arguments as of SegmentModel, returns float32 [B, L, C]."""
 

@@ -1,4 +1,4 @@
-"""Predict a class, several classes, or a number for each text or pair of packed rows."""
+"""Predict a class, several classes, a number, or relevance for each text or pair of packed rows."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class SequenceObjective:
     """The mean loss of the examples, weighted by class.
 
     It is the cross entropy of the label in nats ("classification"), the binary cross entropy in nats, averaged over
-    classes ("multi_label"), or the squared error ("regression").
+    classes ("multi_label") or of one logit ("reranking"), or the squared error ("regression").
     """
 
     model: SegmentModel
@@ -43,7 +43,7 @@ class SequenceObjective:
     ) -> "SequenceObjective":
         """Returns the objective of a phase; `facts.labels` names the classes."""
         encoder, task = dataclasses.replace(encoder, rotary_base=phase.rotary_base), config.task
-        outputs = 1 if phase.objective == "regression" else len(facts.labels)
+        outputs = 1 if phase.objective in ("regression", "reranking") else len(facts.labels)
         rate = encoder.dropout if task.dropout is None else task.dropout
         name = family_style(encoder) if task.head == "auto" else task.head
         pooling = default_pooling(name) if task.pooling == "auto" else task.pooling
@@ -63,6 +63,7 @@ class SequenceObjective:
             "classification": Column(np.int32, (slots,), 0, self.model.outputs),
             "multi_label": Column(np.float32, (slots, self.model.outputs), 0, 2),
             "regression": Column(np.float32, (slots,), 0, 6),
+            "reranking": Column(np.float32, (slots,), 0, 2),
         }
         return {
             "tokens": Column(np.int32, (length,), 5, self.model.config.vocab_size),
@@ -109,6 +110,9 @@ class SequenceObjective:
         labels, weights = (rows[name].reshape(len(outputs), *rows[name].shape[2:]) for name in ("labels", "weights"))
         if self.target == "regression":
             losses, correct = (outputs[:, 0] - labels) ** 2, jnp.zeros_like(weights)
+        elif self.target == "reranking":
+            losses = binary_cross_entropy(outputs[:, 0], labels)
+            correct = (outputs[:, 0] > 0) == (labels > 0.5)
         elif self.target == "multi_label":
             losses = binary_cross_entropy(outputs, labels).mean(-1)
             correct = ((outputs > 0) == (labels > 0.5)).mean(-1)

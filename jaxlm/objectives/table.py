@@ -9,6 +9,8 @@ from jaxlm.data.facts import SYNTHETIC_FACTS, DataFacts
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.objectives.causal_lm import CausalLanguageModel
+from jaxlm.objectives.choice import ChoiceObjective
+from jaxlm.objectives.embedding import EmbeddingObjective
 from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.objective import Objective, Params
 from jaxlm.objectives.sequences import SequenceObjective
@@ -21,6 +23,9 @@ OBJECTIVES: dict[str, type[Any]] = {
     "multi_label": SequenceObjective,
     "regression": SequenceObjective,
     "tagging": TaggingObjective,
+    "embedding": EmbeddingObjective,
+    "reranking": SequenceObjective,
+    "choice": ChoiceObjective,
 }
 
 

@@ -6,7 +6,7 @@ A row keeps its place in its file, so that every error names it, and predictions
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,12 +104,34 @@ def _table(
         _log.warning("%s and are skipped", text)
 
 
-def text_in(row: Row, name: str) -> str:
-    """Returns the text in a column of a row; "" if it is null. Raises UserError if it holds something else."""
+def text_in(row: Row, name: str, setting: str = "task.text") -> str:
+    """Returns the text in a column of a row; "" if it is null. Raises UserError if it holds something else.
+
+    `setting` names the column.
+    """
     value = "" if row.values[name] is None else row.values[name]
     if not isinstance(value, str):
-        raise UserError(f"{row.place}: {name}={shown(value)}: expected text; set task.text to a column with text")
+        raise UserError(f"{row.place}: {name}={shown(value)}: expected text; set {setting} to a column with text")
     return value
+
+
+def without_bad_rows(path: Path, rows: Sequence[Row], wrong: Callable[[Row], str], skip_bad_rows: bool) -> list[Row]:
+    """Returns the rows in which nothing is wrong.
+
+    `wrong` returns what is wrong with a row, or "". Raises UserError that names the first such row unless
+    `skip_bad_rows`; then they are counted. Raises it too if no row remains.
+    """
+    reasons = [wrong(row) for row in rows]
+    bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+    if bad and not skip_bad_rows:
+        row, reason = bad[0]
+        more = f" ({len(bad):,} rows have such an error)" if len(bad) > 1 else ""
+        raise UserError(f"{row.place}: {reason}{more}; fix them, or set task.bad_rows=skip")
+    if len(bad) == len(rows):
+        raise UserError(f"{path}: no row can be used; the first is {bad[0][0].place}: {bad[0][1]}")
+    if bad:
+        _log.warning("%s rows are skipped; the first is %s: %s", f"{len(bad):,}", bad[0][0].place, bad[0][1])
+    return [row for row, reason in zip(rows, reasons, strict=True) if not reason]
 
 
 def label_in(row: Row, name: str) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.data.unknown import Spelling, check_spelling
 from jaxlm.errors import UserError
-from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
+from jaxlm.huggingface.sentence_transformers import POOLINGS
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
@@ -27,7 +27,7 @@ from jaxlm.storage import (
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.text.sources import find_files, source_fingerprint
-from jaxlm.use.embed import TOO_LONG, Embedder, groups_of
+from jaxlm.use.embed import TOO_LONG, Embedder, groups_of, settings_for
 from jaxlm.use.loading import Trained, add_model_options, load_named
 from jaxlm.use.parts import (
     append_part,
@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
 
     trained = load_named(args, args.compute_dtype)
     check_replaceable(output, trained.directory, _holds_vectors, "vectors")
-    settings = embed_settings(trained.directory, trained.longest, args.pooling, args.normalise, layers)
+    settings = settings_for(trained, args.pooling, args.normalise, layers, args.prompt)
     embedder = Embedder(trained, settings, args.too_long, args.batch_tokens)
     identity = {"input": source, **records._asdict(), **_model_identity(trained), **settings._asdict()}
     identity |= {"layers": list(layers), "too_long": args.too_long, "batch_tokens": embedder.batch_tokens}
@@ -244,8 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxlm embed",
         description="Write the vector of each text of a file, in order. A sentence-transformers directory sets pooling,"
-        " normalisation, maximum length and prompt; any other model uses the mean over all tokens, including begin and"
-        " end, without normalisation. The vector of an empty text is that of begin and end alone.",
+        " normalisation, maximum length and prompt, and so does a model trained with train.objective=embedding; any"
+        " other model uses the mean over all tokens, including begin and end, without normalisation. The vector of an"
+        " empty text is that of begin and end alone.",
         formatter_class=HelpFormatter,
         epilog="example:\n  jaxlm embed --model=runs/mini --input=README.md --format=text \\\n"
         "    --output=runs/lines.npy\n\n"
@@ -264,6 +265,8 @@ def _parser() -> argparse.ArgumentParser:
                         "directory's setting, otherwise mean)")  # fmt: skip
     parser.add_argument("--normalise", action=argparse.BooleanOptionalAction, help="scale vectors to length 1, so that "
                         "the dot product is the cosine (default: the directory's setting, otherwise no)")  # fmt: skip
+    parser.add_argument("--prompt", choices=("query", "document"), help="prompt of a model that was trained with "
+                        "task.query_prompt and task.document_prompt")  # fmt: skip
     parser.add_argument("--layers", default="-1", help="layers whose states are averaged, such as 4,-1: 0 is the "
                         "embeddings, 1 the first layer, -1 the last (default -1)")  # fmt: skip
     parser.add_argument("--too-long", choices=TOO_LONG, default="truncate", help="a text longer than the model's "

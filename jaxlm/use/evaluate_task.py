@@ -10,7 +10,7 @@ from jaxlm.config import apply_override, check_config, config_from_dict, config_
 from jaxlm.data.tasks.table import check_task, task_files
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
-from jaxlm.evaluation.task_sets import TASKS
+from jaxlm.evaluation.task_sets import evaluation_of
 from jaxlm.use.loading import Trained
 from jaxlm.use.task_model import TaskModel
 
@@ -41,7 +41,7 @@ def evaluate_task(trained: Trained, overrides: Sequence[str] = (), rows: int = 0
 
 def describe_task(trained: Trained, results: dict[str, Metrics]) -> str:
     """Returns the metrics of each set as a line."""
-    evaluation = TASKS[trained.config.train.objective]
+    evaluation = evaluation_of(trained.config)
     return "\n".join(evaluation.describe(name, metrics) for name, metrics in results.items())
 
 

@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike
 
 from jaxlm.data.unknown import check_spelling
 from jaxlm.errors import UserError
-from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.use.answer import answer
 from jaxlm.use.classify import classify
-from jaxlm.use.embed import Embedder
+from jaxlm.use.embed import Embedder, settings_for
 from jaxlm.use.fill_mask import Candidate, fill_mask
 from jaxlm.use.forward import forward
 from jaxlm.use.loading import Trained, load_trained, require_head
@@ -73,19 +72,21 @@ class Model:
 
     def embed(
         self, texts: Sequence[str], pooling: str | None = None, normalise: bool | None = None,
-        layers: Sequence[int] = (-1,), too_long: str = "truncate", batch_tokens: int = 0,
+        layers: Sequence[int] = (-1,), too_long: str = "truncate", batch_tokens: int = 0, prompt: str | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Returns the texts' vectors, float32 [n, D], in order.
 
         `pooling` ("mean", "cls" or "max") and `normalise` default to the settings of a sentence-transformers directory,
-        otherwise to the mean over all tokens, not normalised. The states of `layers` are averaged (0 is the embeddings,
+        or of a model trained to embed, otherwise to the mean over all tokens, not normalised. `prompt`, "query" or
+        "document", selects the prompt of a model that was trained with task.query_prompt and task.document_prompt. The
+        states of `layers` are averaged (0 is the embeddings,
         -1 the last layer). A text longer than the model's maximum length is truncated, or with too_long="refuse" raises
         UserError. The vector of an empty text is that of begin and end alone.
         """
         _check_texts(texts)
         if not isinstance(layers, Sequence) or not all(isinstance(layer, int) for layer in layers):
             raise UserError("layers must be a list of int; pass [layer] for a single one")
-        settings = embed_settings(self.trained.directory, self.trained.longest, pooling, normalise, layers)
+        settings = settings_for(self.trained, pooling, normalise, layers, prompt)
         embedder = Embedder(self.trained, settings, too_long, batch_tokens)
         vectors = embedder(texts)
         check_spelling({"the texts": embedder.spelling}, self.tokenizer)

@@ -19,7 +19,7 @@ from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import NotFinite, UserError
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.task_evaluation import Outputs
-from jaxlm.evaluation.task_sets import TASKS, predicted_batches
+from jaxlm.evaluation.task_sets import evaluation_of, predicted_batches
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.labelled import Row
@@ -41,7 +41,7 @@ class TaskModel:
     def __init__(self, trained: Trained) -> None:
         self.trained, self.objective = trained, trained.config.train.objective
         self.config = config_from_dict(config_to_dict(trained.config), "config")
-        self.kind, self.evaluation = KINDS[self.objective], TASKS[self.objective]
+        self.kind, self.evaluation = KINDS[self.objective], evaluation_of(trained.config)
         self.labels = tuple(self.config.task.labels)
         self.encoder = encoder_for(self.config, trained.tokenizer)
         self.compute_dtype = trained.task_dtype

@@ -60,7 +60,7 @@ class Sequences:
     def encode(self, rows: Sequence[Row], labels: Sequence[str], encoder: TextEncoder, task: Any) -> Examples:
         encoded = encoder([[text_in(row, name) for name in task.text] for row in rows], [row.place for row in rows])
         if self.target == "number":
-            numbers = [_number(row, task) for row in rows]
+            numbers = [number_in(row, task) for row in rows]
             values = np.array([0.0 if number is None else number for number in numbers], np.float32)
             weights = np.array([number is not None for number in numbers], np.float32)
         else:
@@ -119,7 +119,7 @@ def class_weights(task: Any, labels: Sequence[str], classes: np.ndarray) -> np.n
     return weights
 
 
-def _number(row: Row, task: Any) -> float | None:
+def number_in(row: Row, task: Any) -> float | None:
     """Returns the label of a row as a number; None if it is blank."""
     value = row.values.get(task.label)
     if value is None or (isinstance(value, str) and not value.strip()):

@@ -16,8 +16,11 @@ from jaxlm.data.examples import (
     warn_of_truncation,
 )
 from jaxlm.data.task_data import TaskData
+from jaxlm.data.tasks.choice import CHOICE
 from jaxlm.data.tasks.kind import TaskKind
 from jaxlm.data.tasks.known import check_known, path_of, read_test, test_entries
+from jaxlm.data.tasks.reranking import RERANKING
+from jaxlm.data.tasks.retrieval import EMBEDDING
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from jaxlm.data.tasks.tagging import TAGGING
 from jaxlm.data.text_encoder import TextEncoder
@@ -30,6 +33,9 @@ KINDS: dict[str, TaskKind] = {
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
     "tagging": TAGGING,
+    "embedding": EMBEDDING,
+    "reranking": RERANKING,
+    "choice": CHOICE,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
@@ -146,12 +152,13 @@ def _tokenizer(config: Any) -> Tokenizer:
 
 def _labelled(examples: Examples, task: Any) -> Examples:
     """Returns the training examples, after a warning if some have no label, which then count for nothing."""
-    without = int((examples.columns["weights"] == 0).sum()) if "weights" in examples.columns else 0
-    if without == len(examples.tokens):
+    weights = examples.columns.get("weights", np.ones(len(examples.tokens)))
+    without = int((weights[examples.first[:-1]] == 0).sum())
+    if without == len(examples):
         raise UserError(f"{task.train}: no row has a label in {task.label}; set task.label to the column of the labels")
     if without:
         _log.warning("%s: %s of %s rows have no label and are not learned from", task.train, f"{without:,}",
-                     f"{len(examples.tokens):,}")  # fmt: skip
+                     f"{len(examples):,}")  # fmt: skip
     return examples
 
 
