@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from jaxlm.config import default_config, load_config, phase_number, phases_of
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.execution import Execution, choose_execution
@@ -43,6 +44,8 @@ class Trained(NamedTuple):
     has_head: bool  # whether the model has a masked-LM head
     source: conversion.Source | None = None  # set if the directory is a Hugging Face directory
     left_out: tuple[str, ...] = ()  # names of its tensors that belong to other heads and were not loaded
+    task: TaskSettings | None = None  # set if the model was fine-tuned with a head that Transformers has
+    task_head: dict[str, Any] | None = None  # the parameters of that head
 
     @property
     def model(self) -> MaskedLM:
@@ -126,7 +129,11 @@ def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Tr
     longest = max(phase.sequence_length for phase in phases)
     if (directory / conversion.SOURCE_CONFIG).is_file():  # the original checkpoint was trained on longer rows
         longest = max(longest, encoder.max_positions - encoder.position_offset)
-    return Trained(directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head)
+    task = task_heads.task_of_config(config, encoder)
+    return Trained(
+        directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head, task=task,
+        task_head=saved.state["head"] if task else None,
+    )  # fmt: skip
 
 
 def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
@@ -155,10 +162,15 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
         loaded.params.pop("head", None)
         _log.warning("%s has no masked-LM head: it lacks %s", directory, some_of(loaded.fresh, 3))
     params = jax.device_put(loaded.params, jax.devices()[0])
+    left_out, task = loaded.unused, task_heads.task_of_source(source)
+    head = task_heads.read_head(source, encoder, task) if task else None
+    if task and head:
+        used = task_heads.head_names(source, task)
+        left_out = [name for name in left_out if name not in used]
     longest = conversion.longest_text(source, encoder)
     config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
     counts = np.zeros(encoder.vocab_size, np.int64)
     return Trained(
         directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source,
-        tuple(loaded.unused),
+        tuple(left_out), task if head else None, head,
     )  # fmt: skip
