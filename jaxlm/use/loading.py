@@ -23,8 +23,9 @@ from jaxlm.model.heads import MaskedLM
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime import hardware
 from jaxlm.runtime.checkpoint import find_step, restore_params, split_step
-from jaxlm.storage import local_path, read_bytes
+from jaxlm.storage import local_path, read_bytes, read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
+from jaxlm.typed import Record
 
 _log = logging.getLogger("jaxlm")
 
@@ -71,7 +72,7 @@ def add_model_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     parser.add_argument(
         "--step", metavar="N|best|latest",
         help="checkpoint of a work directory: its number of updates, best by the metric that selects the best one, or "
-        "the latest (the default)",
+        "the latest (default: latest; best if the model was fine-tuned)",
     )  # fmt: skip
 
 
@@ -88,7 +89,8 @@ def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | s
 
     `name` may also be a checkpoint of a work directory (DIR/checkpoints/N), or the name of a model in the local Hugging
     Face cache. compute_dtype "auto" is bfloat16 if the hardware is fast at it, otherwise float32. step selects a
-    checkpoint of a work directory: its number, "best", or "latest" (the default), which is the newest complete one.
+    checkpoint of a work directory: its number, "best", or "latest", which is the newest complete one. The default is
+    "latest", or for a fine-tuned model whose run has ended "best", the one that its results.json is about.
     """
     directory, of_path = split_step(local_path("--model", name))
     directory = conversion.locate(name if of_path is None else directory)
@@ -105,10 +107,15 @@ def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | s
         if step is not None:
             raise UserError(f"{name} is a Hugging Face directory, which has no checkpoints to select; omit step={step}")
         return _load_checkpoint(directory, execution)
-    number = (
-        of_path if of_path is not None else find_step(directory / "checkpoints", "latest" if step is None else step)
-    )
+    number = of_path if of_path is not None else find_step(directory / "checkpoints", step or _default_step(directory))
     return _load_workdir(directory, execution, number)
+
+
+def _default_step(directory: Path) -> str:
+    """Returns which checkpoint of a work directory is read if none is named: the one that results.json is about."""
+    file = directory / "results.json"
+    protocol = Record(file, read_json(file)).record("protocol", {}) if file.is_file() else None
+    return "best" if protocol and protocol.content.get("selected_by") else "latest"
 
 
 def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Trained:

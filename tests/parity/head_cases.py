@@ -1,4 +1,4 @@
-"""Small models of each Hugging Face family with each head of a task, shared by the parity tests and recorded outputs."""
+"""Small models of each Hugging Face family with each head of a task, for parity tests and recorded outputs."""
 
 import numpy as np
 
