@@ -71,7 +71,7 @@ def _trained_parameters(run: Run, parameters: int) -> str:
 
 def _export_limits(run: Run) -> list[str]:
     """Returns what `jaxlm export` will not write of this model, in lines; none if it can write everything."""
-    lines = []
+    lines: list[str] = []
     encoder, task = run.assembly.encoder, task_of_config(run.config, run.assembly.encoder)
     if task:
         base = (run.start.source_config or {}).get("model_type") if run.start else None
