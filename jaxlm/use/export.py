@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.data.text_encoder import separators_of_pairs
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion, task_heads
 from jaxlm.huggingface.copying import copy_checkpoint, copy_files, with_dtype
@@ -162,7 +163,9 @@ def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool
     copy_files(trained.directory, to, [name for name in names if complete or name in _VOCABULARIES])
     if names and complete:
         return
-    for name, content in trained.tokenizer.transformers_files(trained.longest, token_types).items():
+    separators = separators_of_pairs(trained.config.model.position_offset)
+    files = trained.tokenizer.transformers_files(trained.longest, token_types, separators)
+    for name, content in files.items():
         (to / name).write_bytes(content)
 
 

@@ -18,7 +18,7 @@ from jaxlm.data.examples import (
 from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.kind import TaskKind
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
-from jaxlm.data.text_encoder import TextEncoder
+from jaxlm.data.text_encoder import TextEncoder, separators_of_pairs
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -126,7 +126,7 @@ def shared_labels(config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
 def encoder_for(config: Any, tokenizer: Tokenizer) -> TextEncoder:
     """Returns the encoder of texts for a model: pairs look as the family of the model separates them."""
     longest = max(phase.sequence_length for phase in phases_of(config))
-    separators = 2 if config.model.position_offset else 1  # RoBERTa's positions and its separators go together
+    separators = separators_of_pairs(config.model.position_offset)
     return TextEncoder(tokenizer, longest, config.task.truncation, separators)
 
 
