@@ -7,6 +7,7 @@ from jaxlm.config import config_from_dict, phase_number, phases_of
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.huggingface.conversion import nearest_family
+from jaxlm.huggingface.task_heads import target_of, task_of_config, unwritten_dropout
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.optimizer.parameter_rules import frozen_mask
@@ -70,15 +71,22 @@ def _trained_parameters(run: Run, parameters: int) -> str:
 
 def _export_limits(run: Run) -> list[str]:
     """Returns what `jaxlm export` will not write of this model, in lines; none if it can write everything."""
-    lines = []
-    family, lacking = nearest_family(run.assembly.encoder)
+    lines: list[str] = []
+    encoder, task = run.assembly.encoder, task_of_config(run.config, run.assembly.encoder)
+    if task:
+        base = (run.start.source_config or {}).get("model_type") if run.start else None
+        target = target_of(encoder, task, base)
+        family, lacking, headless = target
+        lines += filter(None, [unwritten_dropout(target, encoder, task)])
+    else:
+        family, lacking = nearest_family(encoder)
+        headless = "" if OBJECTIVES[run.config.train.objective].predicts_tokens else "Transformers has none of its kind"
     if lacking:
-        lines.append(
-            f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
+        lines.insert(
+            0, f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
         )
-    has_head = "head" in run.assembly.abstract_state["params"]
-    if has_head and not OBJECTIVES[run.config.train.objective].predicts_tokens:
-        lines.append("`jaxlm export` writes the encoder of this model without its head")
+    elif headless and "head" in run.assembly.abstract_state["params"]:
+        lines.append(f"`jaxlm export` will write the encoder of this model without its head: {headless}")
     if phases_of(run.config)[-1].objective == "causal":
         lines.append(EXPORT_NOTE)
     try:

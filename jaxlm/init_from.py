@@ -4,29 +4,33 @@ import dataclasses
 import functools
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxlm.config import config_from_dict, config_to_dict, load_config, phases_of
 from jaxlm.data.tasks.table import KINDS
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface.families import FAMILIES
+from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
 from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
+from jaxlm.typed import listed
 
 # Settings of section `model` that describe how weights are initialized or trained, so a run may have its own.
 _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions",
         "reinitialize_layers")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
-HEADS = {"xlm-roberta": "roberta", "camembert": "roberta"}  # families with the heads of another
 _log = logging.getLogger("jaxlm")
 
 
@@ -45,7 +49,8 @@ class Start:
     labels: tuple[str, ...] = ()  # names of the outputs of a model that was fine-tuned
     head: str = ""  # the family whose head it has, a value of task.head; "": not known
     pooling: str = ""  # likewise of task.pooling
-    task: str = ""  # of a work directory: the known task or the training file that it was fine-tuned on
+    trained_on: str = ""  # of a work directory: the known task or the training file that it was fine-tuned on
+    dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of heads, by their kind
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -53,9 +58,23 @@ class Start:
         task = {name: value for name, value in (("head", self.head), ("pooling", self.pooling)) if value}
         return {"model": self.model, "tokenizer": self.tokenizer, "task": task}
 
-    def has_task(self, objective: str, labels: tuple[str, ...]) -> bool:
-        """Returns whether its head is for an objective, with outputs of these names."""
-        return self.objective == objective and self.labels == labels
+    @functools.cached_property
+    def task(self) -> TaskSettings | None:
+        """What it was fine-tuned for, if that is known."""
+        if self.objective not in task_heads.KINDS:
+            return None
+        return task_heads.resolve_head(TaskSettings(self.objective, self.labels, self.head, self.pooling), self.encoder)
+
+    def why_new_head(self, objective: str, labels: tuple[str, ...], task: TaskSettings | None) -> str:
+        """Returns why its head cannot go on with an objective, outputs of these names and a task; "" if it can."""
+        if self.objective != objective and {self.objective, objective} != {"regression", "reranker"}:
+            return f"was trained for {self.objective}, not {objective}"
+        if not task_heads.same_labels(self.labels, labels):
+            return f"was trained for other labels ({listed(self.labels, 5)}, not {listed(labels, 5)})"
+        if self.task and task and (self.task.style, self.task.pooling) != (task.style, task.pooling):
+            heads = (f"task.head={given.head}, task.pooling={given.pooling}" for given in (self.task, task))
+            return f"has another head ({'; not '.join(heads)})"
+        return ""
 
     @property
     def has_head(self) -> bool:
@@ -124,9 +143,9 @@ class Start:
         """
         classes = (self.source_config or {}).get("architectures") or []
         is_classifier = any("ForSequenceClassification" in str(name) for name in classes)
-        if not intermediate or self.task == intermediate or (self.source is not None and is_classifier):
+        if not intermediate or self.trained_on == intermediate or (self.source is not None and is_classifier):
             return
-        was = f"was fine-tuned on {self.task}" if self.task else "was not fine-tuned on labelled examples"
+        was = f"was fine-tuned on {self.trained_on}" if self.trained_on else "was not fine-tuned on labelled examples"
         raise UserError(
             f"task.intermediate={intermediate}, but {self.name} {was}; name a model that was fine-tuned on"
             f" {intermediate} in init_from, or remove the requirement with --config.task.intermediate="
@@ -148,6 +167,10 @@ class Start:
             loaded = conversion.read_params(self.source, self.encoder)
             if pooler := conversion.pooler_params(self.source, self.encoder):
                 loaded.params["pooler"] = pooler
+            if self.task and (head := task_heads.read_head(self.source, self.encoder, self.task)):
+                loaded.params["task_head"] = head
+                used = task_heads.head_names(self.source, self.task)
+                loaded = loaded._replace(unused=[name for name in loaded.unused if name not in used])
             return loaded, None
         config = load_config(str(self.directory / "config.json"))
         restored = restore_params(self.directory / "checkpoints", abstract_params(config, self.encoder), self.step)
@@ -166,34 +189,58 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
     if workdir and (workdir / "config.json").is_file():
         before = config_to_dict(load_config(str(workdir / "config.json")))
         if before["model"]["init_from"] == name:
-            return Start(name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None)
+            task, kind = before["task"], task_heads.KINDS.get(before["train"]["objective"])
+            dropouts = {kind: task["dropout"]} if kind and task["dropout"] is not None else {}
+            return Start(
+                name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None,
+                head=task["head"], pooling=task["pooling"], dropouts=dropouts,
+            )  # fmt: skip
     directory, step = split_step(Path(name).expanduser())
     directory = conversion.locate(name if step is None else directory)
     if conversion.is_checkpoint(directory):
-        source, objective = conversion.read_source(directory), None
+        source = conversion.read_source(directory)
+        task, trained_on = task_heads.task_of_source(source), ""
         model = conversion.model_settings(source)
         tensor_names(directory)  # missing or damaged weights are reported before any text is read
         tokenizer = {"path": str(directory.absolute())}
         source_config = read_json(directory / "config.json")
-        labels, head, pooling, task = (), HEADS.get(source.family.name, source.family.name), "", ""
+        objective, labels = (task.objective, task.labels) if task else (None, ())
+        head = task_heads.HEADS.get(source.family.name, source.family.name)
+        pooling = task.pooling if task else task_heads.head_pooling(source.config, source.family)
+        dropouts = task_heads.head_dropouts(source.config, source.family)
     elif (directory / "config.json").is_file():
         source, config = None, load_config(str(directory / "config.json"))
         objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
         step = step if step is not None else (selected_step(directory, config) or (None,))[0]
         labels, head, pooling = config.task.labels, config.task.head, config.task.pooling
-        task = config.task.train if config.task.name == "none" else config.task.name
+        trained_on = config.task.train if config.task.name == "none" else config.task.name
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
         before_it = directory / conversion.SOURCE_CONFIG
         source_config = read_json(before_it) if before_it.is_file() else None
+        dropouts = _dropouts_of_run(config, source_config)
     else:
         raise UserError(f"init_from={name} has no config.json; expected a work directory or a Hugging Face directory")
     model = {key: value for key, value in model.items() if key not in _OWN}
     if head in ("", "auto") and source_config:  # a run that continued a checkpoint
         family = str(source_config.get("model_type"))
-        head = HEADS.get(family, family)
+        head = task_heads.HEADS.get(family, family)
     head, pooling = ("" if value == "auto" else value for value in (head, pooling))
-    return Start(name, directory, model, tokenizer, source, source_config, objective, step, labels, head, pooling, task)
+    return Start(
+        name,
+        directory,
+        model,
+        tokenizer,
+        source,
+        source_config,
+        objective,
+        step,
+        labels,
+        head,
+        pooling,
+        trained_on,
+        dropouts,
+    )
 
 
 def selected_step(directory: Path, config: Any) -> tuple[int, str] | None:
@@ -203,6 +250,34 @@ def selected_step(directory: Path, config: Any) -> tuple[int, str] | None:
     """
     selects = config.train.objective in KINDS and config.evaluation.select != "none" and config.checkpoint.keep_best
     return best_step(directory / "checkpoints") if selects else None
+
+
+def _dropouts_of_run(config: Any, source_config: dict[str, Any] | None) -> dict[str, float]:
+    """Returns the dropout of a run's heads by their kind: its own, and those of the checkpoint that it started from."""
+    family = FAMILIES.get(str((source_config or {}).get("model_type")))
+    dropouts = task_heads.head_dropouts(source_config, family) if source_config and family else {}
+    if config.train.objective in task_heads.KINDS and config.task.dropout is not None:
+        dropouts[task_heads.KINDS[config.train.objective]] = config.task.dropout
+    return dropouts
+
+
+def load_config_and_start(
+    spec: str | Path | ConfigDict, overrides: Sequence[str], workdir: Path | None = None
+) -> tuple[ConfigDict, Start | None]:
+    """Returns a config and what its model.init_from names, from which architecture, tokenizer and head come.
+
+    Arguments as of `load_config`. Raises UserError.
+    """
+    found: list[Start] = []
+
+    def settings(name: str) -> dict[str, dict[str, Any]]:
+        found.append(resolve(name, workdir))
+        return found[0].settings
+
+    config = load_config(spec, overrides, settings)
+    if found and config.task.dropout is None:  # which rate it is depends on the objective
+        config.task.dropout = found[0].dropouts.get(task_heads.KINDS.get(config.train.objective, ""))
+    return config, found[0] if found else None
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:

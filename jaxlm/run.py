@@ -32,6 +32,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.table import EVALUATORS
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
+from jaxlm.huggingface.task_heads import task_of_config
 from jaxlm.init_from import Start
 from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
@@ -41,7 +42,6 @@ from jaxlm.runtime.run_log import RunLog
 from jaxlm.settings import REQUIRED
 from jaxlm.step import Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
-from jaxlm.typed import listed
 
 MARKER = ".jaxlm-run"  # a file in every work directory: what else is in it may be replaced
 
@@ -89,13 +89,12 @@ class Run:
         """Returns those of the start's parameters that this run takes over, and logs what it does not."""
         objective = self.assembly.objectives[0]
         log = logging.getLogger("jaxlm")
-        if "task_head" in params and not start.has_task(self.config.train.objective, self.data.facts.labels):
+        task = task_of_config(self.config, self.assembly.encoder)
+        why = start.why_new_head(self.config.train.objective, self.data.facts.labels, task)
+        if "task_head" in params and why:
             del params["task_head"]
-            if start.objective == self.config.train.objective:
-                theirs, ours = (listed(labels, 5) for labels in (start.labels, self.data.facts.labels))
-                log.warning(
-                    "%s was trained for other labels (%s, not %s): a new head is initialized", start.name, theirs, ours
-                )
+            new = "its head is not used" if objective.predicts_tokens else "a new head is initialized"
+            log.warning("%s %s: %s", start.name, why, new)
         if objective.predicts_tokens and "head" not in params:
             log.warning("%s has no masked-LM head: a new head is initialized", start.name)
         if objective.predicts_tokens and "pooler" in params:
@@ -213,15 +212,9 @@ def load_run_config(
 
     Architecture and tokenizer come from the named directory, under the overrides; arguments as of `load_config`.
     """
-    start: list[Start] = []
-
-    def settings(name: str) -> dict[str, dict[str, Any]]:
-        start.append(init_from.resolve(name, workdir))
-        return start[0].settings
-
-    config = load_config(spec, overrides, settings)
+    config, start = init_from.load_config_and_start(spec, overrides, workdir)
     _check_start(config)
-    return config, start[0] if start else None
+    return config, start
 
 
 def _check_start(config: Any) -> None:
@@ -267,7 +260,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
         start.check_task(config.task.intermediate)
         start.check_weights()
 
-    config.task.intermediate = config.task.intermediate or (start.task if start else "")
+    config.task.intermediate = config.task.intermediate or (start.trained_on if start else "")
     if start and start.labels and not config.task.labels and config.train.objective in KINDS:
         config.task.labels = shared_labels(config, start.labels)
     data = _data_of_run(config, workdir)

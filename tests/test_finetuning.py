@@ -139,7 +139,7 @@ def test_changed_training_data_are_refused(classify, tmp_path):
 @pytest.mark.slow
 def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsys):
     train(classify("train.steps=2", "evaluation.every=0"), tmp_path / "run")
-    assert "`jaxlm export` writes the encoder of this model without its head" in capsys.readouterr().out
+    assert "`jaxlm export` will" not in capsys.readouterr().out
     trained = load_trained(tmp_path / "run")
     assert not trained.has_head
     assert trained.params.keys() == {"encoder"}
@@ -147,15 +147,81 @@ def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsy
     assert "has no masked-LM head" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--model={tmp_path / 'run'}"]) == 1
     assert "has no masked-LM head, so it has no masked-LM loss" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_classifier_is_exported_and_fine_tuning_goes_on_from_it(classify, tmp_path, capsys, caplog):
+    result = train(classify("train.steps=40", "task.dropout=0.25"), tmp_path / "run")
+    out = tmp_path / "out"
+    assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--to={out}"]) == 0
+    shown = capsys.readouterr().out
+    assert f"load it with AutoModelForSequenceClassification.from_pretrained('{out}')" in shown
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["ModernBertForSequenceClassification"]
+    assert config["id2label"] == {"0": "busy", "1": "calm"}
+    assert config["problem_type"] == "single_label_classification"
+    assert (config["classifier_pooling"], config["classifier_dropout"]) == ("mean", 0.25)
+
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    best, card = results["protocol"]["step"], (out / "README.md").read_text()
+    assert load_trained(tmp_path / "run").step == best  # and not the last one
+    assert "This is a classifier of texts with the `modernbert` architecture" in card
+    assert f"those of step {best} of 40, which was chosen by the highest accuracy on selection." in card
+    assert f"| dev | 60 | {results['evaluation']['dev']['loss']:.4f} |" in card
+    assert str(tmp_path) not in card
+    if best == result["step"]:
+        assert result["params_sha256"] in card
+
+    events = [e for e in read_metrics(tmp_path / "run") if e["kind"] == "evaluation" and e["name"] == "selection"]
+    before = next(e for e in events if e["step"] == best)
+    settings = (f"init_from={out}", "task.dropout=0.25", "train.steps=1")
+    train(classify(*settings), tmp_path / "on", resolve(str(out)))
+    after = next(e for e in read_metrics(tmp_path / "on") if e["kind"] == "evaluation" and e["name"] == "selection")
+    assert (after["step"], after["accuracy"]) == (0, before["accuracy"])
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-4)
+    assert "new head" not in caplog.text
+
+    for name in ("train", "dev", "other"):
+        (tmp_path / f"{name}.tsv").write_text((tmp_path / f"{name}.tsv").read_text().replace("calm", "quiet"))
+    train(classify(f"init_from={out}", "train.steps=1"), tmp_path / "other", resolve(str(out)))
+    assert "was trained for other labels (busy, calm, not busy, quiet): a new head is initialized" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_head_that_no_family_has_is_announced_and_left_out(classify, tmp_path, capsys, caplog):
+    train(classify("train.steps=2", "evaluation.every=0", "task.head=bert"), tmp_path / "run")
+    lacking = "ModernBertForSequenceClassification lacks the layers of task.head=bert"
+    announced = f"`jaxlm export` will write the encoder of this model without its head: {lacking}"
+    assert announced in capsys.readouterr().out
     assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    assert f"exported without its head: {lacking}" in caplog.text
     assert f"load it with AutoModel.from_pretrained('{tmp_path / 'out'}')" in capsys.readouterr().out
     tokens = np.arange(5, 25, dtype=np.int32)[None]
-    states = [encode(model.model, model.params, tokens) for model in (trained, load_trained(tmp_path / "out"))]
+    states = [
+        encode(model.model, model.params, tokens) for model in map(load_trained, (tmp_path / "run", tmp_path / "out"))
+    ]
     np.testing.assert_allclose(*states, atol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "This is a text encoder with" in card
+    assert "They need the head of the task, which is not part of this directory." in card
     assert "| dev |" in card
     assert "| masking |" not in card
+
+
+@pytest.mark.slow
+def test_a_run_that_started_from_a_transformers_directory_is_resumed_by_the_same_command(classify, tmp_path):
+    from jaxlm.run import load_run_config
+    from jaxlm.use.export import export
+
+    train(classify("train.steps=2", "evaluation.every=0", "task.dropout=0.25"), tmp_path / "first")
+    export(tmp_path / "first", tmp_path / "checkpoint")
+    config = classify("train.steps=2", "evaluation.every=0")
+    given = [f"init_from={tmp_path / 'checkpoint'}", "train.steps=3"]
+    for _ in range(2):
+        resolved, start = load_run_config(config, given, tmp_path / "run")
+        assert (resolved.task.head, resolved.task.pooling, resolved.task.dropout) == ("modernbert", "mean", 0.25)
+        result = train(resolved, tmp_path / "run", start)
+    assert result["step"] == 3
 
 
 @pytest.mark.slow

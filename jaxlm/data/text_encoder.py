@@ -12,6 +12,11 @@ from jaxlm.tokenizer.tokenizer import Tokenizer
 _log = logging.getLogger("jaxlm")
 
 
+def separators_of_pairs(position_offset: int) -> int:
+    """Returns how many end tokens separate the texts of a pair: RoBERTa, whose positions have an offset, has two."""
+    return 2 if position_offset else 1
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEncoder:
     """Encodes texts for a model: begin, text, end, and for pairs the second text and another end.

@@ -31,6 +31,8 @@ SEGMENT_HEADS = {
     "electra": HeadStyle(activation="gelu", first_dropout=True),
     "modernbert": HeadStyle(norm=True),
 }
+# RoBERTa and ELECTRA choose with other layers than they classify with: a pooler as BERT's, and a summary.
+CHOICE_HEADS = SEGMENT_HEADS | {"roberta": HeadStyle(activation="tanh"), "electra": HeadStyle(activation="gelu")}
 _PLAIN = HeadStyle(transform=False)
 TOKEN_HEADS = {
     "bert": _PLAIN, "roberta": _PLAIN, "distilbert": _PLAIN, "electra": _PLAIN, "modernbert": HeadStyle(norm=True)
@@ -42,14 +44,14 @@ SPAN_HEADS = {
 
 
 def family_style(config: EncoderConfig) -> str:
-    """Returns the family whose head suits an encoder, a key of these tables."""
+    """Returns the family whose head suits an encoder, a key of these tables: the one it can be exported with."""
     if config.norm_position == "pre":
         return "modernbert"
     if config.position_offset:
         return "roberta"
     if config.embedding_width != config.width:
         return "electra"
-    return "bert" if config.token_types else "distilbert"
+    return "bert"
 
 
 def default_pooling(style: str) -> str:

@@ -185,7 +185,7 @@ class Tokenizer:
         sizes[list(self.special_ids)] = 0
         return sizes
 
-    def transformers_files(self, max_length: int, token_types: bool = False) -> dict[str, bytes]:
+    def transformers_files(self, max_length: int, token_types: bool = False, separators: int = 1) -> dict[str, bytes]:
         """Returns the content of the files, by name, from which Transformers loads a tokenizer with the same ids.
 
         That tokenizer adds begin and end tokens and finds special tokens in a text, as with `find_special`. With
@@ -194,12 +194,13 @@ class Tokenizer:
         Args:
             max_length: The largest number of tokens of a text.
             token_types: Whether the second text of a pair has type 1 instead of 0.
+            separators: How many end tokens there are between the texts of a pair, if a tokenizer.json does not say.
 
         Raises:
             UserError: If the files cannot express the tokenizer.
         """
         return transformers_files(
-            self._backend, lambda text: self.encode(text, find_special=True).ids, max_length, token_types
+            self._backend, lambda text: self.encode(text, find_special=True).ids, max_length, token_types, separators
         )
 
     def save(self, directory: str | Path) -> None:

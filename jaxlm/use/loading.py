@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from jaxlm.config import default_config, load_config, phase_number, phases_of
 from jaxlm.data.tasks.table import KINDS
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of
 from jaxlm.init_from import selected_step
 from jaxlm.model.config import EncoderConfig, encoder_config
@@ -45,6 +46,7 @@ class Trained(NamedTuple):
     has_head: bool  # whether the model has a masked-LM head
     source: conversion.Source | None = None  # set if the directory is a Hugging Face directory
     left_out: tuple[str, ...] = ()  # names of its tensors that belong to other heads and were not loaded
+    task: TaskSettings | None = None  # set if the model was fine-tuned with a head that Transformers has
     task_head: dict[str, Any] | None = None  # the parameters of the head of a task, if config.train.objective is one
     task_dtype: str = ""  # of the products in its predictions: that of the run, unless another one was asked for
     selected_by: str = ""  # the metric that selected the step, if it was not named
@@ -147,7 +149,7 @@ def _load_workdir(
         task_head, task_dtype = saved.state.get("head"), compute_dtype or config.train.compute_dtype
     return Trained(
         directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head,
-        task_head=task_head, task_dtype=task_dtype,
+        task=task_heads.task_of_config(config, encoder), task_head=task_head, task_dtype=task_dtype,
     )  # fmt: skip
 
 
@@ -177,10 +179,15 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
         loaded.params.pop("head", None)
         _log.warning("%s has no masked-LM head: it lacks %s", directory, some_of(loaded.fresh, 3))
     params = jax.device_put(loaded.params, jax.devices()[0])
+    left_out, task = loaded.unused, task_heads.task_of_source(source)
+    head = task_heads.read_head(source, encoder, task) if task else None
+    if task and head:
+        used = task_heads.head_names(source, task)
+        left_out = [name for name in left_out if name not in used]
     longest = conversion.longest_text(source, encoder)
     config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
     counts = np.zeros(encoder.vocab_size, np.int64)
     return Trained(
         directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source,
-        tuple(loaded.unused),
+        tuple(left_out), task if head else None, head,
     )  # fmt: skip

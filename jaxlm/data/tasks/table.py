@@ -23,7 +23,7 @@ from jaxlm.data.tasks.reranking import RERANKING
 from jaxlm.data.tasks.retrieval import EMBEDDING
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from jaxlm.data.tasks.tagging import TAGGING
-from jaxlm.data.text_encoder import TextEncoder
+from jaxlm.data.text_encoder import TextEncoder, separators_of_pairs
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -137,7 +137,7 @@ def shared_labels(config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
 def encoder_for(config: Any, tokenizer: Tokenizer) -> TextEncoder:
     """Returns the encoder of texts for a model: pairs look as the family of the model separates them."""
     longest = max(phase.sequence_length for phase in phases_of(config))
-    separators = 2 if config.model.position_offset else 1  # RoBERTa's positions and its separators go together
+    separators = separators_of_pairs(config.model.position_offset)
     return TextEncoder(tokenizer, longest, config.task.truncation, separators)
 
 
