@@ -54,7 +54,7 @@ def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:
 def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, float]]) -> str:
     """Returns a table of each set's loss and accuracy before the first update and at the end of training."""
     lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
-    for name, after in last.items():
+    for name, after in ((name, after) for name, after in last.items() if after.get("n", 1)):
         (loss, accuracy), (last_loss, last_accuracy) = (
             [math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy")]
             for known in (first.get(name, {}), after)
