@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,30 @@ class Run:
         """Returns the metrics of each evaluator by its name, and logs them; `step` updates have been done."""
         return self._evaluated([(evaluator.name, evaluator.evaluate) for evaluator in evaluators], params, log, step)
 
-    def report(self, params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
-        """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`."""
-        reported = [(evaluator.name, evaluator.evaluate_report) for evaluator in self.evaluators if evaluator.report]
+    def fit(self, params: dict, step: int) -> dict[str, Any]:
+        """Returns what is fitted on the selecting set, with the parameters after `step`; {} if nothing is."""
+        fits = [evaluator.fit for evaluator in self.evaluators if evaluator.fit]
+        return fits[0](params, self._phase_after(step)) if fits else {}
+
+    def report(self, params: dict, log: RunLog, step: int, fitted: Mapping[str, Any]) -> dict[str, Metrics]:
+        """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`.
+
+        `fitted` is what `fit` returned for them.
+        """
+        reported = [
+            (evaluator.name, functools.partial(evaluator.evaluate_report, fitted))
+            for evaluator in self.evaluators
+            if evaluator.report
+        ]
         return self._evaluated(reported, params, log, step)
+
+    def _phase_after(self, step: int) -> int:
+        return phase_number(self.assembly.phases, max(step - 1, 0))
 
     def _evaluated(
         self, evaluations: Sequence[tuple[str, Callable]], params: dict, log: RunLog, step: int
     ) -> dict[str, Metrics]:
-        number = phase_number(self.assembly.phases, max(step - 1, 0))
-        results = {}
+        number, results = self._phase_after(step), {}
         for name, evaluation in evaluations:
             results[name] = evaluation(params, number)
             log.evaluation(step, name, results[name])

@@ -407,6 +407,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " is reported",
         ),
         "select_fraction": S(0.1, "fraction of task.train that is kept for selection", within="(0,1)"),
+        "calibrate": S(
+            True,
+            "labelled examples: fit a temperature for the probabilities of labels at the end, on the set that selects;"
+            " predictions use it",
+        ),
         "patience": S(
             0, "labelled examples: stop after this many evaluations without a better one; 0: never", within=">=0"
         ),

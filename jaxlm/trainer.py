@@ -20,6 +20,7 @@ from jaxlm.announcements import announce, announce_phase, describe_best, describ
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import NotFinite, UserError
+from jaxlm.evaluation.calibration import describe_calibration, write_calibration
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
 from jaxlm.evaluation.task_sets import write_results
 from jaxlm.init_from import Start
@@ -166,9 +167,10 @@ def _report(
 ) -> dict[str, Metrics]:  # fmt: skip
     """Returns the metrics of the sets that are reported on the best checkpoint, and writes them to results.json.
 
-    `params` are those after the last `step`, and what is reported if no set selects; `selection` are its metrics.
+    `params` are those after the last `step`, and what is reported if no set selects; `selection` are its metrics. What
+    is fitted on the selecting set, on the same checkpoint, is written beside them.
     """
-    if not any(evaluator.report for evaluator in run.evaluators):
+    if not any(evaluator.report or evaluator.fit for evaluator in run.evaluators):
         return {}
     best = checkpoints.best() if selects and run.config.checkpoint.keep_best else None
     protocol: dict[str, Any] = {"step": step, "selected_by": None}
@@ -178,9 +180,12 @@ def _report(
         if best[0] != step:
             abstract = run.assembly.abstract_state["params"]
             params = restore_params(checkpoints.directory, abstract, best[0]).state
-    results = run.report(params, log, protocol["step"])
+    if (fitted := run.fit(params, protocol["step"])) and selects:
+        log.note(describe_calibration(selects.name, fitted))
+    results = run.report(params, log, protocol["step"], fitted)
     protocol |= {"last_step": step, "seed": run.config.train.seed, "init_from": run.config.model.init_from}
     if jax.process_index() == 0:
+        write_calibration(run.workdir, protocol["step"], selects.name if selects else "", fitted)
         write_results(run.workdir, results, selection, protocol)
     return results
 

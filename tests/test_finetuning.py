@@ -10,6 +10,7 @@ import pytest
 from jaxlm import cli
 from jaxlm.config import load_config
 from jaxlm.errors import UserError
+from jaxlm.evaluation.calibration import AT_COVERAGE, read_calibration
 from jaxlm.init_from import resolve
 from jaxlm.model.heads import encode
 from jaxlm.runtime.checkpoint import Checkpoints
@@ -87,6 +88,11 @@ def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accu
     lines = (tmp_path / "run" / "predictions" / "dev.jsonl").read_text().splitlines()
     answers = [json.loads(line)["label"] for line in lines]
     wanted = [line.split("\t")[1] for line in (tmp_path / "dev.tsv").read_text().splitlines()[1:]]
+    calibration = read_calibration(tmp_path / "run", best)
+    assert calibration["fitted_on"] == "selection"
+    assert calibration["n"] == events[0]["n"]
+    assert {"ece", "brier", "calibrated_ece", AT_COVERAGE} <= results["evaluation"]["dev"].keys()
+    assert "temperature" in shown
     right = np.mean([answer == label for answer, label in zip(answers, wanted, strict=True)])
     assert right == pytest.approx(result["evaluation"]["dev"]["accuracy"])
 

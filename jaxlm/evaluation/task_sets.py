@@ -7,7 +7,7 @@ never sees them; their predictions are written in the order of their files.
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxlm.data.task_data import TaskData
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
-from jaxlm.evaluation.task_evaluation import Outputs, TaskEvaluation
+from jaxlm.evaluation.task_evaluation import Calibrated, Outputs, TaskEvaluation
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.json_output import as_json
@@ -76,20 +76,33 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
         function = functools.partial(kind.outputs, assembly.objectives[number])
         return jit(function, out_shardings=sharding.replicated(assembly.mesh))
 
-    def run(examples: Examples, file: Path | None, params: dict, number: int) -> Metrics:
-        outputs = predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
-        if file and jax.process_index() == 0:
-            write_predictions(file, kind.predictions(outputs, examples, data.labels, config.task))
-        return kind.measure(outputs, examples, data.labels, config.task)
+    def predict(examples: Examples, params: dict, number: int) -> Outputs:
+        return predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
 
+    def run(examples: Examples, params: dict, number: int) -> Metrics:
+        return kind.measure(predict(examples, params, number), examples, data.labels, config.task)
+
+    def fit(examples: Examples, params: dict, number: int) -> dict[str, Any]:
+        assert isinstance(kind, Calibrated)
+        return kind.fit(predict(examples, params, number), examples, data.labels, config.task)
+
+    def report(examples: Examples, file: Path, params: dict, number: int, fitted: Mapping[str, Any]) -> Metrics:
+        outputs = predict(examples, params, number)
+        evaluation = kind.fitted(fitted) if fitted and isinstance(kind, Calibrated) else kind
+        if jax.process_index() == 0:
+            write_predictions(file, evaluation.predictions(outputs, examples, data.labels, config.task))
+        return evaluation.measure(outputs, examples, data.labels, config.task)
+
+    calibrates = config.evaluation.calibrate and isinstance(kind, Calibrated)
     evaluators = []
     for name, examples in data.sets.items():
         selects = name == data.selects
         evaluators.append(Evaluator(
-            name, config.evaluation.every if selects else 0, functools.partial(run, examples, None), kind.describe,
+            name, config.evaluation.every if selects else 0, functools.partial(run, examples), kind.describe,
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
-            report=None if name == SPLIT else functools.partial(run, examples, predictions_file(workdir, name)),
+            fit=functools.partial(fit, examples) if selects and calibrates else None,
+            report=None if name == SPLIT else functools.partial(report, examples, predictions_file(workdir, name)),
         ))  # fmt: skip
     return evaluators
 
