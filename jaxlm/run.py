@@ -81,7 +81,9 @@ class Run:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
             params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
-            state["params"] = _replaced(state["params"], self._inherited(self.start, params))
+            fresh = state.pop("params")
+            state.clear()  # gives back the memory of the optimizer state, which may depend on the parameters
+            state = self.assembly.started_from(_replaced(fresh, self._inherited(self.start, params)))
         return state
 
     def _inherited(self, start: Start, params: dict) -> dict:

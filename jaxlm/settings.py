@@ -317,6 +317,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             (), "weights of the labels in the loss, as LABEL=WEIGHT, else 1; balanced: equal totals for all labels"
         ),
         "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
+        "r_drop": S(
+            0.0,
+            "R-Drop: weight of the divergence between two passes with different dropout, the paper's alpha; steps take"
+            " twice as long; 0: one pass",
+            within=">=0",
+        ),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
     },
     "optimizer": {
@@ -350,6 +356,30 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " parameter paths; a tied output belongs to the embeddings",
         ),
         "clip_norm": S(1.0, "maximum global norm of the gradients; 0: no clipping", within=">=0"),
+        "average": S(
+            0.0,
+            "decay of a running average of the parameters, which is evaluated, saved and exported in their place, such"
+            " as 0.999; lower in the first updates; 0: none",
+            within="[0,1)",
+        ),
+    },
+    "pruning": {
+        "sparsity": S(
+            0.0, "fraction of the weights of pruning.parameters that are 0 in the end; 0: none", within="[0,1)"
+        ),
+        "method": S(
+            "magnitude",
+            "weights that are set to 0 first: those of the lowest magnitude, or those that training moves towards 0 the"
+            " most",
+            ("magnitude", "movement"),
+        ),
+        "parameters": S(
+            (r"/layers_\d+/.*kernel$",),
+            "matrices whose weights compete: embeddings, head, layers:0-5, layers:0,1,2 or patterns of parameter paths",
+        ),
+        "begin": S(0.0, "fraction of the run after which pruning begins", within="[0,1]"),
+        "end": S(0.5, "fraction of the run after which pruning.sparsity is reached; 0: at once", within="[0,1]"),
+        "every": S(10, "updates between two steps of pruning", within=">=1"),
     },
     "schedule": {
         "name": S(
