@@ -28,10 +28,12 @@ from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.prepared import record_crc32
 from jaxlm.data.rows import RowSource
 from jaxlm.data.table import DATA, Data
+from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.table import KINDS, shared_labels
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.table import EVALUATORS
+from jaxlm.evaluation.teacher import find_teacher, with_teacher
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
 from jaxlm.init_from import Start
 from jaxlm.model.config import encoder_config
@@ -80,7 +82,9 @@ class Run:
         if self.start:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
-            params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
+            params = self.start.params(
+                self.assembly.encoder, before, self.data.tokenizer, model.extend_positions, model.remove_units
+            )
             fresh = state.pop("params")
             state.clear()  # gives back the memory of the optimizer state, which may depend on the parameters
             state = self.assembly.started_from(_replaced(fresh, self._inherited(self.start, params)))
@@ -263,8 +267,9 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     kind.check(config, mesh, phases)
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
+    teacher = find_teacher(config)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
-        start.check(any_size, config.model.extend_positions)
+        start.check(any_size, config.model.extend_positions, config.model.remove_units)
         start.check_weights()
 
     if start and start.labels and not config.task.labels and config.train.objective in KINDS:
@@ -273,6 +278,8 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added
         config.model.vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
     encoder = encoder_config(config.model, data.tokenizer.vocab_size)
+    if teacher and isinstance(data, TaskData):
+        data = with_teacher(data, teacher, config, encoder.width, mesh)
     config.model.vocab_size, config.task.labels = encoder.vocab_size, data.facts.labels
     if not config.tokenizer.path:
         config.tokenizer.vocab_size = config.tokenizer.vocab_size or data.tokenizer.vocab_size

@@ -131,6 +131,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " rows, interpolate between them, or refuse",
             ("refuse", "repeat", "interpolate"),
         ),
+        "remove_units": S(
+            "refuse",
+            "how to choose the feed-forward units of init_from that are removed when model.feed_forward_width is"
+            " smaller: those with the smallest weights in each layer, or refuse",
+            ("refuse", "magnitude"),
+        ),
         "layers": S(4, "number of Transformer layers", within=">=1"),
         "width": S(256, "width of the hidden states", within=">=1"),
         "heads": S(4, "attention heads; must divide model.width", within=">=1"),
@@ -321,6 +327,18 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             0.0,
             "R-Drop: weight of the divergence between two passes with different dropout, the paper's alpha; steps take"
             " twice as long; 0: one pass",
+            within=">=0",
+        ),
+        "teacher": S(
+            "", "distillation: work directory of a fine-tuned model whose answers are learned beside the labels"
+        ),
+        "teacher_share": S(
+            0.5, "share of the teacher's answers in the loss; that of the labels is the rest", within="[0,1]"
+        ),
+        "teacher_temperature": S(2.0, "temperature at which both models' probabilities are compared", within=">0"),
+        "teacher_states": S(
+            0.0,
+            "weight of the distance to the teacher's pooled states, or if they are wider to their principal components",
             within=">=0",
         ),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),

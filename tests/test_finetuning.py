@@ -11,8 +11,10 @@ from jaxlm import cli
 from jaxlm.config import load_config
 from jaxlm.errors import UserError
 from jaxlm.evaluation.calibration import AT_COVERAGE, read_calibration
+from jaxlm.evaluation.sequences import softmax
 from jaxlm.init_from import resolve
 from jaxlm.model.heads import encode
+from jaxlm.run import set_up
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
@@ -193,3 +195,24 @@ def test_a_classifier_needs_an_encoder(tmp_path, capsys):
     command = ["train", f"--config={FINETUNE}", f"--config.task.train={table}", f"--workdir={tmp_path / 'run'}"]
     assert cli.main(command) == 1
     assert "this config starts from a trained model: set --config.init_from=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_student_learns_the_answers_of_its_teacher(classify, tmp_path):
+    alone = ("evaluation.select=none", "evaluation.calibrate=false", "train.steps=10", "evaluation.every=0")
+    teacher = tmp_path / "teacher"
+    train(classify(f"task.evaluation=own={tmp_path / 'train.tsv'}", "task.labels=calm,busy", *alone), teacher)
+    lines = (teacher / "predictions" / "own.jsonl").read_text().splitlines()
+    wanted = [[json.loads(line)["probabilities"][label] for label in ("busy", "calm")] for line in lines]
+
+    learn = (f"task.teacher={teacher}", "task.teacher_share=1", "task.teacher_states=0.5", *alone, "logging.every=5")
+    run = set_up(classify(*learn), tmp_path / "other")
+    found = run.data.train.columns["teacher_outputs"]
+    np.testing.assert_allclose(softmax(found.astype(np.float64)), wanted, atol=1e-5)
+    assert run.data.train.columns["teacher_states"].shape == (300, run.assembly.encoder.width)
+
+    whole = train(classify(*learn), tmp_path / "student")
+    losses = [event["teacher_loss"] for event in read_metrics(tmp_path / "student") if event["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    again = train(classify(*learn), tmp_path / "student")
+    assert again["params_sha256"] == whole["params_sha256"]

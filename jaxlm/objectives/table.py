@@ -11,6 +11,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.objectives.causal_lm import CausalLanguageModel
+from jaxlm.objectives.distillation import Distillation
 from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.objective import Objective, Params
 from jaxlm.objectives.r_drop import RDrop
@@ -26,7 +27,10 @@ OBJECTIVES: dict[str, type[Any]] = {
 }
 
 # The objectives that are put around that of the task, by the setting of section `task` that asks for them.
-WRAPPERS: dict[str, Callable[[Any, Any], Wrapped]] = {"r_drop": RDrop.from_task}
+WRAPPERS: dict[str, Callable[[Any, Any], Wrapped]] = {
+    "teacher": Distillation.from_task,
+    "r_drop": RDrop.from_task,
+}
 
 
 def make_objective(

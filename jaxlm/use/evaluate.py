@@ -93,6 +93,7 @@ def _assembly(config: Any, trained: Trained, data: CorpusData) -> Assembly:
     )  # fmt: skip
     config.model.rotary_base = trained.encoder.rotary_base
     config.optimizer.update(freeze=(), rate_multipliers=())
+    config.pruning.sparsity = 0.0
     config.mesh.update(slices=0, data=-1, fsdp=1, tensor=1)
     mesh, size = sharding.make_mesh(config.mesh), config.evaluation.batch_size or config.train.batch_size
     parts = sharding.batch_parts(mesh)
