@@ -44,7 +44,12 @@ def find_teacher(config: Any) -> Start | None:
             f" train.objective={objective}"
         )
     teacher = init_from.resolve(name)
-    if teacher.source is not None or teacher.objective not in KINDS:
+    if teacher.source is not None:
+        raise UserError(
+            f"task.teacher={name} is a Hugging Face directory; name the work directory of a run with"
+            f" train.objective={objective}, for example one with init_from={name}"
+        )
+    if teacher.objective not in KINDS:
         raise UserError(
             f"task.teacher={name} was not fine-tuned, so it has no answers to learn from; name the work directory of a"
             f" run with train.objective={objective}"

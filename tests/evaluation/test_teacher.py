@@ -31,9 +31,10 @@ def teacher(monkeypatch, tmp_path):
 
 def test_a_model_that_was_not_fine_tuned_for_the_task_is_refused_by_name(teacher, tmp_path):
     assert teacher().step == 5
-    for attributes in ({"objective": "masked"}, {"source": "a Hugging Face directory", "objective": None}):
-        with pytest.raises(UserError, match=rf"task\.teacher={tmp_path} was not fine-tuned, so it has no answers"):
-            teacher(**attributes)
+    with pytest.raises(UserError, match=rf"task\.teacher={tmp_path} was not fine-tuned, so it has no answers"):
+        teacher(objective="masked")
+    with pytest.raises(UserError, match=rf"task\.teacher={tmp_path} is a Hugging Face directory; name the work"):
+        teacher(source="a Hugging Face directory", objective=None)
     with pytest.raises(UserError, match=r"was fine-tuned for train\.objective=regression, not classification; name"):
         teacher(objective="regression")
 
