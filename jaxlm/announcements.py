@@ -39,6 +39,8 @@ def announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
     log.note(assembly.attention)
     if run.start or run.config.optimizer.freeze:
         log.note(_trained_parameters(run, parameters))
+    for line in assembly.update.notes:
+        log.note(line)
     for line in [] if step else _export_limits(run):
         log.note(line)
     if clock.is_over(step):

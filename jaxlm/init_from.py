@@ -20,6 +20,7 @@ from jaxlm.huggingface.families import FAMILIES
 from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
+from jaxlm.model.narrowing import keep_units
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
 from jaxlm.storage import read_json
@@ -28,7 +29,7 @@ from jaxlm.typed import listed
 
 # Settings of section `model` that describe how weights are initialized or trained, so a run may have its own.
 _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions",
-        "reinitialize_layers")  # fmt: skip
+        "reinitialize_layers", "remove_units")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
 _log = logging.getLogger("jaxlm")
@@ -87,13 +88,20 @@ class Start:
     def encoder(self) -> EncoderConfig:
         return encoder_config(config_from_dict({"model": self.model}, self.name).model)
 
-    def check(self, encoder: EncoderConfig, extend_positions: str) -> None:
+    def check(self, encoder: EncoderConfig, extend_positions: str, remove_units: str = "refuse") -> None:
         """Raises UserError that names the settings of an encoder which do not fit these weights."""
         name, theirs = self.name, self.encoder
         fresh_head = not self.has_head
         free = {*_FREE, *(_HEAD if fresh_head else ())}
         for field in dataclasses.fields(EncoderConfig):
             ours, given = getattr(encoder, field.name), getattr(theirs, field.name)
+            if field.name == "feed_forward_width" and ours < given:
+                if remove_units == "refuse":
+                    raise UserError(
+                        f"model.feed_forward_width={ours} is below the {given} of {name}; set"
+                        " model.remove_units=magnitude to keep the most important units, or remove the setting"
+                    )
+                continue
             if ours != given and field.name not in free:
                 raise UserError(f"model.{field.name}={ours}, but {name} has {given}; remove the setting")
         if encoder.positions != "learned" or encoder.max_positions == theirs.max_positions:
@@ -109,7 +117,12 @@ class Start:
             )
 
     def params(
-        self, encoder: EncoderConfig, before: Tokenizer, tokenizer: Tokenizer, extend_positions: str
+        self,
+        encoder: EncoderConfig,
+        before: Tokenizer,
+        tokenizer: Tokenizer,
+        extend_positions: str,
+        remove_units: str = "refuse",
     ) -> dict[str, Any]:
         """Returns the weights, float32 on the host, grown to `encoder`; a head that they lack is left out.
 
@@ -117,7 +130,7 @@ class Start:
         that it was before. Raises UserError that names the settings which do not fit the weights.
         """
         theirs = self.encoder
-        self.check(encoder, extend_positions)
+        self.check(encoder, extend_positions, remove_units)
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
             conversion.check_padding(self.source, before)
@@ -134,6 +147,8 @@ class Start:
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
             _extend_positions(params, theirs, encoder, extend_positions)
+        if encoder.feed_forward_width < theirs.feed_forward_width:
+            params["encoder"] = keep_units(params["encoder"], encoder.feed_forward_width)
         return params
 
     def check_task(self, intermediate: str) -> None:

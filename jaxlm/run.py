@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.prepared import record_crc32
 from jaxlm.data.rows import RowSource
 from jaxlm.data.table import DATA, Data
+from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.table import KINDS, shared_labels
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.table import EVALUATORS
+from jaxlm.evaluation.teacher import find_teacher, with_teacher
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
 from jaxlm.huggingface.task_heads import task_of_config
 from jaxlm.init_from import Start
@@ -80,9 +83,13 @@ class Run:
         if self.start:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
-            params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
+            params = self.start.params(
+                self.assembly.encoder, before, self.data.tokenizer, model.extend_positions, model.remove_units
+            )
             drop_top(params, model.reinitialize_layers, keep_head=self.assembly.objectives[0].predicts_tokens)
-            state["params"] = _replaced(state["params"], self._inherited(self.start, params))
+            fresh = state.pop("params")
+            state.clear()  # gives back the memory of the optimizer state, which may depend on the parameters
+            state = self.assembly.started_from(_replaced(fresh, self._inherited(self.start, params)))
         return state
 
     def _inherited(self, start: Start, params: dict) -> dict:
@@ -109,16 +116,30 @@ class Run:
         """Returns the metrics of each evaluator by its name, and logs them; `step` updates have been done."""
         return self._evaluated([(evaluator.name, evaluator.evaluate) for evaluator in evaluators], params, log, step)
 
-    def report(self, params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
-        """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`."""
-        reported = [(evaluator.name, evaluator.evaluate_report) for evaluator in self.evaluators if evaluator.report]
+    def fit(self, params: dict, step: int) -> dict[str, Any]:
+        """Returns what is fitted on the selecting set, with the parameters after `step`; {} if nothing is."""
+        fits = [evaluator.fit for evaluator in self.evaluators if evaluator.fit]
+        return fits[0](params, self._phase_after(step)) if fits else {}
+
+    def report(self, params: dict, log: RunLog, step: int, fitted: Mapping[str, Any]) -> dict[str, Metrics]:
+        """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`.
+
+        `fitted` is what `fit` returned for them.
+        """
+        reported = [
+            (evaluator.name, functools.partial(evaluator.evaluate_report, fitted))
+            for evaluator in self.evaluators
+            if evaluator.report
+        ]
         return self._evaluated(reported, params, log, step)
+
+    def _phase_after(self, step: int) -> int:
+        return phase_number(self.assembly.phases, max(step - 1, 0))
 
     def _evaluated(
         self, evaluations: Sequence[tuple[str, Callable]], params: dict, log: RunLog, step: int
     ) -> dict[str, Metrics]:
-        number = phase_number(self.assembly.phases, max(step - 1, 0))
-        results = {}
+        number, results = self._phase_after(step), {}
         for name, evaluation in evaluations:
             results[name] = evaluation(params, number)
             log.evaluation(step, name, results[name])
@@ -255,8 +276,9 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     kind.check(config, mesh, phases)
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
+    teacher = find_teacher(config)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
-        start.check(any_size, config.model.extend_positions)
+        start.check(any_size, config.model.extend_positions, config.model.remove_units)
         start.check_task(config.task.intermediate)
         start.check_weights()
 
@@ -267,6 +289,8 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added
         config.model.vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
     encoder = encoder_config(config.model, data.tokenizer.vocab_size)
+    if teacher and isinstance(data, TaskData):
+        data = with_teacher(data, teacher, config, encoder.width, mesh)
     config.model.vocab_size, config.task.labels = encoder.vocab_size, data.facts.labels
     if not config.tokenizer.path:
         config.tokenizer.vocab_size = config.tokenizer.vocab_size or data.tokenizer.vocab_size

@@ -141,6 +141,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " with them (arXiv 2006.05987)",
             within=">=0",
         ),
+        "remove_units": S(
+            "refuse",
+            "how to choose the feed-forward units of init_from that are removed when model.feed_forward_width is"
+            " smaller: those with the smallest weights in each layer, or refuse",
+            ("refuse", "magnitude"),
+        ),
         "layers": S(4, "number of Transformer layers", within=">=1"),
         "width": S(256, "width of the hidden states", within=">=1"),
         "heads": S(4, "attention heads; must divide model.width", within=">=1"),
@@ -367,6 +373,24 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             (), "weights of the labels in the loss, as LABEL=WEIGHT, else 1; balanced: equal totals for all labels"
         ),
         "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
+        "r_drop": S(
+            0.0,
+            "R-Drop: weight of the divergence between two passes with different dropout, the paper's alpha; steps take"
+            " twice as long; 0: one pass",
+            within=">=0",
+        ),
+        "teacher": S(
+            "", "distillation: work directory of a fine-tuned model whose answers are learned beside the labels"
+        ),
+        "teacher_share": S(
+            0.5, "share of the teacher's answers in the loss; that of the labels is the rest", within="[0,1]"
+        ),
+        "teacher_temperature": S(2.0, "temperature at which both models' probabilities are compared", within=">0"),
+        "teacher_states": S(
+            0.0,
+            "weight of the distance to the teacher's pooled states, or if they are wider to their principal components",
+            within=">=0",
+        ),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
         "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
         "negatives": S((), "embedding: columns with texts that do not belong to the first text of the row"),
@@ -425,6 +449,30 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " parameter paths; a tied output belongs to the embeddings",
         ),
         "clip_norm": S(1.0, "maximum global norm of the gradients; 0: no clipping", within=">=0"),
+        "average": S(
+            0.0,
+            "decay of a running average of the parameters, which is evaluated, saved and exported in their place, such"
+            " as 0.999; lower in the first updates; 0: none",
+            within="[0,1)",
+        ),
+    },
+    "pruning": {
+        "sparsity": S(
+            0.0, "fraction of the weights of pruning.parameters that are 0 in the end; 0: none", within="[0,1)"
+        ),
+        "method": S(
+            "magnitude",
+            "weights that are set to 0 first: those of the lowest magnitude, or those that training moves towards 0 the"
+            " most",
+            ("magnitude", "movement"),
+        ),
+        "parameters": S(
+            (r"/layers_\d+/.*kernel$",),
+            "matrices whose weights compete: embeddings, head, layers:0-5, layers:0,1,2 or patterns of parameter paths",
+        ),
+        "begin": S(0.0, "fraction of the run after which pruning begins", within="[0,1]"),
+        "end": S(0.5, "fraction of the run after which pruning.sparsity is reached; 0: at once", within="[0,1]"),
+        "every": S(10, "updates between two steps of pruning", within=">=1"),
     },
     "schedule": {
         "name": S(
@@ -482,6 +530,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " is reported",
         ),
         "select_fraction": S(0.1, "fraction of task.train that is kept for selection", within="(0,1)"),
+        "calibrate": S(
+            True,
+            "labelled examples: fit a temperature for the probabilities of labels at the end, on the set that selects;"
+            " predictions use it",
+        ),
         "patience": S(
             0, "labelled examples: stop after this many evaluations without a better one; 0: never", within=">=0"
         ),

@@ -20,6 +20,7 @@ from jaxlm.announcements import announce, announce_phase, describe_best, describ
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import NotFinite, UserError
+from jaxlm.evaluation.calibration import describe_calibration, write_calibration
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
 from jaxlm.evaluation.protocol import describe_protocol
 from jaxlm.evaluation.task_sets import write_results
@@ -167,18 +168,23 @@ def _report(
 ) -> dict[str, Metrics]:  # fmt: skip
     """Returns the metrics of the sets that are reported on the best checkpoint, and writes them to results.json.
 
-    `params` are those after the last `step`, and what is reported if no set selects; `selection` are its metrics.
+    `params` are those after the last `step`, and what is reported if no set selects; `selection` are its metrics. What
+    is fitted on the selecting set, on the same checkpoint, is written beside them.
     """
-    if not any(evaluator.report for evaluator in run.evaluators):
+    if not any(evaluator.report or evaluator.fit for evaluator in run.evaluators):
         return {}
     best = checkpoints.best() if selects and run.config.checkpoint.keep_best else None
     if best and best[0] != step:
         abstract = run.assembly.abstract_state["params"]
         params = restore_params(checkpoints.directory, abstract, best[0]).state
-    results = run.report(params, log, best[0] if best else step)
+    reported = best[0] if best else step
+    if (fitted := run.fit(params, reported)) and selects:
+        log.note(describe_calibration(selects.name, fitted))
+    results = run.report(params, log, reported, fitted)
     if jax.process_index() == 0:
         updates_per_epoch = run.rows.steps_for(1000.0, None) / 1000
         protocol = describe_protocol(run.config, selects, best, step, updates_per_epoch)
+        write_calibration(run.workdir, reported, selects.name if selects else "", fitted)
         write_results(run.workdir, results, selection, protocol)
     return results
 

@@ -11,8 +11,11 @@ import pytest
 from jaxlm import cli
 from jaxlm.config import load_config
 from jaxlm.errors import UserError
+from jaxlm.evaluation.calibration import AT_COVERAGE, read_calibration
+from jaxlm.evaluation.sequences import softmax
 from jaxlm.init_from import resolve
 from jaxlm.model.heads import encode
+from jaxlm.run import set_up
 from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
@@ -88,6 +91,11 @@ def test_a_classifier_learns_and_its_best_checkpoint_is_that_of_the_highest_accu
     lines = (tmp_path / "run" / "predictions" / "dev.jsonl").read_text().splitlines()
     answers = [json.loads(line)["label"] for line in lines]
     wanted = [line.split("\t")[1] for line in (tmp_path / "dev.tsv").read_text().splitlines()[1:]]
+    calibration = read_calibration(tmp_path / "run", best)
+    assert calibration["fitted_on"] == "selection"
+    assert calibration["n"] == events[0]["n"]
+    assert {"ece", "brier", "calibrated_ece", AT_COVERAGE} <= results["evaluation"]["dev"].keys()
+    assert "temperature" in shown
     right = np.mean([answer == label for answer, label in zip(answers, wanted, strict=True)])
     assert right == pytest.approx(result["evaluation"]["dev"]["accuracy"])
 
@@ -343,3 +351,24 @@ def test_verbs_reproduce_what_a_run_reports_of_its_best_checkpoint(classify, tmp
         assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "run/predictions" / f"{name}.jsonl").read_bytes()
     assert resolve(str(tmp_path / "run")).step == best
     assert load_trained(tmp_path / "run", step="latest").step == 120
+
+
+@pytest.mark.slow
+def test_a_student_learns_the_answers_of_its_teacher(classify, tmp_path):
+    alone = ("evaluation.select=none", "evaluation.calibrate=false", "train.steps=10", "evaluation.every=0")
+    teacher = tmp_path / "teacher"
+    train(classify(f"task.evaluation=own={tmp_path / 'train.tsv'}", "task.labels=calm,busy", *alone), teacher)
+    lines = (teacher / "predictions" / "own.jsonl").read_text().splitlines()
+    wanted = [[json.loads(line)["probabilities"][label] for label in ("busy", "calm")] for line in lines]
+
+    learn = (f"task.teacher={teacher}", "task.teacher_share=1", "task.teacher_states=0.5", *alone, "logging.every=5")
+    run = set_up(classify(*learn), tmp_path / "other")
+    found = run.data.train.columns["teacher_outputs"]
+    np.testing.assert_allclose(softmax(found.astype(np.float64)), wanted, atol=1e-5)
+    assert run.data.train.columns["teacher_states"].shape == (300, run.assembly.encoder.width)
+
+    whole = train(classify(*learn), tmp_path / "student")
+    losses = [event["teacher_loss"] for event in read_metrics(tmp_path / "student") if event["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    again = train(classify(*learn), tmp_path / "student")
+    assert again["params_sha256"] == whole["params_sha256"]

@@ -19,7 +19,8 @@ class Evaluator(NamedTuple):
     selects: str = ""  # the metric that chooses the best checkpoint; empty: this set chooses none
     higher_is_better: bool = False
     protocol: str = ""  # what the metrics depend on beside the set: the masks, the rows
-    report: Callable[[dict[str, Any], int], Metrics] | None = None  # at the end, on the best checkpoint
+    fit: Callable[[dict[str, Any], int], dict[str, Any]] | None = None  # at the end, on the best checkpoint: values
+    report: Callable[[dict[str, Any], int, Mapping[str, Any]], Metrics] | None = None  # then, with the fitted values
     remark: Callable[[Metrics], str] = lambda metrics: ""  # a warning about the metrics at the end of a run, or ""
 
     @property
@@ -34,10 +35,10 @@ class Evaluator(NamedTuple):
         """
         return _finite(self.name, self.run(params, phase))
 
-    def evaluate_report(self, params: dict[str, Any], phase: int) -> Metrics:
+    def evaluate_report(self, fitted: Mapping[str, Any], params: dict[str, Any], phase: int) -> Metrics:
         """Returns what `report` returns; raises as `evaluate` does."""
         assert self.report
-        return _finite(self.name, self.report(params, phase))
+        return _finite(self.name, self.report(params, phase, fitted))
 
 
 def _finite(name: str, metrics: Metrics) -> Metrics:

@@ -1,7 +1,7 @@
 """The interface of an evaluation of labelled examples: what a kind of task predicts, and how that is measured."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax import Array
@@ -55,4 +55,17 @@ class TaskEvaluation(Protocol):
 
     def remark(self, name: str, metrics: Metrics) -> str:
         """Returns a warning about metrics that mean little; or ""."""
+        ...
+
+
+@runtime_checkable
+class Calibrated(TaskEvaluation, Protocol):
+    """An evaluation with values that are fitted at the end of a run, on the set that selects the best checkpoint."""
+
+    def fit(self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any) -> dict[str, Any]:
+        """Returns the values, and what is worth saving with them, as JSON."""
+        ...
+
+    def fitted(self, values: Mapping[str, Any]) -> TaskEvaluation:
+        """Returns this evaluation with the values that `fit` returned."""
         ...

@@ -7,7 +7,7 @@ never sees them; their predictions are written in the order of their files.
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jaxlm.evaluation.retrieval import embedding_evaluation
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
 from jaxlm.evaluation.submission import submission_file, write_glue
 from jaxlm.evaluation.tagging import Tagging
-from jaxlm.evaluation.task_evaluation import Outputs, TaskEvaluation
+from jaxlm.evaluation.task_evaluation import Calibrated, Outputs, TaskEvaluation
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.json_output import as_json
@@ -100,24 +100,37 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
         function = functools.partial(kind.outputs, assembly.objectives[number])
         return jit(function, out_shardings=sharding.replicated(assembly.mesh))
 
-    def run(examples: Examples, reported: str, params: dict, number: int) -> Metrics:
-        outputs = predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
-        if reported and jax.process_index() == 0:
-            predictions = list(kind.predictions(outputs, examples, data.labels, config.task))
-            write_predictions(predictions_file(workdir, reported), predictions)
-            if file := submission_file(workdir, config.task, reported):
-                write_glue(file, examples.rows, predictions)
-        return kind.measure(outputs, examples, data.labels, config.task)
+    def predict(examples: Examples, params: dict, number: int) -> Outputs:
+        return predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
 
+    def run(examples: Examples, params: dict, number: int) -> Metrics:
+        return kind.measure(predict(examples, params, number), examples, data.labels, config.task)
+
+    def fit(examples: Examples, params: dict, number: int) -> dict[str, Any]:
+        assert isinstance(kind, Calibrated)
+        return kind.fit(predict(examples, params, number), examples, data.labels, config.task)
+
+    def report(name: str, examples: Examples, params: dict, number: int, fitted: Mapping[str, Any]) -> Metrics:
+        outputs = predict(examples, params, number)
+        evaluation = kind.fitted(fitted) if fitted and isinstance(kind, Calibrated) else kind
+        if jax.process_index() == 0:
+            predictions = list(evaluation.predictions(outputs, examples, data.labels, config.task))
+            write_predictions(predictions_file(workdir, name), predictions)
+            if file := submission_file(workdir, config.task, name):
+                write_glue(file, examples.rows, predictions)
+        return evaluation.measure(outputs, examples, data.labels, config.task)
+
+    calibrates = config.evaluation.calibrate and isinstance(kind, Calibrated)
     evaluators = []
     for name, examples in data.sets.items():
         selects = name == data.selects
         evaluators.append(Evaluator(
-            name, config.evaluation.every if selects else 0, functools.partial(run, examples, ""),
+            name, config.evaluation.every if selects else 0, functools.partial(run, examples),
             functools.partial(_describe, kind),
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
-            report=None if name == SPLIT else functools.partial(run, examples, name),
+            fit=functools.partial(fit, examples) if selects and calibrates else None,
+            report=None if name == SPLIT else functools.partial(report, name, examples),
         ))  # fmt: skip
     return evaluators
 

@@ -107,9 +107,16 @@ class SegmentModel(nn.Module):
     def __call__(
         self, tokens: Array, segment_ids: Array, token_types: Array, slots: int, dropout_seeds: Array | None = None
     ) -> Array:
+        return self.with_states(tokens, segment_ids, token_types, slots, dropout_seeds)[0]
+
+    def with_states(
+        self, tokens: Array, segment_ids: Array, token_types: Array, slots: int, dropout_seeds: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Returns the outputs, and the pooled states float32 [B, S, D] that the head makes them of."""
         types = token_types if self.config.token_types > 1 else None
         states = self.encoder(tokens, segment_ids, types, dropout_seeds)
-        return self.head(pool_segments(states.astype(jnp.float32), segment_ids, slots, self.pooling), dropout_seeds)
+        pooled = pool_segments(states.astype(jnp.float32), segment_ids, slots, self.pooling)
+        return self.head(pooled, dropout_seeds), pooled
 
 
 class EmbeddingModel(nn.Module):

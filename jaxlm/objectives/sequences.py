@@ -99,13 +99,23 @@ class SequenceObjective:
 
     def outputs(self, params: Params, rows: Mapping[str, Array], dropout_seeds: Array | None = None) -> Array:
         """Returns float32 [B, S, C]: for each row those of segments 1 to S, of any value where a row has fewer."""
+        return self.forward(params, rows, dropout_seeds)[0]
+
+    def forward(
+        self, params: Params, rows: Mapping[str, Array], dropout_seeds: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Returns the outputs, and the pooled states that the head makes them of, float32 [B, S, D]."""
         slots = rows["weights"].shape[1]
         return self.model.apply(
-            {"params": params}, rows["tokens"], rows["segment_ids"], rows["token_types"], slots, dropout_seeds
-        )  # type: ignore[return-value]
+            {"params": params}, rows["tokens"], rows["segment_ids"], rows["token_types"], slots, dropout_seeds,
+            method="with_states",
+        )  # type: ignore[return-value] # fmt: skip
 
     def sums(self, params: Params, rows: Mapping[str, Array], dropout_seeds: Array | None) -> Sums:
-        outputs = self.outputs(params, rows, dropout_seeds)
+        return self.losses(*self.forward(params, rows, dropout_seeds), rows)
+
+    def losses(self, outputs: Array, states: Array, rows: Mapping[str, Array]) -> Sums:
+        """Returns the sums over rows of what `forward` returned."""
         outputs = outputs.reshape(-1, outputs.shape[-1])
         labels, weights = (rows[name].reshape(len(outputs), *rows[name].shape[2:]) for name in ("labels", "weights"))
         if self.target == "regression":

@@ -19,6 +19,7 @@ def assemble_trained(
     )
     config.model.rotary_base = trained.encoder.rotary_base
     config.optimizer.update(freeze=(), rate_multipliers=())
+    config.pruning.sparsity = 0.0
     config.mesh.update(slices=0, data=-1, fsdp=1, tensor=1)
     mesh = sharding.make_mesh(config.mesh)
     return assemble(config, trained.encoder, facts, mesh, jax.devices()[0].platform)
