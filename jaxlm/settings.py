@@ -224,8 +224,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "objective": S(
             "masked",
             "masked: predict masked tokens; causal: predict each token from those before it; the others learn from"
-            " labelled examples (section task): one label, several labels, or a number per example",
-            ("masked", "causal", "classification", "multi_label", "regression"),
+            " labelled examples (section task): one label, several labels or a number per example, or the span of a"
+            " context that answers a question",
+            ("masked", "causal", "classification", "multi_label", "regression", "span"),
         ),
         "steps": S(
             None, "stop after this many updates; set one of steps, epochs, tokens, minutes", kind=int, within=">0"
@@ -317,6 +318,30 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             (), "weights of the labels in the loss, as LABEL=WEIGHT, else 1; balanced: equal totals for all labels"
         ),
         "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
+        "stride": S(
+            0,
+            "span: tokens from the begin of a window over a long context to that of the next, at most the window's"
+            " length; 0: half a window",
+            within=">=0",
+        ),
+        "misplaced": S(
+            0.05, "span: largest share of answers that may be elsewhere than their answer_start says", within="[0,1)"
+        ),
+        "answer_tokens": S(30, "span: longest answer that is predicted, in tokens", within=">=1"),
+        "n_best": S(5, "span: answers that predictions list for each question", within=">=1"),
+        "null_threshold": S(
+            None,
+            "span: a question is left unanswered if the score of no answer exceeds that of the best answer by more;"
+            " none: fitted on the selecting set, if it has questions without an answer",
+            kind=float,
+        ),
+        "segmentation": S(
+            "auto",
+            "span: units of F1; characters: each Chinese, Japanese or Thai character is a word; auto: by the script of"
+            " most answers",
+            ("auto", "words", "characters"),
+        ),
+        "submission": S(False, "span: also write predictions/SET.json, which the official scripts of SQuAD read"),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
     },
     "optimizer": {
@@ -420,7 +445,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 
 # Settings that may change when a run is resumed: they extend it, distribute it or monitor it.
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.count_compilation",
-             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
+             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
+             "task.submission"}  # fmt: skip
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # settings that need no section on the command line

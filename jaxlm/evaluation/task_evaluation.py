@@ -1,7 +1,7 @@
 """The interface of an evaluation of labelled examples: what a kind of task predicts, and how that is measured."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax import Array
@@ -55,4 +55,18 @@ class TaskEvaluation(Protocol):
 
     def remark(self, name: str, metrics: Metrics) -> str:
         """Returns a warning about metrics that mean little; or ""."""
+        ...
+
+
+@runtime_checkable
+class FittedEvaluation(TaskEvaluation, Protocol):
+    """An evaluation that fits something on the selecting set, such as a threshold, and applies it to the others."""
+
+    @property
+    def fitted(self) -> Mapping[str, float]:
+        """What was fitted, by name; nothing before `fit`, or if there was nothing to fit."""
+        ...
+
+    def fit(self, outputs: Outputs, examples: Examples, task: Any) -> "FittedEvaluation":
+        """Returns the evaluation with what is best on these examples."""
         ...

@@ -20,7 +20,8 @@ from jaxlm.data.task_data import TaskData
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
-from jaxlm.evaluation.task_evaluation import Outputs, TaskEvaluation
+from jaxlm.evaluation.spans import Spans, submission
+from jaxlm.evaluation.task_evaluation import FittedEvaluation, Outputs, TaskEvaluation
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.json_output import as_json
@@ -31,6 +32,7 @@ TASKS: dict[str, TaskEvaluation] = {
     "classification": Classification(),
     "multi_label": MultiLabel(),
     "regression": Regression(),
+    "span": Spans(),
 }
 
 
@@ -76,17 +78,40 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
         function = functools.partial(kind.outputs, assembly.objectives[number])
         return jit(function, out_shardings=sharding.replicated(assembly.mesh))
 
+    def predict(examples: Examples, params: dict, number: int) -> Outputs:
+        return predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
+
+    def select(examples: Examples, params: dict, number: int) -> Metrics:
+        outputs = predict(examples, params, number)
+        return _fitted(kind, outputs, examples, config.task).measure(outputs, examples, data.labels, config.task)
+
+    fits: list[tuple[dict, TaskEvaluation]] = []  # the parameters that were reported on last, and the evaluation
+
+    def evaluation_of(params: dict, number: int) -> TaskEvaluation:
+        """Returns the evaluation with what it fits on the selecting set for these parameters."""
+        if not isinstance(kind, FittedEvaluation) or not data.selects:
+            return kind
+        if not fits or fits[0][0] is not params:
+            chosen = data.sets[data.selects]
+            fits[:] = [(params, _fitted(kind, predict(chosen, params, number), chosen, config.task))]
+        return fits[0][1]
+
     def run(examples: Examples, file: Path | None, params: dict, number: int) -> Metrics:
-        outputs = predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
+        evaluation, outputs = evaluation_of(params, number), predict(examples, params, number)
         if file and jax.process_index() == 0:
-            write_predictions(file, kind.predictions(outputs, examples, data.labels, config.task))
-        return kind.measure(outputs, examples, data.labels, config.task)
+            predictions = list(evaluation.predictions(outputs, examples, data.labels, config.task))
+            write_predictions(file, predictions)
+            if config.task.submission:
+                write_text(file.with_suffix(".json"), json.dumps(submission(predictions), ensure_ascii=False) + "\n")
+            write_fitted(workdir, evaluation)
+        return evaluation.measure(outputs, examples, data.labels, config.task)
 
     evaluators = []
     for name, examples in data.sets.items():
         selects = name == data.selects
         evaluators.append(Evaluator(
-            name, config.evaluation.every if selects else 0, functools.partial(run, examples, None), kind.describe,
+            name, config.evaluation.every if selects else 0,
+            functools.partial(select, examples) if selects else functools.partial(run, examples, None), kind.describe,
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
             report=None if name == SPLIT else functools.partial(run, examples, predictions_file(workdir, name)),
@@ -103,6 +128,17 @@ def write_predictions(file: Path, predictions: Any) -> None:
     """Writes one JSON object per line. Raises UserError."""
     file.parent.mkdir(exist_ok=True)
     write_text(file, "".join(json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in predictions))
+
+
+def _fitted(kind: TaskEvaluation, outputs: Outputs, examples: Examples, task: Any) -> Any:
+    """Returns the evaluation with what it fits on the selecting set, whose outputs these are, if it fits anything."""
+    return kind.fit(outputs, examples, task) if isinstance(kind, FittedEvaluation) else kind
+
+
+def write_fitted(workdir: Path, evaluation: TaskEvaluation) -> None:
+    """Writes what an evaluation fitted on the selecting set, by name, to fitted.json, if it fitted anything."""
+    if isinstance(evaluation, FittedEvaluation) and evaluation.fitted:
+        write_text(workdir / "fitted.json", json.dumps(as_json(dict(evaluation.fitted)), indent=2) + "\n")
 
 
 def write_results(

@@ -12,6 +12,7 @@ from jaxlm.objectives.causal_lm import CausalLanguageModel
 from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.objective import Objective, Params
 from jaxlm.objectives.sequences import SequenceObjective
+from jaxlm.objectives.spans import SpanObjective
 
 OBJECTIVES: dict[str, type[Any]] = {
     "masked": MaskedLanguageModel,
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Any]] = {
     "classification": SequenceObjective,
     "multi_label": SequenceObjective,
     "regression": SequenceObjective,
+    "span": SpanObjective,
 }
 
 

@@ -1,5 +1,6 @@
 """The kinds of tasks by the objective that trains them, and the data of a run on labelled files."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jaxlm.data.examples import (
 from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.kind import TaskKind
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from jaxlm.data.tasks.spans import SPANS
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
@@ -27,6 +29,7 @@ KINDS: dict[str, TaskKind] = {
     "classification": CLASSIFICATION,
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
+    "span": SPANS,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
@@ -64,6 +67,8 @@ def check_task(config: Any) -> None:
             fits = False
         if not fits:
             raise UserError(f"task.class_weights={entry}: expected LABEL=WEIGHT with a weight above 0, or balanced")
+    if task.submission and config.train.objective != "span":
+        raise UserError("task.submission applies to train.objective=span; remove it")
     if len({phase.sequence_length for phase in phases_of(config)}) > 1:
         raise UserError("train.phases: sequence_length cannot change in fine-tuning; set data.sequence_length")
 
@@ -145,12 +150,13 @@ def _setting(name: str, tests: dict[str, Path]) -> str:
 
 def _labelled(examples: Examples, task: Any) -> Examples:
     """Returns the training examples, after a warning if some have no label, which then count for nothing."""
-    without = int((examples.columns["weights"] == 0).sum()) if "weights" in examples.columns else 0
-    if without == len(examples.tokens):
+    weights = examples.columns.get("weights", np.ones(len(examples.tokens)))
+    without = sum(not weights[first:end].any() for first, end in itertools.pairwise(examples.first.tolist()))
+    if without == len(examples):
         raise UserError(f"{task.train}: no row has a label in {task.label}; set task.label to the column of the labels")
     if without:
         _log.warning("%s: %s of %s rows have no label and are not learned from", task.train, f"{without:,}",
-                     f"{len(examples.tokens):,}")  # fmt: skip
+                     f"{len(examples):,}")  # fmt: skip
     return examples
 
 
