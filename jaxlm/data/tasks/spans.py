@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,17 @@ from jaxlm.text.squad import read_questions
 from jaxlm.typed import cut
 
 MOST_IDS = 3  # that a message names
+MOST_LONG = 0.01  # a larger share of answers that are too long to be predicted is reported with a warning
 _log = logging.getLogger("jaxlm")
+
+
+class Window(NamedTuple):
+    """A question with a part of its context."""
+
+    tokens: np.ndarray  # int32 [n]
+    token_types: np.ndarray  # int32 [n]: 1 from the first token of the context
+    offsets: np.ndarray  # int32 [n, 2], as in `Spans`
+    span: tuple[int, int]  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,31 +52,26 @@ class Spans:
         return ()
 
     def encode(self, rows: Sequence[Row], labels: Sequence[str], encoder: TextEncoder, task: Any) -> Examples:
-        tokenizer = encoder.tokenizer
         questions = self._questions(rows, encoder)
-        begin, end = np.array([tokenizer.begin_id]), np.array([tokenizer.end_id])
-        contexts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        tokens, types, offsets, spans, weights, example = [], [], [], [], [], []
-        for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
-            context = row.values["context"]
-            if context not in contexts:
-                contexts[context] = tokenizer.encode_with_offsets(context)
-            ids, places = contexts[context]
-            answer = answer_tokens(row, places)
-            before = np.concatenate([begin, question, np.repeat(end, encoder.separators)])
-            room = encoder.longest - len(before) - 1
-            for first in window_starts(len(ids), room, task.stride or room // 2):
-                window = slice(first, first + room)
-                tokens.append(np.concatenate([before, ids[window], end]).astype(np.int32))
-                types.append((np.arange(len(tokens[-1])) >= len(before)).astype(np.int32))
-                offsets.append(np.full((len(tokens[-1]), 2), -1, np.int32))
-                offsets[-1][len(before) : -1] = places[window]
-                inside = answer is not None and answer[0] >= first and answer[1] < min(first + room, len(ids))
-                spans.append([token - first + len(before) for token in answer] if inside and answer else [0, 0])
-                weights.append(answer is not None or row.values["answers"] == [])
-                example.append(number)
-        columns = {"spans": np.array(spans, np.int32), "weights": np.array(weights, np.float32)}
-        return Examples(rows, tokens, types, columns, example=np.array(example), details={"offsets": offsets})
+        texts = [row.values["context"] for row in rows]
+        contexts = {text: encoder.tokenizer.encode_with_offsets(text) for text in dict.fromkeys(texts)}
+        answers = [answer_tokens(row, contexts[text][1]) for row, text in zip(rows, texts, strict=True)]
+        warn_of_long_answers(rows, answers, task.answer_tokens)
+        windows: list[Window] = []
+        weights, example = [], []
+        for number, (row, question, answer) in enumerate(zip(rows, questions, answers, strict=True)):
+            found = windows_over(question, *contexts[texts[number]], answer, encoder, task.stride)
+            windows += found
+            weights += [answer is not None or row.values["answers"] == []] * len(found)
+            example += [number] * len(found)
+        return Examples(
+            rows, [window.tokens for window in windows], [window.token_types for window in windows],
+            {
+                "spans": np.array([window.span for window in windows], np.int32),
+                "weights": np.array(weights, np.float32),
+            },
+            example=np.array(example), details={"offsets": [window.offsets for window in windows]},
+        )  # fmt: skip
 
     def _questions(self, rows: Sequence[Row], encoder: TextEncoder) -> list[np.ndarray]:
         """Returns the tokens of each question, which are at most half of a window. Raises UserError."""
@@ -124,6 +129,39 @@ def answer_tokens(row: Row, offsets: np.ndarray) -> tuple[int, int] | None:
             if len(inside):
                 return int(inside[0]), int(inside[-1])
     return None
+
+
+def warn_of_long_answers(rows: Sequence[Row], answers: Sequence[tuple[int, int] | None], most: int) -> None:
+    """Logs how many answers have more than `most` tokens, if they are more than a small share."""
+    long = [row.place for row, one in zip(rows, answers, strict=True) if one and one[1] - one[0] >= most]
+    if len(long) > MOST_LONG * len(rows):
+        _log.warning(
+            "%s of %s answers (the first of %s) have more than task.answer_tokens=%d tokens and cannot be predicted;"
+            " raise it", f"{len(long):,}", f"{len(rows):,}", long[0], most,
+        )  # fmt: skip
+
+
+def windows_over(
+    question: np.ndarray, ids: np.ndarray, offsets: np.ndarray, answer: tuple[int, int] | None, encoder: TextEncoder,
+    stride: int,
+) -> list[Window]:  # fmt: skip
+    """Returns the windows of a question over a context with these tokens; `stride` is task.stride."""
+    begin, end = np.array([encoder.tokenizer.begin_id]), np.array([encoder.tokenizer.end_id])
+    before = np.concatenate([begin, question, np.repeat(end, encoder.separators)])
+    room = encoder.longest - len(before) - 1
+    windows = []
+    for first in window_starts(len(ids), room, stride or room // 2):
+        last = min(first + room, len(ids))
+        tokens = np.concatenate([before, ids[first:last], end]).astype(np.int32)
+        types = (np.arange(len(tokens)) >= len(before)).astype(np.int32)
+        places = np.full((len(tokens), 2), -1, np.int32)
+        places[len(before) : -1] = offsets[first:last]
+        inside = answer is not None and first <= answer[0] and answer[1] < last
+        shift = len(before) - first
+        windows.append(
+            Window(tokens, types, places, (answer[0] + shift, answer[1] + shift) if inside and answer else (0, 0))
+        )
+    return windows
 
 
 def window_starts(tokens: int, room: int, stride: int) -> range:

@@ -26,7 +26,7 @@ def answer(context, text, start=0):
 
 
 def encode(tokenizer, rows, longest=32, truncation="longest_first", separators=1, **task):
-    settings = type("Task", (), {"stride": 0} | task)
+    settings = type("Task", (), {"stride": 0, "answer_tokens": 30} | task)
     return SPANS.encode(rows, (), TextEncoder(tokenizer, longest, truncation, separators), settings)
 
 
@@ -185,3 +185,13 @@ def test_a_submission_is_for_spans_only(task_config):
     config = task_config("a.tsv", submission=True)
     with pytest.raises(UserError, match=r"task\.submission applies to train\.objective=span"):
         check_task(config)
+
+
+def test_answers_that_are_too_long_to_be_predicted_are_counted(tokenizer, caplog):
+    context = "the cat sees the house"
+    rows = [row(context, answer(context, text)) for text in ("the cat", context)]
+    encode(tokenizer, rows, answer_tokens=len(tokenizer.encode(context).ids))
+    assert not caplog.text
+    most = len(tokenizer.encode("the cat").ids)
+    encode(tokenizer, rows, answer_tokens=most)
+    assert f"1 of 2 answers (the first of q) have more than task.answer_tokens={most} tokens" in caplog.text
