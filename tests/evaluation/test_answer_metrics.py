@@ -25,6 +25,7 @@ from jaxlm.evaluation.answer_metrics import best_threshold, characters, score, s
         ("the", [], 1, 1),
         ("dog", ["the", "dog"], 1, 1),  # a correct answer without words does not count
         ("", ["the"], 1, 1),
+        ("", ["the", "dog"], 0, 0),
         ("the the cat cat", ["cat"], 0, 2 / 3),
         ("U.S.A.", ["usa"], 1, 1),
         ("\u201ccat\u201d", ["cat"], 0, 0),  # only ASCII punctuation is removed

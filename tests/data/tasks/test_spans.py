@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxlm.data.tasks.spans import SPANS, answer_tokens, window_starts
+from jaxlm.data.tasks.spans import SPANS, answer_tokens, window_starts, windows_over
 from jaxlm.data.tasks.table import check_task, read_task
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
@@ -71,6 +71,20 @@ def test_windows_cover_every_token_of_the_context_and_fit_the_model(tokenizer, s
     ]
 
 
+def test_a_window_has_an_answer_if_all_its_tokens_are_in_it(tokenizer):
+    ids, offsets = np.arange(100, 120), np.stack([np.arange(20), np.arange(20) + 1], 1)
+    encoder = TextEncoder(tokenizer, 10)  # begin, 1 token of the question, end, 6 tokens of the context, end
+    for first in range(20):
+        for last in range(first, 20):
+            windows = windows_over(np.array([50]), ids, offsets, (first, last), encoder, 4)
+            for start, window in zip(range(0, 20, 4), windows, strict=False):
+                a, b = window.span
+                if start <= first and last < start + 6:
+                    assert (window.tokens[a], window.tokens[b]) == (100 + first, 100 + last)
+                else:
+                    assert (a, b) == (0, 0)
+
+
 def test_a_window_without_the_whole_answer_points_to_the_begin_token(tokenizer):
     context = " ".join(sentences(8))
     wanted = context[-30:-1].split(" ", 1)[1]
@@ -82,7 +96,7 @@ def test_a_window_without_the_whole_answer_points_to_the_begin_token(tokenizer):
     assert examples.columns["spans"][0].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("text", ["Zoe\u0308", "met", "🦙", "🦙 Ana", "Ana", "met\r\n🦙"])
+@pytest.mark.parametrize("text", ["Zoe\u0308", "met", "🦙", "🦙 Ana", "Ana", ".", "met\r\n🦙"])
 @pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece"])
 def test_offsets_count_the_characters_of_the_context_as_given(tmp_path, tokenizer, kind, text):
     if kind == "wordpiece":
