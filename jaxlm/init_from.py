@@ -142,13 +142,17 @@ class Start:
 def resolve(name: str, workdir: Path | None = None) -> Start:
     """Returns the work directory or Hugging Face directory that `name` refers to. Raises UserError.
 
-    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name`, the
-    settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
+    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name` and
+    saved a checkpoint, the settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
     """
-    if workdir and (workdir / "config.json").is_file():
+    saved = workdir and any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*"))
+    if workdir and saved and (workdir / "config.json").is_file():
         before = config_to_dict(load_config(str(workdir / "config.json")))
         if before["model"]["init_from"] == name:
-            return Start(name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None)
+            tokenizer, task = {"path": before["tokenizer"]["path"]}, before["task"]
+            return Start(
+                name, Path(name), before["model"], tokenizer, None, None, head=task["head"], pooling=task["pooling"]
+            )
     directory, step = split_step(Path(name).expanduser())
     directory = conversion.locate(name if step is None else directory)
     if conversion.is_checkpoint(directory):

@@ -29,6 +29,7 @@ INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "[0,1)": (lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
     "[0,1]": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
     "(0,1]": (lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+    "finite": (lambda x: abs(x) < float("inf"), "must be a finite number"),
 }
 
 REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist already: the user has to name them
@@ -334,6 +335,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "span: a question is left unanswered if the score of no answer exceeds that of the best answer by more;"
             " none: fitted on the selecting set, if it has questions without an answer",
             kind=float,
+            within="finite",
         ),
         "segmentation": S(
             "auto",
