@@ -2,9 +2,9 @@
 
 command:  jaxlm train --config=configs/finetune.py --workdir=runs/finetune --config.init_from=DIR
           --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
-variants: :multi_label, :regression, :tagging, :embedding, :reranking, :choice; a known task, whose folder task.data
-          names: :cola, :sst2, :mrpc, :stsb, :qqp, :mnli, :qnli, :rte, :wnli, :sick_relatedness, :sick_entailment,
-          :ag_news, :ag_news_original
+variants: :multi_label, :regression, :tagging, :span, :embedding, :reranking, :choice; a known task, whose folder
+          task.data names: :cola, :sst2, :mrpc, :stsb, :qqp, :mnli, :qnli, :rte, :wnli, :sick_relatedness,
+          :sick_entailment, :ag_news, :ag_news_original
           finetune:TASK:MODEL has the published setting of bert, roberta, mosaicbert, modernbert or modernbert_large
 hardware: 2 CPU cores
 result:   not yet run
@@ -27,8 +27,9 @@ from jaxlm.errors import UserError
 from jaxlm.settings import REQUIRED
 from jaxlm.text.known_tasks import KNOWN_TASKS
 
-KINDS = ("classification", "multi_label", "regression", "tagging", "embedding", "reranking", "choice")
+KINDS = ("classification", "multi_label", "regression", "tagging", "span", "embedding", "reranking", "choice")
 TEXTS = {"embedding": ("anchor", "positive"), "reranking": ("query", "passage"), "choice": ("context",)}
+LENGTHS = {"span": 384}  # of kinds whose texts are long
 
 # By task: examples per batch, learning rate, epochs.
 ROBERTA = {
@@ -66,11 +67,11 @@ def get_config(arg=None):
             f"finetune:{task} is not known; {f'did you mean {near[0]}? It' if near else 'it'} can be {', '.join(known)}"
         )
     config = sane()
-    if task in KINDS:
-        config.train.objective = task
-        config.task.text = TEXTS.get(task, config.task.text)
-    else:
-        config.train.objective = KNOWN_TASKS[task].objective
+    objective = task if task in KINDS else KNOWN_TASKS[task].objective
+    config.train.objective = objective
+    config.task.text = TEXTS.get(objective, config.task.text)
+    config.data.sequence_length = LENGTHS.get(objective, config.data.sequence_length)
+    if task in KNOWN_TASKS:
         config.task.update(name=task, **KNOWN_TASKS[task].settings)
     if model not in ("", "sane"):
         use_published(config, task, model)

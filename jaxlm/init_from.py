@@ -198,10 +198,11 @@ class Start:
 def resolve(name: str, workdir: Path | None = None) -> Start:
     """Returns the work directory or Hugging Face directory that `name` refers to. Raises UserError.
 
-    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name`, the
-    settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
+    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name` and
+    saved a checkpoint, the settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
     """
-    if workdir and (workdir / "config.json").is_file():
+    saved = workdir and any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*"))
+    if workdir and saved and (workdir / "config.json").is_file():
         before = config_to_dict(load_config(str(workdir / "config.json")))
         if before["model"]["init_from"] == name:
             task, kind = before["task"], task_heads.KINDS.get(before["train"]["objective"])

@@ -29,6 +29,7 @@ INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "[0,1)": (lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
     "[0,1]": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
     "(0,1]": (lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+    "finite": (lambda x: abs(x) < float("inf"), "must be a finite number"),
 }
 
 REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist already: the user has to name them
@@ -241,8 +242,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "masked",
             "masked: predict masked tokens; causal: predict each token from those before it; the others learn from"
             " labelled examples (section task). classification: one label per example; multi_label: several;"
-            " regression: a number; tagging: a tag per word; embedding: vectors whose cosine says what belongs"
-            " together; reranking: whether a passage answers a query; choice: which of several texts is right",
+            " regression: a number; tagging: a tag per word; span: the part of a context that answers a question;"
+            " embedding: vectors whose cosine says what belongs together; reranking: whether a passage answers a"
+            " query; choice: which of several texts is right",
             (
                 "masked",
                 "causal",
@@ -250,6 +252,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
                 "multi_label",
                 "regression",
                 "tagging",
+                "span",
                 "embedding",
                 "reranking",
                 "choice",
@@ -330,7 +333,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "submission": S(
             False,
             "also predict the test sets of the known task, and write the predictions in its benchmark's format"
-            " (submission/NAME.tsv in the work directory)",
+            " (submission/NAME.tsv in the work directory); span: write predictions/SET.json as SQuAD's scripts read it",
         ),
         "intermediate": S(
             "",
@@ -390,6 +393,30 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             0.0,
             "weight of the distance to the teacher's pooled states, or if they are wider to their principal components",
             within=">=0",
+        ),
+        "stride": S(
+            0,
+            "span: tokens from the begin of a window over a long context to that of the next, at most the window's"
+            " length; 0: half a window",
+            within=">=0",
+        ),
+        "misplaced": S(
+            0.05, "span: largest share of answers that may be elsewhere than their answer_start says", within="[0,1)"
+        ),
+        "answer_tokens": S(30, "span: longest answer that is predicted, in tokens", within=">=1"),
+        "n_best": S(5, "span: answers that predictions list for each question", within=">=1"),
+        "null_threshold": S(
+            None,
+            "span: a question is left unanswered if the score of no answer exceeds that of the best answer by more;"
+            " none: fitted on the selecting set, if it has questions without an answer",
+            kind=float,
+            within="finite",
+        ),
+        "segmentation": S(
+            "auto",
+            "span: units of F1; characters: each Chinese, Japanese or Thai character is a word; auto: by the script of"
+            " most answers",
+            ("auto", "words", "characters"),
         ),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
         "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
@@ -548,7 +575,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 
 # Settings that may change when a run is resumed: they extend it, distribute it or monitor it.
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.count_compilation",
-             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
+             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
+             "task.submission"}  # fmt: skip
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # settings that need no section on the command line

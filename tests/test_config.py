@@ -518,7 +518,7 @@ def test_a_resumed_run_may_change_only_settings_that_extend_or_monitor_it(key):
     section, _, name = key.partition(".")
     allowed = section in ("mesh", "checkpoint", "evaluation", "logging") or key in (
         "train.steps", "train.epochs", "train.tokens", "train.minutes", "train.count_compilation", "train.attention",
-        "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
+        "train.rematerialise", "data.cache", "data.workers", "data.prefetch", "task.submission",
     )  # fmt: skip
     changed = config.changed_settings(before, after)
     if allowed:

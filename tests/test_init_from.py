@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxlm import cli
-from jaxlm.config import load_config
+from jaxlm.config import load_config, save_config
 from jaxlm.errors import UserError
 from jaxlm.init_from import resolve, start_settings
 from jaxlm.run import set_up
@@ -108,6 +108,13 @@ def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp
     ends = [read_metrics(tmp_path / name)[-1] for name in ("whole", "parts")]
     assert ends[0]["params_sha256"] == ends[1]["params_sha256"]
     assert cli.main(["train", *overrides, f"--workdir={tmp_path / 'new'}", "--config.train.steps=6"]) == 1
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again_from_the_weights(continued, checkpoint, tmp_path):
+    save_config(continued(), tmp_path / "config.json")
+    for name, again in (("", True), ("checkpoints", True), ("checkpoints/.5.tmp", True), ("checkpoints/5", False)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        assert (resolve(str(checkpoint), tmp_path).source is not None) == again
 
 
 @pytest.mark.slow

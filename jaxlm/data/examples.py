@@ -35,6 +35,8 @@ class Examples:
     token_columns: Mapping[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)  # [n_i] each
     example: np.ndarray | None = None  # int64 [segments], the example of each, in order; None: one segment each
     truncated: int = 0  # how many examples lost tokens
+    # One array for each segment that evaluations need, and the model does not see.
+    details: Mapping[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

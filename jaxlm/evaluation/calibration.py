@@ -70,6 +70,8 @@ def fit_temperature(loss: Callable[[np.ndarray], float], logits: np.ndarray) -> 
 
 def describe_calibration(name: str, values: Mapping[str, Any]) -> str:
     """Returns what was fitted on the set `name` as a line."""
+    if "null_threshold" in values:
+        return f"null threshold {values['null_threshold']:.3f}, fitted on {name}; n = {values['n']:,}"
     if values["temperature"] == 1:
         return f"temperature: none is better than 1 on {name}; n = {values['n']:,}"
     return (
@@ -86,7 +88,8 @@ def write_calibration(workdir: Path, step: int, name: str, values: Mapping[str, 
     if not values:
         (workdir / FILE).unlink(missing_ok=True)
         return
-    content = {"step": step, "fitted_on": name, **values, "protocol": PROTOCOL}
+    protocol = {"protocol": PROTOCOL} if "temperature" in values else {}
+    content = {"step": step, "fitted_on": name, **values, **protocol}
     write_text(workdir / FILE, json.dumps(as_json(content), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -96,7 +99,8 @@ def read_calibration(workdir: Path, step: int) -> dict[str, Any]:
     if not path.is_file():
         return {}
     values = read_json(path, remedy=f"remove it, or run `jaxlm train --workdir={workdir}` again, which writes it")
-    temperature = values.get("temperature")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise UserError(f"{path}: temperature={temperature} is not a number above 0; remove the file")
+    for name, low in (("temperature", 0.0), ("null_threshold", -math.inf)):
+        value = values.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < math.inf:
+            raise UserError(f"{path}: {name}={value} is not a number above {low:g}; remove the file")
     return values if values.get("step") == step else {}

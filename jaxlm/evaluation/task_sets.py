@@ -23,6 +23,7 @@ from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.reranking import Reranking
 from jaxlm.evaluation.retrieval import embedding_evaluation
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
+from jaxlm.evaluation.spans import Spans, submission
 from jaxlm.evaluation.submission import submission_file, write_glue
 from jaxlm.evaluation.tagging import Tagging
 from jaxlm.evaluation.task_evaluation import Calibrated, Outputs, TaskEvaluation
@@ -41,6 +42,7 @@ TASKS: dict[str, TaskEvaluation | Callable[[Any], TaskEvaluation]] = {
     "embedding": embedding_evaluation,
     "reranking": Reranking(),
     "choice": Choice(),
+    "span": Spans(),
 }
 
 
@@ -103,8 +105,11 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
     def predict(examples: Examples, params: dict, number: int) -> Outputs:
         return predict_examples(outputs_of(number), params, examples, assembly, kind.of_tokens, data.pad_id)
 
-    def run(examples: Examples, params: dict, number: int) -> Metrics:
-        return kind.measure(predict(examples, params, number), examples, data.labels, config.task)
+    def run(examples: Examples, selects: bool, params: dict, number: int) -> Metrics:
+        outputs, evaluation = predict(examples, params, number), kind
+        if selects and isinstance(kind, Spans):  # a checkpoint is selected by what its best threshold gives
+            evaluation = kind.fitted(kind.fit(outputs, examples, data.labels, config.task))
+        return evaluation.measure(outputs, examples, data.labels, config.task)
 
     def fit(examples: Examples, params: dict, number: int) -> dict[str, Any]:
         assert isinstance(kind, Calibrated)
@@ -118,6 +123,9 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
             write_predictions(predictions_file(workdir, name), predictions)
             if file := submission_file(workdir, config.task, name):
                 write_glue(file, examples.rows, predictions)
+            if config.task.submission and isinstance(kind, Spans):
+                content = json.dumps(submission(predictions), ensure_ascii=False) + "\n"
+                write_text(predictions_file(workdir, name).with_suffix(".json"), content)
         return evaluation.measure(outputs, examples, data.labels, config.task)
 
     calibrates = config.evaluation.calibrate and isinstance(kind, Calibrated)
@@ -125,7 +133,7 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
     for name, examples in data.sets.items():
         selects = name == data.selects
         evaluators.append(Evaluator(
-            name, config.evaluation.every if selects else 0, functools.partial(run, examples),
+            name, config.evaluation.every if selects else 0, functools.partial(run, examples, selects),
             functools.partial(_describe, kind),
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),

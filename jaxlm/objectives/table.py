@@ -18,6 +18,7 @@ from jaxlm.objectives.masked_lm import MaskedLanguageModel
 from jaxlm.objectives.objective import Objective, Params
 from jaxlm.objectives.r_drop import RDrop
 from jaxlm.objectives.sequences import SequenceObjective
+from jaxlm.objectives.spans import SpanObjective
 from jaxlm.objectives.tagging import TaggingObjective
 from jaxlm.objectives.wrapped import Wrapped
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Any]] = {
     "classification": SequenceObjective,
     "multi_label": SequenceObjective,
     "regression": SequenceObjective,
+    "span": SpanObjective,
     "tagging": TaggingObjective,
     "embedding": EmbeddingObjective,
     "reranking": SequenceObjective,

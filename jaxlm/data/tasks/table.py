@@ -1,5 +1,6 @@
 """The kinds of tasks by the objective that trains them, and the data of a run on labelled files."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jaxlm.data.tasks.known import check_known, path_of, read_test, test_entries
 from jaxlm.data.tasks.reranking import RERANKING
 from jaxlm.data.tasks.retrieval import EMBEDDING
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from jaxlm.data.tasks.spans import SPANS
 from jaxlm.data.tasks.tagging import TAGGING
 from jaxlm.data.text_encoder import TextEncoder, separators_of_pairs
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
@@ -36,6 +38,7 @@ KINDS: dict[str, TaskKind] = {
     "embedding": EMBEDDING,
     "reranking": RERANKING,
     "choice": CHOICE,
+    "span": SPANS,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
@@ -153,7 +156,7 @@ def _tokenizer(config: Any) -> Tokenizer:
 def _labelled(examples: Examples, task: Any) -> Examples:
     """Returns the training examples, after a warning if some have no label, which then count for nothing."""
     weights = examples.columns.get("weights", np.ones(len(examples.tokens)))
-    without = int((weights[examples.first[:-1]] == 0).sum())
+    without = sum(not weights[first:end].any() for first, end in itertools.pairwise(examples.first.tolist()))
     if without == len(examples):
         raise UserError(f"{task.train}: no row has a label in {task.label}; set task.label to the column of the labels")
     if without:
