@@ -87,7 +87,9 @@ def test_a_tagger_learns_and_gives_each_word_of_each_sentence_one_tag(tag, tmp_p
         right += sum(tag == known for tag, (_, known) in zip(one["tags"], sentence, strict=True))
         total += len(sentence)
     assert right / total == pytest.approx(dev["accuracy"])
-    assert predictions["unseen"] == predictions["dev"][:3]
+    # Without a tag beside it, a line with only white space is no word but the end of a sentence.
+    known = [{"words": one["words"][:-1], "tags": one["tags"][:-1]} for one in predictions["dev"][:3]]
+    assert predictions["unseen"] == known
 
 
 @pytest.mark.slow
