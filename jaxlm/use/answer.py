@@ -20,7 +20,8 @@ def answer(model: TaskModel, questions: Sequence[Sequence[str]]) -> list[dict[st
         parts = [] if isinstance(pair, str) else list(pair)
         if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise UserError(f"question {number} must be a pair of str, the question and its context")
-        rows.append(_row(*parts, f"question {number}", str(number)))
+        question, context = parts
+        rows.append(_row(question, context, f"question {number}", str(number)))
     return model.predict(rows, "the questions")
 
 
@@ -37,7 +38,8 @@ def _of_line(model: TaskModel, args: argparse.Namespace, text: str, place: str) 
             f"{place}: expected a question and its context, separated by one tab, but there are {text.count(chr(9))};"
             " or name a file with the context of all questions with --context"
         )
-    return _row(*text.split("\t"), place, name)
+    question, _, context = text.partition("\t")
+    return _row(question, context, place, name)
 
 
 def _without_answers(model: TaskModel, row: Row) -> Row:
