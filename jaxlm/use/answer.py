@@ -38,7 +38,7 @@ def _of_line(model: TaskModel, args: argparse.Namespace, text: str, place: str) 
             f"{place}: expected a question and its context, separated by one tab, but there are {text.count(chr(9))};"
             " or name a file with the context of all questions with --context"
         )
-    question, context = text.split("\t")
+    question, _, context = text.partition("\t")
     return _row(question, context, place, name)
 
 

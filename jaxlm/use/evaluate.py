@@ -181,7 +181,7 @@ def _check_overrides(overrides: Sequence[str], of_text: bool, whole_documents: b
                 "on a text with --data.path"
             )
         if section != "data":
-            raise UserError(f"--config.{override}: only settings of sections data and task can be given here")
+            raise UserError(f"--config.{override}: only settings of section data can be given here")
         if name not in TEXT_SETTINGS:
             raise UserError(
                 f"--{key} has no effect on an evaluation: remove it; settings with an effect are "
