@@ -148,7 +148,9 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
     if workdir and (workdir / "config.json").is_file():
         before = config_to_dict(load_config(str(workdir / "config.json")))
         if before["model"]["init_from"] == name:
-            return Start(name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None)
+            head, pooling = (before["task"][key].replace("auto", "") for key in ("head", "pooling"))
+            tokenizer = {"path": before["tokenizer"]["path"]}
+            return Start(name, Path(name), before["model"], tokenizer, None, None, head=head, pooling=pooling)
     directory, step = split_step(Path(name).expanduser())
     directory = conversion.locate(name if step is None else directory)
     if conversion.is_checkpoint(directory):

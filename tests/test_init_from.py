@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxlm import cli
-from jaxlm.config import load_config
+from jaxlm.config import load_config, save_config
 from jaxlm.errors import UserError
 from jaxlm.init_from import resolve, start_settings
 from jaxlm.run import set_up
@@ -108,6 +108,16 @@ def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp
 
 
 @pytest.mark.slow
+def test_a_resumed_run_has_the_head_that_it_took_from_the_checkpoint(checkpoint, tmp_path):
+    overrides = [f"init_from={checkpoint}", "task.train=a.tsv"]
+    config = load_config("finetune", overrides, start_settings)
+    assert config.task.head == "bert"
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run" / "config.json")
+    again = load_config("finetune", overrides, lambda name: start_settings(name, tmp_path / "run"))
+    assert again.task.head == "bert"
+
+
 def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, text_file, tmp_path, caplog):
     start = write_checkpoint(tmp_path / "bare", text_file, head=False)
     run = set_up(continued(start=start), tmp_path / "run")
