@@ -109,7 +109,7 @@ def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp
 
 @pytest.mark.slow
 def test_a_resumed_run_has_the_head_that_it_took_from_the_checkpoint(checkpoint, tmp_path):
-    overrides = [f"init_from={checkpoint}", "task.train=a.tsv"]
+    overrides = [f"init_from={checkpoint}", "task.train=a.tsv", "data.sequence_length=32"]
     config = load_config("finetune", overrides, start_settings)
     assert config.task.head == "bert"
     (tmp_path / "run").mkdir()
