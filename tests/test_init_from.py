@@ -118,6 +118,16 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again_from_the_weig
 
 
 @pytest.mark.slow
+def test_a_resumed_run_has_the_head_that_it_took_from_the_checkpoint(checkpoint, tmp_path):
+    overrides = [f"init_from={checkpoint}", "task.train=a.tsv", "data.sequence_length=32"]
+    config = load_config("finetune", overrides, start_settings)
+    assert config.task.head == "bert"
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run" / "config.json")
+    again = load_config("finetune", overrides, lambda name: start_settings(name, tmp_path / "run"))
+    assert again.task.head == "bert"
+
+
 def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, text_file, tmp_path, caplog):
     start = write_checkpoint(tmp_path / "bare", text_file, head=False)
     run = set_up(continued(start=start), tmp_path / "run")

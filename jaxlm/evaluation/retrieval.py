@@ -135,7 +135,8 @@ def _search(vectors: np.ndarray, examples: Examples, temperature: float) -> _Fou
     relevant: list[list[int]] = [[] for _ in query_texts]
     for query, document in zip(row_queries.tolist(), row_documents.tolist(), strict=True):
         relevant[query].append(document)
-    ranks, losses = [], []
+    ranks: list[np.ndarray] = []
+    losses: list[float] = []
     rank_of_pair: dict[tuple[int, int], int] = {}
     for first in range(0, len(query_texts), QUERIES):
         block = vectors[query_segments[first : first + QUERIES]] @ documents.T

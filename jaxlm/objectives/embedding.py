@@ -116,13 +116,13 @@ class EmbeddingObjective:
                 contrastive_losses(vectors[..., :size], texts, exists, self.temperature, self.symmetric)
                 for size in self.dimensions
             ), strict=True)  # fmt: skip
-            total = jnp.where(weights, sum(losses), 0).sum() / len(losses)
+            total = jnp.where(weights, jnp.stack(losses).mean(0), 0).sum()
             correct = {"correct": (nearest[-1] & weights).sum().astype(jnp.float32)}
         else:
             wanted, known = (ordered(rows[name])[0][:, 0] for name in ("labels", "weights"))
             weights = (known > 0) & exists[:, 0] & exists[:, 1]
-            errors = [self._error(vectors[..., :size], wanted, weights) for size in self.dimensions]
-            total, correct = jnp.stack(errors).mean(), {}
+            errors = jnp.stack([self._error(vectors[..., :size], wanted, weights) for size in self.dimensions])
+            total, correct = errors.mean(), {}
         return {"loss": total, "weight": weights.sum().astype(jnp.float32)} | correct
 
     def _error(self, vectors: Array, wanted: Array, known: Array) -> Array:
