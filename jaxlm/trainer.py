@@ -119,7 +119,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
                     with clock.compiling(bool(due) and number not in evaluated):
                         results = _evaluate(run, due, state, log, step, checkpoints)
                     evaluated |= {number} if due else set()
-                    saving = saving or _improves(config.checkpoint.keep_best, checkpoints, selects, results)
+                    saving = saving or _improves(checkpoints, _score(run, clock, step, results))
                     if saving:
                         _save(run, checkpoints, step, state, clock, results)
                         if config.checkpoint.every == 1:  # no save may be under way when the next one begins
@@ -218,7 +218,7 @@ def _save(
     run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: Clock, results: dict[str, Metrics]
 ) -> None:
     """Saves a checkpoint, with the metric that chooses the best one if it has been evaluated at this step."""
-    score = _score(selector(run.evaluators), results)
+    score = _score(run, clock, step, results)
     metadata = {
         "elapsed_seconds": clock.elapsed, "data": run.data.fingerprint, "config": config_to_dict(run.config)
     }  # fmt: skip
@@ -238,17 +238,19 @@ def _evaluate(
         raise _nan_error(step, checkpoints, f"{error.what} is not finite") from error
 
 
-def _score(selects: Evaluator | None, results: dict[str, Metrics]) -> float | None:
-    """Returns the metric that chooses the best checkpoint, if it has been evaluated."""
-    return results[selects.name][selects.selects] if selects and selects.name in results else None
+def _score(run: Run, clock: Clock, step: int, results: dict[str, Metrics]) -> float | None:
+    """Returns the metric that chooses the best checkpoint, if it has been evaluated and this step may be the best."""
+    selects, progress = selector(run.evaluators), clock.read(step)[1]
+    if not selects or selects.name not in results or progress < run.assembly.update.complete_from:
+        return None
+    return results[selects.name][selects.selects]
 
 
-def _improves(
-    keep_best: bool, checkpoints: Checkpoints, selects: Evaluator | None, results: dict[str, Metrics]
-) -> bool:
-    """Returns whether an evaluation is the best so far, so that its step has to be saved."""
-    score = _score(selects, results)
-    return keep_best and score is not None and distributed.from_first(lambda: checkpoints.is_better(score))
+def _improves(checkpoints: Checkpoints, score: float | None) -> bool:
+    """Returns whether an evaluation is the best so far and the best is kept, so that its step has to be saved."""
+    if not checkpoints.keep_best or score is None:
+        return False
+    return distributed.from_first(lambda: checkpoints.is_better(score))
 
 
 def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:

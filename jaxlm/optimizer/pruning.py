@@ -87,7 +87,7 @@ def pruned(inner: Update, settings: Any, params: Any, frozen: Any) -> Update:
         return inner.metrics(state["optimizer"]) | {"sparsity": state["count"] / total}
 
     note = f"{goal:,} of {total:,} weights ({goal / total:.1%}) are pruned by {settings.method}"
-    return Update(init, apply, inner.weights, metrics, (*inner.notes, note))
+    return Update(init, apply, inner.weights, metrics, (*inner.notes, note), max(settings.end, inner.complete_from))
 
 
 def keep_best(scores: Any, kept: Any, pruned: Array) -> Any:

@@ -36,6 +36,7 @@ class Update(NamedTuple):
     weights: Callable[[Any, Any], Any] = lambda params, state: params  # (params, state) -> params
     metrics: Callable[[Any], dict[str, Array]] = lambda state: {}  # of a state, for the log
     notes: tuple[str, ...] = ()  # for the log at the start of a run
+    complete_from: float = 0.0  # share of the run after which the parameters are as wanted, and may be the best ones
 
 
 def plain(optimizer: optax.GradientTransformation) -> Update:
@@ -78,4 +79,5 @@ def averaged(inner: Update, decay: float, frozen: Any) -> Update:
         return inner.weights(trained_params(params, state), state["optimizer"])
 
     note = f"evaluations, checkpoints and exports have running averages of the parameters, with a decay of {decay:g}"
-    return Update(init, apply, weights, lambda state: inner.metrics(state["optimizer"]), (*inner.notes, note))
+    metrics = lambda state: inner.metrics(state["optimizer"])  # noqa: E731
+    return Update(init, apply, weights, metrics, (*inner.notes, note), inner.complete_from)

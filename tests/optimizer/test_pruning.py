@@ -1,6 +1,7 @@
 """Pruning: the exact number of weights is 0, whatever Adam does; the least important ones; frozen ones are refused."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import pytest
 
 from jaxlm.config import default_config
 from jaxlm.errors import UserError
+from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.optimizer.pruning import keep_best
 from jaxlm.optimizer.table import make_update
+from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.sharding import make_mesh, param_shardings, state_shardings
+from jaxlm.trainer import _score
 from tests.optimizer.test_update import flatten, moment, parameters
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # tests mostly compile
@@ -113,6 +117,17 @@ def test_what_cannot_be_pruned_is_refused(settings, message):
     with pytest.raises(UserError) as error:
         make_update(config_of(**settings), parameters())
     assert message in str(error.value)
+
+
+def test_a_checkpoint_may_be_the_best_only_once_it_is_as_sparse_as_stated():
+    update = make_update(config_of(average=0.9, end=0.4), parameters())
+    assert update.complete_from == 0.4
+    best = Evaluator("dev", 1, lambda *_: {}, lambda *_: "", selects="accuracy", higher_is_better=True)
+    run = SimpleNamespace(evaluators=[best], assembly=SimpleNamespace(update=update))
+    clock = Clock(None, 10, 0.0, False)
+    scores = [_score(run, clock, step, {"dev": {"accuracy": 0.5}}) for step in (3, 4, 10)]
+    assert scores == [None, 0.5, 0.5]
+    assert _score(run, clock, 10, {}) is None
 
 
 def test_the_masks_are_sharded_as_their_matrices():
