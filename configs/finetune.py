@@ -4,7 +4,7 @@ command:  jaxlm train --config=configs/finetune.py --workdir=runs/finetune --con
           --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
 variants: :multi_label, :regression, :tagging, :span, :embedding, :reranking, :choice; a known task, whose folder
           task.data names: :cola, :sst2, :mrpc, :stsb, :qqp, :mnli, :qnli, :rte, :wnli, :sick_relatedness,
-          :sick_entailment, :ag_news, :ag_news_original
+          :sick_entailment, :ag_news, :ag_news_original, :trecqa, :conll2003, :wnut17, :squad, :squad2
           finetune:TASK:MODEL has the published setting of bert, roberta, mosaicbert, modernbert or modernbert_large
 hardware: 2 CPU cores
 result:   not yet run

@@ -17,6 +17,7 @@ from jaxlm.data.facts import facts_of
 from jaxlm.data.tasks.table import KINDS, encoder_for
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import NotFinite, UserError
+from jaxlm.evaluation.calibration import read_calibration
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.task_evaluation import Outputs
 from jaxlm.evaluation.task_sets import evaluation_of, predicted_batches
@@ -42,6 +43,9 @@ class TaskModel:
         self.trained, self.objective = trained, trained.config.train.objective
         self.config = config_from_dict(config_to_dict(trained.config), "config")
         self.kind, self.evaluation = KINDS[self.objective], evaluation_of(trained.config)
+        fitted = read_calibration(trained.directory, trained.step)
+        if fitted and hasattr(self.evaluation, "fitted"):
+            self.evaluation = self.evaluation.fitted(fitted)
         self.labels = tuple(self.config.task.labels)
         self.encoder = encoder_for(self.config, trained.tokenizer)
         self.compute_dtype = trained.task_dtype

@@ -8,9 +8,9 @@ import pytest
 
 from jaxlm.data.tasks.spans import SPANS
 from jaxlm.data.text_encoder import TextEncoder
+from jaxlm.evaluation.calibration import read_calibration, write_calibration
 from jaxlm.evaluation.spans import Spans, best_slices, candidates, submission
-from jaxlm.evaluation.task_evaluation import FittedEvaluation
-from jaxlm.evaluation.task_sets import write_fitted, write_predictions
+from jaxlm.evaluation.task_sets import write_predictions
 from jaxlm.text.labelled import Row
 from jaxlm.text.squad import Answer
 from jaxlm.tokenizer.tokenizer import load_tokenizer
@@ -118,7 +118,7 @@ def test_if_nothing_can_be_answered_the_answer_is_empty_and_has_a_score(make, co
     metrics = Spans().measure(outputs, examples, (), task())
     assert (metrics["exact"], metrics["f1"], metrics["unanswerable_accuracy"], metrics["n"]) == (0.5, 0.5, 1, 2)
     assert metrics["null_threshold"] == 0
-    assert Spans().fit(outputs, examples, task()).threshold is not None
+    assert "null_threshold" in Spans().fit(outputs, examples, (), task())
     write_predictions(tmp_path / "predictions" / "dev.jsonl", found)
     lines = (tmp_path / "predictions" / "dev.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == found
@@ -128,7 +128,7 @@ def test_a_set_whose_questions_all_have_answers_is_always_answered(make):
     examples = make(("the cat", [Answer("cat", 4)]))
     outputs = outputs_for(examples, [(0, 4, 0, 1), (0, 4, 1, 1)], null=50)
     assert predict(Spans(), outputs, examples)[0]["text"] == "cat"
-    assert Spans().fit(outputs, examples, task()).fitted == {}
+    assert Spans().fit(outputs, examples, (), task()) == {}
     assert predict(Spans(), outputs, examples, null_threshold=40.0)[0]["text"] == ""
     metrics = Spans().measure(outputs, examples, (), task())
     assert (metrics["exact"], metrics["f1"], metrics["segmentation"]) == (1, 1, "words")
@@ -144,9 +144,9 @@ def test_the_threshold_is_fitted_on_one_set_and_applied_to_another(make, tmp_pat
     for number, null in enumerate((4.0, 9.0, 6.0)):  # all above the best answer, by 2, 7 and 4
         outputs["logits"][number][0] = null / 2
     assert [one["text"] for one in predict(Spans(), outputs, examples)] == ["", "", ""]
-    fitted = Spans().fit(outputs, examples, task())
-    assert isinstance(fitted, FittedEvaluation)
-    assert fitted.fitted == {"null_threshold": pytest.approx(5.5)}
+    values = Spans().fit(outputs, examples, (), task())
+    assert values == {"null_threshold": pytest.approx(5.5), "n": 3}
+    fitted = Spans().fitted(values)
     metrics = fitted.measure(outputs, examples, (), task())
     assert (metrics["f1"], metrics["answerable_f1"], metrics["n_unanswerable"]) == (1, 1, 1)
     assert metrics["null_threshold"] == pytest.approx(5.5)
@@ -154,11 +154,12 @@ def test_the_threshold_is_fitted_on_one_set_and_applied_to_another(make, tmp_pat
     other = make(("the cat", None), ("the cat", None))
     given = {"logits": [outputs["logits"][1], outputs["logits"][2]]}
     assert [one["text"] for one in predict(fitted, given, other)] == ["", "cat"]
-    assert Spans().fit(outputs, examples, task(null_threshold=1.0)).fitted == {}
-    write_fitted(tmp_path, Spans())
-    assert not (tmp_path / "fitted.json").exists()
-    write_fitted(tmp_path, fitted)
-    assert json.loads((tmp_path / "fitted.json").read_text()) == fitted.fitted
+    assert Spans().fit(outputs, examples, (), task(null_threshold=1.0)) == {}
+    write_calibration(tmp_path, 7, "selection", {})
+    assert read_calibration(tmp_path, 7) == {}
+    write_calibration(tmp_path, 7, "selection", values)
+    assert read_calibration(tmp_path, 7)["null_threshold"] == values["null_threshold"]
+    assert read_calibration(tmp_path, 8) == {}
 
 
 def test_chinese_answers_are_scored_by_characters_and_the_result_says_so(make):

@@ -197,7 +197,7 @@ def test_the_fingerprint_follows_the_answers(task_config, tmp_path):
 
 def test_a_submission_is_for_spans_only(task_config):
     config = task_config("a.tsv", submission=True)
-    with pytest.raises(UserError, match=r"task\.submission applies to train\.objective=span"):
+    with pytest.raises(UserError, match=r"task\.submission: this task has no format of submissions"):
         check_task(config)
 
 
