@@ -65,7 +65,7 @@ def _target(trained: Trained, cloze: Cloze) -> _Target:
 def _masked(target: _Target, first: int, variant: str, mask_id: int) -> np.ndarray:
     """Returns the tokens in which token `first` of the target is masked, and those after it unless all are visible."""
     copy = target.tokens.copy()
-    copy[target.positions[first : None if variant == "within-word" else first + 1]] = mask_id
+    copy[target.positions[first : first + 1 if variant == "original" else None]] = mask_id
     return copy
 
 

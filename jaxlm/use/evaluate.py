@@ -114,7 +114,8 @@ def main(argv: Sequence[str]) -> int:
         "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
         "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME] [--per-token] [--rows=N] [--json]",
         formatter_class=HelpFormatter,
-        epilog="example:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text",
+        epilog="examples:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text\n"
+        "  jaxlm evaluate --model=runs/mini --tasks=blimp,crows_pairs --data=probes",
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument(
@@ -189,7 +190,8 @@ def _check_no_text(overrides: Sequence[str], whole_documents: bool | None) -> No
     if whole_documents is not None:
         raise UserError(f"--{'' if whole_documents else 'no-'}whole-documents has no effect on --tasks: remove it")
     if overrides:
-        raise UserError(f"--{overrides[0]} has no effect on --tasks, whose data is read from --data: remove it")
+        option = f"--{'' if overrides[0].startswith('data.') else 'config.'}{overrides[0]}"
+        raise UserError(f"{option} has no effect on --tasks, whose data is read from --data: remove it")
 
 
 def _stores_of_run(trained: Trained) -> dict[str, TokenStore]:

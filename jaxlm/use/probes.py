@@ -135,7 +135,7 @@ def _score_all(trained: Trained, places: Mapping[str, str], variant: str, task: 
 
 PROBES = {
     "blimp": Probe(
-        read_blimp, _blimp, describe_blimp, "within-word",
+        read_blimp, _blimp, describe_blimp, "within_word_l2r",
         "share of minimal pairs whose acceptable sentence is the more probable one; a tie is not right",
     ),
     "crows_pairs": Probe(
@@ -143,14 +143,10 @@ PROBES = {
         "share of pairs whose more stereotypical sentence is the more probable one; 50% is ideal; a tie does not count",
     ),
     "cloze": Probe(
-        read_cloze, _cloze, describe_cloze, "within-word",
+        read_cloze, _cloze, describe_cloze, "within_word_l2r",
         "share of targets whose tokens are each the most probable one, from left to right",
     ),
 }  # fmt: skip
-SOURCES = {
-    "original": "one token masked at a time (arXiv 1910.14659)",
-    "within-word": "the rest of the word masked too, within-word left-to-right (arXiv 2305.10588)",
-}
 
 
 # The verb
@@ -171,7 +167,7 @@ def add_probe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variant", choices=VARIANTS,
         help="pseudo-log-likelihood of --tasks, as of `jaxlm score` (default: that of the paper for crows_pairs, "
-        "original; otherwise within-word)",
+        "original; otherwise within_word_l2r)",
     )  # fmt: skip
     parser.add_argument(
         "--per-token", action="store_true", help="for --tasks=blimp, compare means per token instead of sums"
@@ -217,6 +213,6 @@ def describe(task: str, metrics: Metrics) -> str:
     return "\n".join([
         f"{task}: {PROBES[task].measures}",
         PROBES[task].describe(metrics),
-        f"  variant: {metrics['variant']}, {SOURCES[metrics['variant']]}{scores}",
+        f"  variant: {metrics['variant']} {VARIANTS[metrics['variant']]}{scores}",
         f"  intervals: {metrics['intervals_are']}",
     ])  # fmt: skip

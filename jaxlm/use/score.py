@@ -24,7 +24,11 @@ from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
-VARIANTS = ("within-word", "original")
+VARIANTS = {
+    "within-word": "also masks the tokens that follow in the same word (tokenizer.words)",
+    "within_word_l2r": "is the same with the tokenizer's own words, as published (Kauf and Ivanova, arXiv 2305.10588)",
+    "original": "masks one token at a time (Salazar et al., arXiv 1910.14659)",
+}
 GROUP_TOKENS = 2**20  # tokens of masked copies that are packed together
 LOGIT_ROWS = 256  # predictions whose vocabulary logits exist at the same time
 
@@ -52,9 +56,10 @@ def score(
     """Yields the pseudo-log-likelihood of each text, in order.
 
     "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It overestimates words of several
-    tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
-    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Other special tokens in a
-    text, such as [SEP], are ordinary text. Raises UserError if a text has no token that the vocabulary knows, contains
+    tokens, because the other tokens of the word reveal the masked one. The others also mask the tokens that follow in
+    the same word (Kauf and Ivanova 2023, arXiv 2305.10588). In "within_word_l2r", as in their program and in minicons,
+    words are the pretokens of the tokenizer, so that "hasn't" is three words for BERT; in "within-word" they are those
+    of tokenizer.words, in which it is one. Other special tokens in a text, such as [SEP], are ordinary text. Raises UserError if a text has no token that the vocabulary knows, contains
     the mask or exceeds the model's maximum length, or if the model has no masked-LM head; the message names the text by
     its number, or by `names`, one for each text.
     """
@@ -99,8 +104,9 @@ def _masked_copies(trained: Trained, text: str, name: str, variant: str) -> _Tex
         )
     whole = np.concatenate([[tokenizer.begin_id], encoding.ids, [tokenizer.end_id]]).astype(np.int32)
     ends = np.arange(1, size + 1)
-    if variant == "within-word":
-        starts = np.append(np.flatnonzero(encoding.word_starts), size)
+    if variant != "original":
+        words = encoding.word_starts if variant == "within-word" else tokenizer.pretoken_starts(text)
+        starts = np.append(np.flatnonzero(words), size)
         ends = starts[np.searchsorted(starts, np.arange(size), "right")]
     copies = []
     for first, end in enumerate(ends.tolist()):
@@ -186,10 +192,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  jaxlm score --model=runs/mini 'The values is sorted.' 'The values are sorted.'",
     )  # fmt: skip
     add_model_options(parser)
-    parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original masks one token at a time "
-                        "(Salazar et al., arXiv 1910.14659); within-word also masks the tokens that follow in the same "
-                        "word, so that words of several tokens are not overestimated (Kauf and Ivanova, arXiv "
-                        "2305.10588; the default)")  # fmt: skip
+    variants = "; ".join(f"{name} {meaning}" for name, meaning in VARIANTS.items())
+    parser.add_argument("--variant", choices=VARIANTS, default="within-word", help=f"{variants}. Words of several "
+                        "tokens are overestimated by original (default: within-word)")  # fmt: skip
     parser.add_argument("--input", metavar="FILE", help="read texts from a file: .txt (one per line), .jsonl, .csv, "
                         ".tsv, .parquet")  # fmt: skip
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="format of the file (default: by "
