@@ -26,7 +26,10 @@ VERBS = {
     "fill-mask": ("jaxlm.use.fill_mask", "predict the masked tokens of a text"),
     "embed": ("jaxlm.use.embed_file", "compute an embedding of each text in a file"),
     "score": ("jaxlm.use.score", "compute how probable sentences are (pseudo-log-likelihood)"),
-    "evaluate": ("jaxlm.use.evaluate", "compute the loss of a model on held-out text, or its accuracy on zero-shot probes"),
+    "evaluate": (
+        "jaxlm.use.evaluate",
+        "compute the loss of a model on held-out text, or its accuracy on zero-shot probes",
+    ),
     "export": ("jaxlm.use.export", "write a model as a directory that Hugging Face Transformers loads"),
     "bench": ("jaxlm.performance.bench", "measure the speed and memory use of the training step"),
     "plan": ("jaxlm.performance.plan", "estimate memory, communication and time of a run on other devices"),

@@ -77,7 +77,7 @@ def _require_masked_lm(trained: Trained) -> None:
 
 
 def _blimp(trained: Trained, data: dict[str, list[MinimalPair]], variant: str, per_token: bool) -> Metrics:
-    places = {}
+    places: dict[str, str] = {}
     for pair in (pair for pairs in data.values() for pair in pairs):
         places.setdefault(pair.good, f"{pair.place}: sentence_good")
         places.setdefault(pair.bad, f"{pair.place}: sentence_bad")
@@ -91,7 +91,7 @@ def _blimp(trained: Trained, data: dict[str, list[MinimalPair]], variant: str, p
 
 
 def _crows_pairs(trained: Trained, data: list[StereotypePair], variant: str, per_token: bool) -> Metrics:
-    places = {}
+    places: dict[str, str] = {}
     for pair in data:
         places.setdefault(pair.more, f"{pair.place}: sent_more")
         places.setdefault(pair.less, f"{pair.place}: sent_less")

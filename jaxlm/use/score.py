@@ -59,9 +59,10 @@ def score(
     tokens, because the other tokens of the word reveal the masked one. The others also mask the tokens that follow in
     the same word (Kauf and Ivanova 2023, arXiv 2305.10588). In "within_word_l2r", as in their program and in minicons,
     words are the pretokens of the tokenizer, so that "hasn't" is three words for BERT; in "within-word" they are those
-    of tokenizer.words, in which it is one. Other special tokens in a text, such as [SEP], are ordinary text. Raises UserError if a text has no token that the vocabulary knows, contains
-    the mask or exceeds the model's maximum length, or if the model has no masked-LM head; the message names the text by
-    its number, or by `names`, one for each text.
+    of tokenizer.words, in which it is one. Other special tokens in a text, such as [SEP], are ordinary text.
+
+    Raises UserError if a text has no token that the vocabulary knows, contains the mask or exceeds the model's maximum
+    length, or if the model has no masked-LM head; the message names the text by its number, or by its entry in `names`.
     """
     require_head(trained)
     if variant not in VARIANTS:

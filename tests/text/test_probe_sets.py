@@ -82,7 +82,12 @@ def test_missing_files_are_named(tmp_path, read, expected):
         (read_blimp, "blimp/a.jsonl", b'{"sentence_good": "\xff"}', "is not valid utf-8; convert it to UTF-8"),
         (read_crows_pairs, "crows_pairs_anonymized.csv", HEADER + "0,A,B,both,age,[]\n", "stereo_antistereo='both'"),
         (read_crows_pairs, "crows_pairs_anonymized.csv", HEADER + "0,A,B,stereo,,[]\n", "line 2: bias_type=''"),
-        (read_crows_pairs, "crows_pairs_anonymized.csv", HEADER + "0,A,B\n", "do not have 6 columns (line 2); fix them"),
+        (
+            read_crows_pairs,
+            "crows_pairs_anonymized.csv",
+            HEADER + "0,A,B\n",
+            "do not have 6 columns (line 2); fix them",
+        ),
         (read_crows_pairs, "crows_pairs_anonymized.csv", "a,b\n0,1\n", "there is no column sent_more"),
         (read_cloze, "cloze.csv", "text,target\nno mask,x\n", "line 2: the text has 0 masks, but one is expected"),
         (read_cloze, "cloze.csv", "text,target\n[MASK] <mask>,x\n", "line 2: the text has 2 masks"),

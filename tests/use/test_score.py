@@ -90,7 +90,7 @@ def test_scores_are_those_of_minicons(tmp_path, variant):
 
 
 def test_names_of_texts_are_those_of_the_caller(trained):
-    with pytest.raises(UserError, match="^a.txt, line 2 is empty"):
+    with pytest.raises(UserError, match=r"^a\.txt, line 2 is empty"):
         list(score(trained, ["the", ""], names=["a.txt, line 1", "a.txt, line 2"]))
 
 
