@@ -25,8 +25,9 @@ from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_reco
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
 VARIANTS = {
-    "within-word": "also masks the tokens that follow in the same word (tokenizer.words)",
-    "within_word_l2r": "is the same with the tokenizer's own words, as published (Kauf and Ivanova, arXiv 2305.10588)",
+    "within-word": "masks a token and those that follow in its word, as tokenizer.words finds words",
+    "within_word_l2r": "masks a token and those that follow in its word, as the tokenizer splits text (Kauf and "
+    "Ivanova, arXiv 2305.10588)",
     "original": "masks one token at a time (Salazar et al., arXiv 1910.14659)",
 }
 GROUP_TOKENS = 2**20  # tokens of masked copies that are packed together
