@@ -30,7 +30,7 @@ VERBS = {
     "tag": ("jaxlm.use.tag", "predict a tag for each word with a fine-tuned model"),
     "answer": ("jaxlm.use.answer", "find the answer to a question in a text with a fine-tuned model"),
     "rank": ("jaxlm.use.rank", "rank passages for a query with a fine-tuned model"),
-    "evaluate": ("jaxlm.use.evaluate", "compute the metrics of a model on held-out text or labelled examples"),
+    "evaluate": ("jaxlm.use.evaluate", "compute metrics on held-out text, labelled examples or zero-shot probes"),
     "export": ("jaxlm.use.export", "write a model as a directory that Hugging Face Transformers loads"),
     "bench": ("jaxlm.performance.bench", "measure the speed and memory use of the training step"),
     "plan": ("jaxlm.performance.plan", "estimate memory, communication and time of a run on other devices"),

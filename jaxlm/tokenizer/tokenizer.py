@@ -162,6 +162,16 @@ class Tokenizer:
         ids, firsts, ends, _ = self._spans(text, self._names_in(text, find_mask, find_special))
         return ids, np.stack([firsts, ends], 1).astype(np.int32)
 
+    def pretoken_starts(self, text: str) -> np.ndarray:
+        """Returns which tokens of `encode(text)` begin a pretoken, bool [n].
+
+        Pretokens are the parts that a tokenizer splits a text into before it splits these into tokens (`word_ids` in
+        Transformers): words at white space in SentencePiece, words and punctuation marks in BERT.
+        """
+        if isinstance(self._backend, SentencePieceModel):
+            return self.with_words("spaces").encode(text).word_starts
+        return self._backend.pretoken_starts(_without_hidden([text])[0][0])
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of tokens, without special tokens."""
         special = set(self.special_ids)

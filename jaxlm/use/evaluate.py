@@ -1,4 +1,4 @@
-"""`jaxlm evaluate`: the held-out loss of a model, or the metrics of a fine-tuned one, on its own sets or on others."""
+"""`jaxlm evaluate`: the held-out loss of a model, or the metrics of a fine-tuned one; see `probes` for the others."""
 
 import argparse
 import contextlib
@@ -37,6 +37,7 @@ from jaxlm.typed import Record
 from jaxlm.use.assembly import assemble_trained
 from jaxlm.use.evaluate_task import SETTINGS, describe_task, evaluate_task
 from jaxlm.use.loading import Trained, add_model_options, load_named
+from jaxlm.use.probes import add_probe_options, evaluate_tasks
 
 LONGEST_ROW = 512  # tokens of a text's rows, unless data.sequence_length is set or the model reads fewer
 # The settings of section `data` that can change how a text is read or evaluated.
@@ -111,10 +112,12 @@ def main(argv: Sequence[str]) -> int:
         f"{', '.join(SETTINGS[1:])} say how they are read, by default as in the run.",
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
         "                      [--task.evaluation=FILE [--task.key=VALUE ...]]\n"
-        "                      [--[no-]whole-documents] [--rows=N] [--json]",
+        "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
+        "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME] [--per-token] [--rows=N] [--json]",
         formatter_class=HelpFormatter,
         epilog="examples:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text\n"
-        "  jaxlm evaluate --model=runs/sst2 --task.evaluation=new.tsv",
+        "  jaxlm evaluate --model=runs/sst2 --task.evaluation=new.tsv\n"
+        "  jaxlm evaluate --model=runs/mini --tasks=blimp,crows_pairs --data=probes",
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument(
@@ -125,12 +128,19 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--rows", type=int, default=0, metavar="N",
-        help="evaluate only the first N rows, or documents, of each set (default: all)",
+        help="evaluate only the first N rows, or documents, of each set, or of each file of --tasks (default: all)",
     )  # fmt: skip
+    add_probe_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
     if args.rows < 0:
         raise UserError(f"--rows={args.rows}: it cannot be negative")
+    if args.tasks is not None:
+        _check_no_text(overrides, args.whole_documents)
+        return evaluate_tasks(args)
+    for option, given in (("--data", args.data), ("--variant", args.variant), ("--per-token", args.per_token)):
+        if given not in (None, False):
+            raise UserError(f"{option} applies to --tasks, which is not given; a text is read with --data.path")
     for override in overrides:  # before the model is loaded
         find_setting(override.partition("=")[0])
     trained = load_named(args)
@@ -194,6 +204,15 @@ def _check_overrides(overrides: Sequence[str], of_text: bool, whole_documents: b
             )
     if overrides and not of_text:
         raise UserError(f"--data.path is needed beside --{overrides[0]}")
+
+
+def _check_no_text(overrides: Sequence[str], whole_documents: bool | None) -> None:
+    """Raises UserError for options about text, which has no part in --tasks."""
+    if whole_documents is not None:
+        raise UserError(f"--{'' if whole_documents else 'no-'}whole-documents has no effect on --tasks: remove it")
+    if overrides:
+        option = f"--{'' if overrides[0].startswith('data.') else 'config.'}{overrides[0]}"
+        raise UserError(f"{option} has no effect on --tasks, whose data is read from --data: remove it")
 
 
 def _stores_of_run(trained: Trained) -> dict[str, TokenStore]:
