@@ -112,7 +112,8 @@ def main(argv: Sequence[str]) -> int:
         "every model with the same tokenizer.",
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
         "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
-        "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME] [--per-token] [--rows=N] [--json]",
+        "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME]\n"
+        "                      [--per-token] [--rows=N] [--json]",
         formatter_class=HelpFormatter,
         epilog="examples:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text\n"
         "  jaxlm evaluate --model=runs/mini --tasks=blimp,crows_pairs --data=probes",
