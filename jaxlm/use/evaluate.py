@@ -113,7 +113,8 @@ def main(argv: Sequence[str]) -> int:
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
         "                      [--task.evaluation=FILE [--task.key=VALUE ...]]\n"
         "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
-        "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME] [--per-token] [--rows=N] [--json]",
+        "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME]\n"
+        "                      [--per-token] [--rows=N] [--json]",
         formatter_class=HelpFormatter,
         epilog="examples:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text\n"
         "  jaxlm evaluate --model=runs/sst2 --task.evaluation=new.tsv\n"
