@@ -52,13 +52,19 @@ def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:
     return next((evaluator for evaluator in evaluators if evaluator.selects), None)
 
 
-def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a table of each set's loss and accuracy before the first update and at the end of training."""
+def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a table of each set's loss and accuracy before the first update and at the end of training.
+
+    Sets that are not measured by accuracy have the first of their other metrics, with its name.
+    """
     lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
     for name, after in ((name, after) for name, after in last.items() if after.get("n", 1)):
-        (loss, accuracy), (last_loss, last_accuracy) = (
-            [math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy")]
+        others = [key for key, value in after.items() if key != "loss" and isinstance(value, float)]
+        metric = "accuracy" if "accuracy" in after or not others else others[0]
+        (loss, value), (last_loss, last_value) = (
+            [math.nan if known.get(key) is None else known[key] for key in ("loss", metric)]
             for known in (first.get(name, {}), after)
         )
-        lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{accuracy:>18.1%}{last_accuracy:>9.1%}")
+        form, named = (".1%", "") if metric == "accuracy" else (".3f", f"  {metric}")
+        lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{value:>18{form}}{last_value:>9{form}}{named}")
     return "\n".join(lines)
