@@ -99,7 +99,10 @@ class SequenceObjective:
 
     def outputs(self, params: Params, rows: Mapping[str, Array], dropout_seeds: Array | None = None) -> Array:
         """Returns float32 [B, S, C]: for each row those of segments 1 to S, of any value where a row has fewer."""
-        return self.forward(params, rows, dropout_seeds)[0]
+        slots = rows["weights"].shape[1]
+        return self.model.apply(
+            {"params": params}, rows["tokens"], rows["segment_ids"], rows["token_types"], slots, dropout_seeds
+        )  # type: ignore[return-value]
 
     def forward(
         self, params: Params, rows: Mapping[str, Array], dropout_seeds: Array | None = None
@@ -112,10 +115,10 @@ class SequenceObjective:
         )  # type: ignore[return-value] # fmt: skip
 
     def sums(self, params: Params, rows: Mapping[str, Array], dropout_seeds: Array | None) -> Sums:
-        return self.losses(*self.forward(params, rows, dropout_seeds), rows)
+        return self.losses(self.outputs(params, rows, dropout_seeds), None, rows)
 
-    def losses(self, outputs: Array, states: Array, rows: Mapping[str, Array]) -> Sums:
-        """Returns the sums over rows of what `forward` returned."""
+    def losses(self, outputs: Array, states: Array | None, rows: Mapping[str, Array]) -> Sums:
+        """Returns the sums over rows of outputs; what is put around the objective may use the states of `forward`."""
         outputs = outputs.reshape(-1, outputs.shape[-1])
         labels, weights = (rows[name].reshape(len(outputs), *rows[name].shape[2:]) for name in ("labels", "weights"))
         if self.target == "regression":
