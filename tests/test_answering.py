@@ -52,8 +52,9 @@ def test_questions_are_learned_and_the_threshold_is_that_of_the_selecting_set(tm
     assert results["evaluation"]["dev"] == dev
     assert results["protocol"]["selected_by"] == "highest f1 on selection"
     # The threshold is fitted on the selecting set with the reported parameters, and saved.
-    fitted = json.loads((workdir / "fitted.json").read_text())
-    assert fitted == {"null_threshold": dev["null_threshold"]}
+    fitted = json.loads((workdir / "calibration.json").read_text())
+    assert fitted["null_threshold"] == dev["null_threshold"]
+    assert (fitted["step"], fitted["fitted_on"]) == (results["protocol"]["step"], "selection")
     if results["protocol"]["step"] == 30:
         assert results["selection"]["selection"]["null_threshold"] == dev["null_threshold"]
     for name, count in (("dev", 30), ("hidden", 9)):

@@ -153,7 +153,8 @@ def test_a_classifier_embeds_but_has_no_masked_lm_head(classify, tmp_path, capsy
     assert trained.params.keys() == {"encoder"}
     assert cli.main(["fill-mask", f"--model={tmp_path / 'run'}", "the cat [MASK]"]) == 1
     assert "has no masked-LM head" in capsys.readouterr().err
-    assert cli.main(["evaluate", f"--model={tmp_path / 'run'}"]) == 1
+    text = f"--data.path={tmp_path / 'dev.tsv'}"
+    assert cli.main(["evaluate", f"--model={tmp_path / 'run'}", text, "--data.field=sentence"]) == 1
     assert "has no masked-LM head, so it has no masked-LM loss" in capsys.readouterr().err
 
 

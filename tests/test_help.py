@@ -56,6 +56,13 @@ def test_the_examples_work_as_they_are_written(tmp_path):
     (make_workdir(tmp_path / "runs" / "mini", **bert) / "metrics.jsonl").touch()
     make_fine_tuned(tmp_path / "runs" / "sst2")
     (tmp_path / "new.tsv").write_text("sentence\tlabel\nthe cat\tcalm\na river\tbusy\n")
+    (tmp_path / "probes" / "blimp").mkdir(parents=True)
+    (tmp_path / "probes" / "blimp" / "a.jsonl").write_text(
+        '{"sentence_good": "The cat sees.", "sentence_bad": "Cat the."}'
+    )
+    (tmp_path / "probes" / "crows_pairs_anonymized.csv").write_text(
+        ",sent_more,sent_less,stereo_antistereo,bias_type\n0,The cat sees a river.,The dog sees a river.,stereo,age\n"
+    )
     verbs = ("config", "fill-mask", "embed", "score", "classify", "evaluate", "export")  # the others take longer
     lines = json.dumps([arguments for verb in verbs for arguments in examples(verb)])
     settings = environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
