@@ -45,12 +45,14 @@ _MODULES = {
 }
 
 
-def load(directory: "str | Path", compute_dtype: str = "float32", step: int | str | None = None) -> "Model":
+def load(directory: "str | Path", compute_dtype: str | None = None, step: int | str | None = None) -> "Model":
     """Returns the model in a work directory or a Hugging Face directory.
 
     compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 on hardware where
-    it is faster. step selects a checkpoint of a work directory: its number, "best" (by the metric that selects the best
-    checkpoint) or "latest" (the default). Raises UserError if the directory holds no model that can be loaded.
+    it is faster. By default it is float32, and for the predictions of a fine-tuned model that of its run. step selects
+    a checkpoint of a work directory: its number, "best" (by the metric that selects the best checkpoint) or "latest".
+    By default it is the checkpoint that a run on labelled examples has selected, as results.json reports it, and the
+    latest one of other runs. Raises UserError if the directory holds no model that can be loaded.
     """
     from jaxlm.use.model import load
 

@@ -7,6 +7,7 @@ from jaxlm.config import config_from_dict, phase_number, phases_of
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.huggingface.conversion import nearest_family
+from jaxlm.huggingface.task_heads import target_of, task_of_config, unwritten_dropout
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.optimizer.parameter_rules import frozen_mask
@@ -38,6 +39,8 @@ def announce(run: Run, log: RunLog, step: int, clock: Clock) -> None:
     log.note(assembly.attention)
     if run.start or run.config.optimizer.freeze:
         log.note(_trained_parameters(run, parameters))
+    for line in assembly.update.notes:
+        log.note(line)
     for line in [] if step else _export_limits(run):
         log.note(line)
     if clock.is_over(step):
@@ -70,14 +73,22 @@ def _trained_parameters(run: Run, parameters: int) -> str:
 
 def _export_limits(run: Run) -> list[str]:
     """Returns what `jaxlm export` will not write of this model, in lines; none if it can write everything."""
-    lines = []
-    family, lacking = nearest_family(run.assembly.encoder)
+    lines: list[str] = []
+    encoder, task = run.assembly.encoder, task_of_config(run.config, run.assembly.encoder)
+    if task:
+        base = (run.start.source_config or {}).get("model_type") if run.start else None
+        target = target_of(encoder, task, base)
+        family, lacking, headless = target
+        lines += filter(None, [unwritten_dropout(target, encoder, task)])
+    else:
+        family, lacking = nearest_family(encoder)
+        headless = "" if OBJECTIVES[run.config.train.objective].predicts_tokens else "Transformers has none of its kind"
     if lacking:
-        lines.append(
-            f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
+        lines.insert(
+            0, f"cannot be exported to Transformers: the nearest family, {family.name}, lacks {', '.join(lacking)}"
         )
-    if not OBJECTIVES[run.config.train.objective].predicts_tokens:
-        lines.append("`jaxlm export` writes the encoder of this model without its head")
+    elif headless and "head" in run.assembly.abstract_state["params"]:
+        lines.append(f"`jaxlm export` will write the encoder of this model without its head: {headless}")
     if phases_of(run.config)[-1].objective == "causal":
         lines.append(EXPORT_NOTE)
     try:
@@ -144,10 +155,16 @@ def remarks(run: Run, results: dict[str, Metrics], step: int) -> list[str]:
     return [remark for remark in remarks if remark]
 
 
-def describe_best(selects: Evaluator, step: int, score: float, last: int) -> str:
-    """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen."""
+def describe_best(selects: Evaluator, step: int, score: float, last: int, reported: bool = False) -> str:
+    """Returns a line about the best checkpoint. A metric is optimistic on the set by which the step was chosen.
+
+    `reported` says whether other sets have been evaluated on it.
+    """
     extreme = "highest" if selects.higher_is_better else "lowest"
     protocol = f" ({selects.protocol})" if selects.protocol else ""
     which = f"the last one, step {step:,}" if step == last else f"step {step:,}"
     text = f"best checkpoint: {which}, with the {extreme} {selects.selects} on {selects.name}, {score:.4g}{protocol}"
-    return text if step == last else f"{text}; the figures above are those of the last step, {last:,}"
+    if step == last:
+        return text
+    which = f"the figures of {selects.name}" if reported else "the figures above"
+    return f"{text}; {which} are those of the last step, {last:,}"

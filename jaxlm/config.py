@@ -153,7 +153,7 @@ def config_from_dict(content: dict, where: str) -> ConfigDict:
                 if former.name is None:
                     continue
                 key = former.name
-                value = former.values.get(value, value) if isinstance(value, bool) else value
+                value = former.values.get(value, value) if isinstance(value, bool | str) else value
             setting = find_setting(key, where)
             new_section, _, new_name = key.partition(".")
             config[new_section][new_name] = _as_kind(key, value, setting)
@@ -335,17 +335,6 @@ def phase_number(phases: Sequence[Phase], step: int) -> int:
     return len(phases) - 1
 
 
-def evaluation_files(config: ConfigDict) -> dict[str, str]:
-    """Returns the files of `task.evaluation` by name; a file without a name is called "evaluation"."""
-    entries = [_named(entry) for entry in config.task.evaluation]
-    return dict(entries)
-
-
-def _named(entry: str) -> tuple[str, str]:
-    name, separator, path = entry.partition("=")
-    return (name, path) if separator else ("evaluation", entry)
-
-
 def checked_value(key: str, value: Any) -> Any:
     """Returns a value for the setting `section.name`, converted to its type. Raises UserError if it is invalid."""
     setting = find_setting(key)
@@ -408,11 +397,8 @@ def _raise_first_broken(rules: Sequence[tuple[Any, str]]) -> None:
 def _check_together(config: ConfigDict) -> None:
     """Checks settings of the other sections that depend on each other."""
     data, masking, tokenizer, mesh = config.data, config.masking, config.tokenizer, config.mesh
-    task = config.task
     held_out = [entry.partition("=") for entry in data.held_out]
     names = [name for name, _, _ in held_out]
-    task_files = [_named(entry) for entry in task.evaluation]
-    task_names = [name for name, _ in task_files]
     _raise_first_broken([
         (masking.mask_share + masking.random_share < 1 + 1e-9,
          f"masking.mask_share={masking.mask_share} plus masking.random_share={masking.random_share} must not exceed 1"),
@@ -424,18 +410,12 @@ def _check_together(config: ConfigDict) -> None:
         (all(name and path for name, _, path in held_out), f"data.held_out={data.held_out}: expected NAME=PATH"),
         (len(set(names)) == len(names), f"data.held_out={data.held_out}: a name occurs twice"),
         (_are_names(names), f"data.held_out={data.held_out}: names may contain letters, digits, - and _"),
-        (config.train.objective != "classify" or task.train,
-         "train.objective=classify needs task.train, a file of labelled examples"),
-        (len(task.text) in (1, 2) and all(task.text),
-         f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma"),
-        (len({*task.text, task.label}) > len(task.text),
-         f"task.text={','.join(task.text)} and task.label={task.label}: must be different columns"),
-        (len(set(task.labels)) == len(task.labels), f"task.labels={','.join(task.labels)}: a label occurs twice"),
-        (all(label and label == label.strip() for label in task.labels),
-         f"task.labels={','.join(task.labels)}: a label is empty, or has a space before or after it"),
-        (all(name and path for name, path in task_files), f"task.evaluation={task.evaluation}: expected NAME=FILE"),
-        (len(set(task_names)) == len(task_names), f"task.evaluation={task.evaluation}: two files have the same name"),
-        (_are_names(task_names), f"task.evaluation={task.evaluation}: names may contain letters, digits, - and _"),
+        (config.model.init_from or not config.model.reinitialize_layers,
+         f"model.reinitialize_layers={config.model.reinitialize_layers} needs init_from; without it, all layers start"
+         " from new weights"),
+        (config.model.reinitialize_layers <= config.model.layers,
+         f"model.reinitialize_layers={config.model.reinitialize_layers} exceeds the {config.model.layers} layers of the"
+         " model"),
         (mesh.data == -1 or mesh.data >= 1, f"mesh.data={mesh.data}: must be a number of devices, or -1 for the rest"),
     ])  # fmt: skip
 

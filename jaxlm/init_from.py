@@ -4,24 +4,32 @@ import dataclasses
 import functools
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxlm.config import config_from_dict, config_to_dict, load_config, phases_of
+from jaxlm.data.tasks.table import KINDS
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface.families import FAMILIES
+from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
+from jaxlm.model.narrowing import keep_units
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
-from jaxlm.runtime.checkpoint import restore_params, split_step
+from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
 from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
+from jaxlm.typed import listed
 
 # Settings of section `model` that describe how weights are initialized or trained, so a run may have its own.
-_OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions")
+_OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions",
+        "reinitialize_layers", "remove_units")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
 _log = logging.getLogger("jaxlm")
@@ -38,12 +46,36 @@ class Start:
     source: conversion.Source | None  # of a Hugging Face directory
     source_config: dict[str, Any] | None  # config.json of the Hugging Face directory that it is or once started from
     objective: str | None = None  # that of a work directory
-    step: int | None = None  # the checkpoint of a work directory; None: the newest
+    step: int | None = None  # the checkpoint of a work directory, named or selected; None: the newest
+    labels: tuple[str, ...] = ()  # names of the outputs of a model that was fine-tuned
+    head: str = ""  # the family whose head it has, a value of task.head; "": not known
+    pooling: str = ""  # likewise of task.pooling
+    trained_on: str = ""  # of a work directory: the known task or the training file that it was fine-tuned on
+    dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of heads, by their kind
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings that a run takes over, by section."""
-        return {"model": self.model, "tokenizer": self.tokenizer}
+        task = {name: value for name, value in (("head", self.head), ("pooling", self.pooling)) if value}
+        return {"model": self.model, "tokenizer": self.tokenizer, "task": task}
+
+    @functools.cached_property
+    def task(self) -> TaskSettings | None:
+        """What it was fine-tuned for, if that is known."""
+        if self.objective not in task_heads.KINDS:
+            return None
+        return task_heads.resolve_head(TaskSettings(self.objective, self.labels, self.head, self.pooling), self.encoder)
+
+    def why_new_head(self, objective: str, labels: tuple[str, ...], task: TaskSettings | None) -> str:
+        """Returns why its head cannot go on with an objective, outputs of these names and a task; "" if it can."""
+        if self.objective != objective and {self.objective, objective} != {"regression", "reranker"}:
+            return f"was trained for {self.objective}, not {objective}"
+        if not task_heads.same_labels(self.labels, labels):
+            return f"was trained for other labels ({listed(self.labels, 5)}, not {listed(labels, 5)})"
+        if self.task and task and (self.task.style, self.task.pooling) != (task.style, task.pooling):
+            heads = (f"task.head={given.head}, task.pooling={given.pooling}" for given in (self.task, task))
+            return f"has another head ({'; not '.join(heads)})"
+        return ""
 
     @property
     def has_head(self) -> bool:
@@ -56,13 +88,20 @@ class Start:
     def encoder(self) -> EncoderConfig:
         return encoder_config(config_from_dict({"model": self.model}, self.name).model)
 
-    def check(self, encoder: EncoderConfig, extend_positions: str) -> None:
+    def check(self, encoder: EncoderConfig, extend_positions: str, remove_units: str = "refuse") -> None:
         """Raises UserError that names the settings of an encoder which do not fit these weights."""
         name, theirs = self.name, self.encoder
         fresh_head = not self.has_head
         free = {*_FREE, *(_HEAD if fresh_head else ())}
         for field in dataclasses.fields(EncoderConfig):
             ours, given = getattr(encoder, field.name), getattr(theirs, field.name)
+            if field.name == "feed_forward_width" and ours < given:
+                if remove_units == "refuse":
+                    raise UserError(
+                        f"model.feed_forward_width={ours} is below the {given} of {name}; set"
+                        " model.remove_units=magnitude to keep the most important units, or remove the setting"
+                    )
+                continue
             if ours != given and field.name not in free:
                 raise UserError(f"model.{field.name}={ours}, but {name} has {given}; remove the setting")
         if encoder.positions != "learned" or encoder.max_positions == theirs.max_positions:
@@ -78,7 +117,12 @@ class Start:
             )
 
     def params(
-        self, encoder: EncoderConfig, before: Tokenizer, tokenizer: Tokenizer, extend_positions: str
+        self,
+        encoder: EncoderConfig,
+        before: Tokenizer,
+        tokenizer: Tokenizer,
+        extend_positions: str,
+        remove_units: str = "refuse",
     ) -> dict[str, Any]:
         """Returns the weights, float32 on the host, grown to `encoder`; a head that they lack is left out.
 
@@ -86,7 +130,7 @@ class Start:
         that it was before. Raises UserError that names the settings which do not fit the weights.
         """
         theirs = self.encoder
-        self.check(encoder, extend_positions)
+        self.check(encoder, extend_positions, remove_units)
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
             conversion.check_padding(self.source, before)
@@ -94,17 +138,33 @@ class Start:
         params = loaded.params
         if step is not None and jax.process_index() == 0:
             print(f"{self.directory}: read the checkpoint of step {step:,}", file=sys.stderr)
-        if loaded.unused:
-            _log.warning("%s: ignored, since a masked language model has none: %s", self.name,
-                         some_of(loaded.unused, 3))  # fmt: skip
+        unused = [name for name in loaded.unused if not ("pooler" in params and "pooler.dense." in name)]
+        if unused:
+            _log.warning("%s: ignored, since a masked language model has none: %s", self.name, some_of(unused, 3))
         if loaded.fresh:
-            params.pop("head", None)  # incomplete, or that of another task
-            _log.warning("%s has no masked-LM head: a new head is initialized", self.name)
+            params.pop("head", None)  # incomplete
         params.pop("discriminator", None)
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
             _extend_positions(params, theirs, encoder, extend_positions)
+        if encoder.feed_forward_width < theirs.feed_forward_width:
+            params["encoder"] = keep_units(params["encoder"], encoder.feed_forward_width)
         return params
+
+    def check_task(self, intermediate: str) -> None:
+        """Raises UserError unless this was fine-tuned on the task that task.intermediate names.
+
+        The task of a Hugging Face directory is not recorded: a classifier is accepted.
+        """
+        classes = (self.source_config or {}).get("architectures") or []
+        is_classifier = any("ForSequenceClassification" in str(name) for name in classes)
+        if not intermediate or self.trained_on == intermediate or (self.source is not None and is_classifier):
+            return
+        was = f"was fine-tuned on {self.trained_on}" if self.trained_on else "was not fine-tuned on labelled examples"
+        raise UserError(
+            f"task.intermediate={intermediate}, but {self.name} {was}; name a model that was fine-tuned on"
+            f" {intermediate} in init_from, or remove the requirement with --config.task.intermediate="
+        )
 
     def check_weights(self) -> None:
         """Raises UserError if the weights cannot be read, do not fit their config, or hold NaN or infinity.
@@ -114,44 +174,126 @@ class Start:
         self._read()
 
     def _read(self) -> tuple[conversion.Loaded, int | None]:
-        """Returns the weights, and the step of a work directory's checkpoint."""
+        """Returns the weights, and the step of a work directory's checkpoint.
+
+        Beside "encoder" and "head" they may have "pooler", and "task_head" if the model was fine-tuned.
+        """
         if self.source is not None:
-            return conversion.read_params(self.source, self.encoder), None
+            loaded = conversion.read_params(self.source, self.encoder)
+            if pooler := conversion.pooler_params(self.source, self.encoder):
+                loaded.params["pooler"] = pooler
+            if self.task and (head := task_heads.read_head(self.source, self.encoder, self.task)):
+                loaded.params["task_head"] = head
+                used = task_heads.head_names(self.source, self.task)
+                loaded = loaded._replace(unused=[name for name in loaded.unused if name not in used])
+            return loaded, None
         config = load_config(str(self.directory / "config.json"))
         restored = restore_params(self.directory / "checkpoints", abstract_params(config, self.encoder), self.step)
-        fresh = [] if self.has_head else ["head"]
-        return conversion.Loaded(jax.tree.map(np.asarray, restored.state), fresh, []), restored.step
+        params = jax.tree.map(np.asarray, restored.state)
+        if not self.has_head and "head" in params:
+            params["task_head"] = params.pop("head")
+        return conversion.Loaded(params, [], []), restored.step
 
 
 def resolve(name: str, workdir: Path | None = None) -> Start:
     """Returns the work directory or Hugging Face directory that `name` refers to. Raises UserError.
 
-    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name`, the
-    settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
+    DIR/checkpoints/N is a checkpoint of the work directory DIR. If `workdir` holds a run that started from `name` and
+    saved a checkpoint, the settings are those of that run: its checkpoints hold the weights, and `name` may be gone.
     """
-    if workdir and (workdir / "config.json").is_file():
+    saved = workdir and any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*"))
+    if workdir and saved and (workdir / "config.json").is_file():
         before = config_to_dict(load_config(str(workdir / "config.json")))
         if before["model"]["init_from"] == name:
-            return Start(name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None)
+            task, kind = before["task"], task_heads.KINDS.get(before["train"]["objective"])
+            dropouts = {kind: task["dropout"]} if kind and task["dropout"] is not None else {}
+            return Start(
+                name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None,
+                head=task["head"], pooling=task["pooling"], dropouts=dropouts,
+            )  # fmt: skip
     directory, step = split_step(Path(name).expanduser())
     directory = conversion.locate(name if step is None else directory)
     if conversion.is_checkpoint(directory):
-        source, objective = conversion.read_source(directory), None
+        source = conversion.read_source(directory)
+        task, trained_on = task_heads.task_of_source(source), ""
         model = conversion.model_settings(source)
         tensor_names(directory)  # missing or damaged weights are reported before any text is read
         tokenizer = {"path": str(directory.absolute())}
         source_config = read_json(directory / "config.json")
+        objective, labels = (task.objective, task.labels) if task else (None, ())
+        head = task_heads.HEADS.get(source.family.name, source.family.name)
+        pooling = task.pooling if task else task_heads.head_pooling(source.config, source.family)
+        dropouts = task_heads.head_dropouts(source.config, source.family)
     elif (directory / "config.json").is_file():
         source, config = None, load_config(str(directory / "config.json"))
         objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
+        step = step if step is not None else (selected_step(directory, config) or (None,))[0]
+        labels, head, pooling = config.task.labels, config.task.head, config.task.pooling
+        trained_on = config.task.train if config.task.name == "none" else config.task.name
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
         before_it = directory / conversion.SOURCE_CONFIG
         source_config = read_json(before_it) if before_it.is_file() else None
+        dropouts = _dropouts_of_run(config, source_config)
     else:
         raise UserError(f"init_from={name} has no config.json; expected a work directory or a Hugging Face directory")
     model = {key: value for key, value in model.items() if key not in _OWN}
-    return Start(name, directory, model, tokenizer, source, source_config, objective, step)
+    if head in ("", "auto") and source_config:  # a run that continued a checkpoint
+        family = str(source_config.get("model_type"))
+        head = task_heads.HEADS.get(family, family)
+    head, pooling = ("" if value == "auto" else value for value in (head, pooling))
+    return Start(
+        name,
+        directory,
+        model,
+        tokenizer,
+        source,
+        source_config,
+        objective,
+        step,
+        labels,
+        head,
+        pooling,
+        trained_on,
+        dropouts,
+    )
+
+
+def selected_step(directory: Path, config: Any) -> tuple[int, str] | None:
+    """Returns the checkpoint that a run on labelled examples has selected and reports on, and the metric in words.
+
+    Returns None for other runs, and for those that select none: their newest checkpoint stands for them.
+    """
+    selects = config.train.objective in KINDS and config.evaluation.select != "none" and config.checkpoint.keep_best
+    return best_step(directory / "checkpoints") if selects else None
+
+
+def _dropouts_of_run(config: Any, source_config: dict[str, Any] | None) -> dict[str, float]:
+    """Returns the dropout of a run's heads by their kind: its own, and those of the checkpoint that it started from."""
+    family = FAMILIES.get(str((source_config or {}).get("model_type")))
+    dropouts = task_heads.head_dropouts(source_config, family) if source_config and family else {}
+    if config.train.objective in task_heads.KINDS and config.task.dropout is not None:
+        dropouts[task_heads.KINDS[config.train.objective]] = config.task.dropout
+    return dropouts
+
+
+def load_config_and_start(
+    spec: str | Path | ConfigDict, overrides: Sequence[str], workdir: Path | None = None
+) -> tuple[ConfigDict, Start | None]:
+    """Returns a config and what its model.init_from names, from which architecture, tokenizer and head come.
+
+    Arguments as of `load_config`. Raises UserError.
+    """
+    found: list[Start] = []
+
+    def settings(name: str) -> dict[str, dict[str, Any]]:
+        found.append(resolve(name, workdir))
+        return found[0].settings
+
+    config = load_config(spec, overrides, settings)
+    if found and config.task.dropout is None:  # which rate it is depends on the objective
+        config.task.dropout = found[0].dropouts.get(task_heads.KINDS.get(config.train.objective, ""))
+    return config, found[0] if found else None
 
 
 def start_settings(name: str, workdir: Path | None = None) -> dict[str, dict[str, Any]]:

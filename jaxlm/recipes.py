@@ -1,6 +1,8 @@
 """The recipes that ship with jaxlm: the files of `configs/`, which `--config` also finds by their names."""
 
 import difflib
+import itertools
+import re
 from pathlib import Path
 
 from jaxlm.errors import UserError
@@ -11,6 +13,13 @@ FOLDER = Path(__file__).parent / "configs"  # in a checkout, a link to the folde
 def recipes() -> dict[str, Path]:
     """Returns the file of each recipe by its name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
+
+
+def variants_of(path: Path) -> list[str]:
+    """Returns the variants that the header of a recipe lists, such as "512" for NAME:512."""
+    header = path.read_text(encoding="utf-8").partition("\nvariants:")[2]
+    lines = itertools.takewhile(lambda line: line.startswith(" "), header.split("\n"))
+    return re.findall(r"(?<!\S):(\w+)", "\n".join(lines))
 
 
 def find_config(name: str) -> Path:

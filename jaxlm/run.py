@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,19 @@ from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.prepared import record_crc32
 from jaxlm.data.rows import RowSource
 from jaxlm.data.table import DATA, Data
+from jaxlm.data.task_data import TaskData
+from jaxlm.data.tasks.table import KINDS, shared_labels
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.table import EVALUATORS
+from jaxlm.evaluation.teacher import find_teacher, with_teacher
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
+from jaxlm.huggingface.task_heads import task_of_config
 from jaxlm.init_from import Start
 from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
 from jaxlm.runtime.clock import TIME_UNITS
+from jaxlm.runtime.parameter_paths import layer_count
 from jaxlm.runtime.run_log import RunLog
 from jaxlm.settings import REQUIRED
 from jaxlm.step import Assembly, assemble, run_seeds
@@ -77,9 +83,30 @@ class Run:
         if self.start:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
-            params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, model.extend_positions)
-            state["params"] = _replaced(state["params"], self.assembly.objectives[0].inherit(params))
+            params = self.start.params(
+                self.assembly.encoder, before, self.data.tokenizer, model.extend_positions, model.remove_units
+            )
+            drop_top(params, model.reinitialize_layers, keep_head=self.assembly.objectives[0].predicts_tokens)
+            fresh = state.pop("params")
+            state.clear()  # gives back the memory of the optimizer state, which may depend on the parameters
+            state = self.assembly.started_from(_replaced(fresh, self._inherited(self.start, params)))
         return state
+
+    def _inherited(self, start: Start, params: dict) -> dict:
+        """Returns those of the start's parameters that this run takes over, and logs what it does not."""
+        objective = self.assembly.objectives[0]
+        log = logging.getLogger("jaxlm")
+        task = task_of_config(self.config, self.assembly.encoder)
+        why = start.why_new_head(self.config.train.objective, self.data.facts.labels, task)
+        if "task_head" in params and why:
+            del params["task_head"]
+            new = "its head is not used" if objective.predicts_tokens else "a new head is initialized"
+            log.warning("%s %s: %s", start.name, why, new)
+        if objective.predicts_tokens and "head" not in params:
+            log.warning("%s has no masked-LM head: a new head is initialized", start.name)
+        if objective.predicts_tokens and "pooler" in params:
+            log.warning("%s: ignored, since a masked language model has none: pooler.dense", start.name)
+        return objective.inherit(params)
 
     def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the global batch on the mesh, of which this process gives its rows."""
@@ -87,12 +114,49 @@ class Run:
 
     def evaluate(self, evaluators: Sequence[Evaluator], params: dict, log: RunLog, step: int) -> dict[str, Metrics]:
         """Returns the metrics of each evaluator by its name, and logs them; `step` updates have been done."""
-        number = phase_number(self.assembly.phases, max(step - 1, 0))
-        results = {}
-        for evaluator in evaluators:
-            results[evaluator.name] = evaluator.evaluate(params, number)
-            log.evaluation(step, evaluator.name, results[evaluator.name])
+        return self._evaluated([(evaluator.name, evaluator.evaluate) for evaluator in evaluators], params, log, step)
+
+    def fit(self, params: dict, step: int) -> dict[str, Any]:
+        """Returns what is fitted on the selecting set, with the parameters after `step`; {} if nothing is."""
+        fits = [evaluator.fit for evaluator in self.evaluators if evaluator.fit]
+        return fits[0](params, self._phase_after(step)) if fits else {}
+
+    def report(self, params: dict, log: RunLog, step: int, fitted: Mapping[str, Any]) -> dict[str, Metrics]:
+        """Returns and logs the metrics of the sets that are reported at the end, with the parameters after `step`.
+
+        `fitted` is what `fit` returned for them.
+        """
+        reported = [
+            (evaluator.name, functools.partial(evaluator.evaluate_report, fitted))
+            for evaluator in self.evaluators
+            if evaluator.report
+        ]
+        return self._evaluated(reported, params, log, step)
+
+    def _phase_after(self, step: int) -> int:
+        return phase_number(self.assembly.phases, max(step - 1, 0))
+
+    def _evaluated(
+        self, evaluations: Sequence[tuple[str, Callable]], params: dict, log: RunLog, step: int
+    ) -> dict[str, Metrics]:
+        number, results = self._phase_after(step), {}
+        for name, evaluation in evaluations:
+            results[name] = evaluation(params, number)
+            log.evaluation(step, name, results[name])
         return results
+
+
+def drop_top(params: dict, count: int, keep_head: bool) -> None:
+    """Removes the top `count` layers from parameters that a run starts from, and unless `keep_head`, what is above.
+
+    The run then keeps its fresh ones (arXiv 2006.05987).
+    """
+    layers = layer_count(params)
+    for number in range(layers - count, layers):
+        del params["encoder"][f"layers_{number}"]
+    if count and not keep_head:
+        for name in params.keys() - {"encoder"}:
+            del params[name]
 
 
 def _replaced(params: Any, given: Any) -> Any:
@@ -169,15 +233,9 @@ def load_run_config(
 
     Architecture and tokenizer come from the named directory, under the overrides; arguments as of `load_config`.
     """
-    start: list[Start] = []
-
-    def settings(name: str) -> dict[str, dict[str, Any]]:
-        start.append(init_from.resolve(name, workdir))
-        return start[0].settings
-
-    config = load_config(spec, overrides, settings)
+    config, start = init_from.load_config_and_start(spec, overrides, workdir)
     _check_start(config)
-    return config, start[0] if start else None
+    return config, start
 
 
 def _check_start(config: Any) -> None:
@@ -203,6 +261,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
         config.model.vocab_size = config.model.vocab_size or before.model.vocab_size
         config.tokenizer.vocab_size = config.tokenizer.vocab_size or before.tokenizer.vocab_size
         config.task.labels = config.task.labels or before.task.labels
+        config.task.intermediate = config.task.intermediate or before.task.intermediate
         if changed := changed_settings(before, config):
             differences = "; ".join(changed)
             raise UserError(
@@ -217,14 +276,21 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     kind.check(config, mesh, phases)
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
+    teacher = find_teacher(config)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
-        start.check(any_size, config.model.extend_positions)
+        start.check(any_size, config.model.extend_positions, config.model.remove_units)
+        start.check_task(config.task.intermediate)
         start.check_weights()
 
+    config.task.intermediate = config.task.intermediate or (start.trained_on if start else "")
+    if start and start.labels and not config.task.labels and config.train.objective in KINDS:
+        config.task.labels = shared_labels(config, start.labels)
     data = _data_of_run(config, workdir)
     if config.tokenizer.add and config.model.vocab_size:  # the token table grows with the tokens that are added
         config.model.vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
     encoder = encoder_config(config.model, data.tokenizer.vocab_size)
+    if teacher and isinstance(data, TaskData):
+        data = with_teacher(data, teacher, config, encoder.width, mesh)
     config.model.vocab_size, config.task.labels = encoder.vocab_size, data.facts.labels
     if not config.tokenizer.path:
         config.tokenizer.vocab_size = config.tokenizer.vocab_size or data.tokenizer.vocab_size
@@ -232,11 +298,13 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     assembly = assemble(config, encoder, data.facts, mesh, platform)
     multiple = int(np.lcm.reduce([sharding.batch_parts(mesh) * phase.accumulate for phase in phases]))
     rows = data.rows(config, phases, run_seeds(config)["data"], multiple)
+    if config.evaluation.per_epoch:
+        config.evaluation.every = max(1, round(rows.steps_for(1000.0, None) / 1000 / config.evaluation.per_epoch))
     if jax.process_index() == 0:
         save_config(config, workdir / "config.json")
         if start and start.source_config and not before:
             storage.write_text(workdir / SOURCE_CONFIG, json.dumps(start.source_config, indent=2) + "\n")
-    evaluators = EVALUATORS[config.train.objective](assembly, data)
+    evaluators = EVALUATORS[config.train.objective](assembly, data, workdir)
     total = total_steps(config.train, rows)
     return Run(config, workdir, data, assembly, rows, evaluators, total, start, distributed.Votes(mesh))
 

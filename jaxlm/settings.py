@@ -29,10 +29,15 @@ INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "[0,1)": (lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
     "[0,1]": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
     "(0,1]": (lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+    "finite": (lambda x: abs(x) < float("inf"), "must be a finite number"),
 }
 
 REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist already: the user has to name them
 MAX_CHOSEN_VOCABULARY = 8192  # entries; bench and plan assume them if tokenizer.vocab_size is 0
+# Of data sets whose files and columns are known; text/known_tasks.py describes them.
+TASK_NAMES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "sick_relatedness",
+              "sick_entailment", "ag_news", "ag_news_original", "trecqa", "conll2003", "wnut17", "squad",
+              "squad2")  # fmt: skip
 # Larger values are mistakes, or the marks of a damaged file: without a limit, they would take hours and all memory.
 LARGEST_INTEGERS = {
     "model.layers": 1000, "model.width": 2**20, "model.heads": 2**16, "model.feed_forward_width": 2**22,
@@ -131,6 +136,18 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " rows, interpolate between them, or refuse",
             ("refuse", "repeat", "interpolate"),
         ),
+        "reinitialize_layers": S(
+            0,
+            "number of top layers that start from new weights, not from those of init_from, and the layers of its head"
+            " with them (arXiv 2006.05987)",
+            within=">=0",
+        ),
+        "remove_units": S(
+            "refuse",
+            "how to choose the feed-forward units of init_from that are removed when model.feed_forward_width is"
+            " smaller: those with the smallest weights in each layer, or refuse",
+            ("refuse", "magnitude"),
+        ),
         "layers": S(4, "number of Transformer layers", within=">=1"),
         "width": S(256, "width of the hidden states", within=">=1"),
         "heads": S(4, "attention heads; must divide model.width", within=">=1"),
@@ -223,9 +240,23 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train": {
         "objective": S(
             "masked",
-            "masked: predict masked tokens; causal: predict each token from those before it; classify: predict the"
-            " label of an example (section task)",
-            ("masked", "causal", "classify"),
+            "masked: predict masked tokens; causal: predict each token from those before it; the others learn from"
+            " labelled examples (section task). classification: one label per example; multi_label: several;"
+            " regression: a number; tagging: a tag per word; span: the part of a context that answers a question;"
+            " embedding: vectors whose cosine says what belongs together; reranking: whether a passage answers a"
+            " query; choice: which of several texts is right",
+            (
+                "masked",
+                "causal",
+                "classification",
+                "multi_label",
+                "regression",
+                "tagging",
+                "span",
+                "embedding",
+                "reranking",
+                "choice",
+            ),
         ),
         "steps": S(
             None, "stop after this many updates; set one of steps, epochs, tokens, minutes", kind=int, within=">0"
@@ -283,18 +314,135 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
     },
     "task": {
-        "train": S("", "file of labelled training examples: .tsv, .csv or .jsonl"),
+        "name": S(
+            "none",
+            "known task, whose files, columns and metric --config=finetune:NAME sets; none: one of your own",
+            ("none", *TASK_NAMES),
+        ),
+        "data": S("", "folder that the files of this section are in; empty: the current one"),
+        "train": S(
+            "",
+            "labelled training examples: a .tsv, .csv, .jsonl or .parquet file, or tfds:NAME[:SPLIT]; for tagging also"
+            " CoNLL columns, with one word per line",
+        ),
         "evaluation": S(
             (),
             "files of evaluation examples, as NAME=FILE, several with commas; a bare FILE is named evaluation",
         ),
+        "test": S((), "likewise, but the examples may lack labels: they are predicted at the end of the run"),
+        "submission": S(
+            False,
+            "also predict the test sets of the known task, and write the predictions in its benchmark's format"
+            " (submission/NAME.tsv in the work directory); span: write predictions/SET.json as SQuAD's scripts read it",
+        ),
+        "intermediate": S(
+            "",
+            "task that model.init_from was fine-tuned on before this one, such as mnli: another start is rejected;"
+            " empty: any, which the run fills in",
+        ),
         "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
         "label": S("label", "column with the label"),
+        "words": S("", "tagging: column with the words, from 0 in CoNLL columns; empty: the first, or words"),
+        "tags": S("", "tagging: column with the tags, -1 is the last of CoNLL columns; empty: the last, or tags"),
+        "scheme": S(
+            "bio",
+            "tagging: how tags spell entities; bio: scored as by conlleval and seqeval, where an I- that continues"
+            " nothing begins an entity; iob2: strictly, where only B- does; none: each word counts for itself, such as"
+            " parts of speech",
+            ("bio", "iob2", "iobes", "none"),
+        ),
         "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
+        "separator": S(",", "what separates the labels of an example with several"),
         "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),
-        "pooling": S("mean", "how the states of an example become one vector", ("mean", "cls", "max")),
-        "metric": S(
-            "accuracy", "metric of the first evaluation file that selects the best checkpoint", ("accuracy", "loss")
+        "bad_rows": S("refuse", "rows with another number of columns than the header", ("refuse", "skip")),
+        "truncation": S(
+            "longest_first",
+            "which text of an example that is too long loses its end: the longer one, or the first or second of a pair",
+            ("longest_first", "first", "second", "refuse"),
+        ),
+        "head": S(
+            "auto",
+            "head on the encoder, as in that family of Transformers; auto: that of the model's family",
+            ("auto", "bert", "roberta", "distilbert", "electra", "modernbert"),
+        ),
+        "pooling": S(
+            "auto",
+            "how the states of an example become one vector; auto: as in the head's family, mean in ModernBERT, else"
+            " cls, the state of the first token",
+            ("auto", "cls", "mean", "max"),
+        ),
+        "dropout": S(None, "dropout of the head; none: model.dropout", kind=float, within="[0,1)"),
+        "class_weights": S(
+            (), "weights of the labels in the loss, as LABEL=WEIGHT, else 1; balanced: equal totals for all labels"
+        ),
+        "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
+        "r_drop": S(
+            0.0,
+            "R-Drop: weight of the divergence between two passes with different dropout, the paper's alpha; steps take"
+            " twice as long; 0: one pass",
+            within=">=0",
+        ),
+        "teacher": S(
+            "", "distillation: work directory of a fine-tuned model whose answers are learned beside the labels"
+        ),
+        "teacher_share": S(
+            0.5, "share of the teacher's answers in the loss; that of the labels is the rest", within="[0,1]"
+        ),
+        "teacher_temperature": S(2.0, "temperature at which both models' probabilities are compared", within=">0"),
+        "teacher_states": S(
+            0.0,
+            "weight of the distance to the teacher's pooled states, or if they are wider to their principal components",
+            within=">=0",
+        ),
+        "stride": S(
+            0,
+            "span: tokens from the begin of a window over a long context to that of the next, at most the window's"
+            " length; 0: half a window",
+            within=">=0",
+        ),
+        "misplaced": S(
+            0.05, "span: largest share of answers that may be elsewhere than their answer_start says", within="[0,1)"
+        ),
+        "answer_tokens": S(30, "span: longest answer that is predicted, in tokens", within=">=1"),
+        "n_best": S(5, "span: answers that predictions list for each question", within=">=1"),
+        "null_threshold": S(
+            None,
+            "span: a question is left unanswered if the score of no answer exceeds that of the best answer by more;"
+            " none: fitted on the selecting set, if it has questions without an answer",
+            kind=float,
+            within="finite",
+        ),
+        "segmentation": S(
+            "auto",
+            "span: units of F1; characters: each Chinese, Japanese or Thai character is a word; auto: by the script of"
+            " most answers",
+            ("auto", "words", "characters"),
+        ),
+        "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
+        "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
+        "negatives": S((), "embedding: columns with texts that do not belong to the first text of the row"),
+        "loss": S(
+            "contrastive",
+            "embedding: contrastive: the two texts of a row belong together, and the other texts of the batch do not;"
+            " cosent, cosine_mse: task.label says how similar they are, and the loss compares the order, or the values",
+            ("contrastive", "cosent", "cosine_mse"),
+        ),
+        "temperature": S(
+            0.05, "embedding: what cosines are divided by in the contrastive and cosent loss", within=">0"
+        ),
+        "symmetric": S(True, "embedding: the contrastive loss also compares each second text with all first texts"),
+        "dimensions": S(
+            (),
+            "embedding: first dimensions of a vector that must be a good vector too, such as 256,64 (Matryoshka)",
+            item=int,
+        ),
+        "query_prompt": S("", "embedding: text before the first text of a row"),
+        "document_prompt": S("", "embedding: text before the other texts of a row"),
+        "score_range": S(
+            (),
+            "embedding: lowest and highest value of task.label, which cosine_mse maps to 0 and 1; empty: values are"
+            " cosines",
+            item=float,
         ),
     },
     "optimizer": {
@@ -328,6 +476,30 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " parameter paths; a tied output belongs to the embeddings",
         ),
         "clip_norm": S(1.0, "maximum global norm of the gradients; 0: no clipping", within=">=0"),
+        "average": S(
+            0.0,
+            "decay of a running average of the parameters, which is evaluated, saved and exported in their place, such"
+            " as 0.999; lower in the first updates; 0: none",
+            within="[0,1)",
+        ),
+    },
+    "pruning": {
+        "sparsity": S(
+            0.0, "fraction of the weights of pruning.parameters that are 0 in the end; 0: none", within="[0,1)"
+        ),
+        "method": S(
+            "magnitude",
+            "weights that are set to 0 first: those of the lowest magnitude, or those that training moves towards 0 the"
+            " most",
+            ("magnitude", "movement"),
+        ),
+        "parameters": S(
+            (r"/layers_\d+/.*kernel$",),
+            "matrices whose weights compete: embeddings, head, layers:0-5, layers:0,1,2 or patterns of parameter paths",
+        ),
+        "begin": S(0.0, "fraction of the run after which pruning begins", within="[0,1]"),
+        "end": S(0.5, "fraction of the run after which pruning.sparsity is reached; 0: at once", within="[0,1]"),
+        "every": S(10, "updates between two steps of pruning", within=">=1"),
     },
     "schedule": {
         "name": S(
@@ -375,6 +547,24 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "every": S(1000, "steps between evaluations on the held-out sets; 0: only at the end", within=">=0"),
         "rows": S(512, "number of rows of each held-out set to evaluate on, from its start; 0: all", within=">=0"),
         "batch_size": S(0, "rows per evaluation batch; 0: train.batch_size", within=">=0"),
+        "per_epoch": S(
+            0.0, "labelled examples: evaluations per epoch; above 0, it replaces evaluation.every", within=">=0"
+        ),
+        "select": S(
+            "split",
+            "labelled examples: what selects the best checkpoint; split: a part of task.train that is not trained on,"
+            " chosen by hash; NAME: that evaluation set, whose figures are then optimistic; none: the last checkpoint"
+            " is reported",
+        ),
+        "select_fraction": S(0.1, "fraction of task.train that is kept for selection", within="(0,1)"),
+        "calibrate": S(
+            True,
+            "labelled examples: fit a temperature for the probabilities of labels at the end, on the set that selects;"
+            " predictions use it",
+        ),
+        "patience": S(
+            0, "labelled examples: stop after this many evaluations without a better one; 0: never", within=">=0"
+        ),
     },
     "logging": {
         "every": S(10, "steps between lines of metrics.jsonl", within=">=1"),
@@ -385,7 +575,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 
 # Settings that may change when a run is resumed: they extend it, distribute it or monitor it.
 RESUMABLE = {"train.steps", "train.epochs", "train.tokens", "train.minutes", "train.count_compilation",
-             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch"}  # fmt: skip
+             "train.attention", "train.rematerialise", "data.cache", "data.workers", "data.prefetch",
+             "task.submission"}  # fmt: skip
 RESUMABLE_SECTIONS = {"mesh", "checkpoint", "evaluation", "logging"}
 
 SHORT_NAMES = {"init_from": "model.init_from"}  # settings that need no section on the command line
@@ -395,7 +586,7 @@ class Former(NamedTuple):
     """What became of a setting that older versions wrote into config.json."""
 
     name: str | None  # the setting's name now; None if it was removed
-    values: Mapping[bool, str] = MappingProxyType({})  # if it was a switch: what replaces True and False
+    values: Mapping[bool | str, str] = MappingProxyType({})  # what replaces values that no longer exist
 
 
 FORMER: dict[str, Former] = {
@@ -403,6 +594,7 @@ FORMER: dict[str, Former] = {
     "optimizer.rates": Former("optimizer.rate_multipliers"),
     "schedule.decay": Former("schedule.decay_steps"),
     "train.rematerialise": Former("train.rematerialise", {True: "full", False: "none"}),
+    "train.objective": Former("train.objective", {"classify": "classification"}),
     "debug.nan_at_step": Former(None),
 }
 

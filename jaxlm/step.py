@@ -18,15 +18,16 @@ from jax.sharding import Mesh
 
 from jaxlm.config import Phase, phases_of
 from jaxlm.data.facts import DataFacts
-from jaxlm.errors import UserError
 from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.kernels.dispatch import choose_attention
 from jaxlm.objectives.objective import Objective
 from jaxlm.objectives.table import make_objective
-from jaxlm.optimizer.optimizers import make_optimizer, stop_frozen_gradients
+from jaxlm.optimizer.optimizers import stop_frozen_gradients
 from jaxlm.optimizer.parameter_rules import frozen_mask
 from jaxlm.optimizer.schedules import make_schedule
+from jaxlm.optimizer.table import make_update
+from jaxlm.optimizer.update import Moment, Update
 from jaxlm.runtime import hardware, sharding
 from jaxlm.runtime.compiling import compiler_options, initial_options
 
@@ -43,9 +44,10 @@ def run_seeds(config: Any) -> dict[str, int]:
 
 def make_train_step(
     objective: Objective,
-    update: optax.GradientTransformation,
+    update: Update,
     frozen: Any,
     schedule: Callable[[Array], Array],
+    total: float,
     learning_rate: float,
     accumulate: int,
     mask_seed: int,
@@ -53,9 +55,9 @@ def make_train_step(
     """Returns (state, batch, step, done, knobs) -> (state, metrics), one update; pure, not yet jitted.
 
     state is {"params", "opt_state"}. batch is the global batch, arrays [B, ...] as `objective.columns` names them. step
-    is the number of completed updates (int32), done the same in the schedule's unit (float32), knobs the objective's
-    scalars. Masks and dropout of row b depend on (mask_seed, step, b) alone, whatever the mesh or the micro-batches.
-    `frozen` is a tree of bools, True where a parameter is not trained.
+    is the number of completed updates (int32), done the same in the schedule's unit (float32), in which the run has the
+    length `total`, knobs the objective's scalars. Masks and dropout of row b depend on (mask_seed, step, b) alone,
+    whatever the mesh or the micro-batches. `frozen` is a tree of bools, True where a parameter is not trained.
     """
 
     def train_step(state: dict, batch: Mapping[str, Array], step: Array, done: Array, knobs: Mapping[str, Array]):
@@ -78,33 +80,37 @@ def make_train_step(
                 sums = objective.sums(params, rows, seeds)
             return sums["loss"] / weight, sums
 
+        weights = update.weights(state["params"], state["opt_state"])
         gradient = jax.grad(share_of_loss, has_aux=True)
         rows = (prepared.rows, seeds)
         if accumulate == 1:
-            grads, sums = gradient(state["params"], rows)
+            grads, sums = gradient(weights, rows)
         else:
             # Row b goes to micro-batch b % accumulate, so that a batch split over devices stays where it is.
             parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
-            first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state["params"], rows))
-            add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state["params"], part)), None)  # noqa: E731
+            first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, weights, rows))
+            add = lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(weights, part)), None)  # noqa: E731
             (grads, sums), _ = lax.scan(add, first, parts)
 
         with jax.named_scope("optimizer"):
-            updates, opt_state = update.update(grads, state["opt_state"], state["params"])
-            rate = learning_rate * schedule(done)
-            params = jax.tree.map(lambda p, u: p if u is None else p + rate * u, state["params"], updates)
+            rate, moment = learning_rate * schedule(done), Moment(step, (done + 1) / total)
+            params, opt_state = update.apply(grads, state["opt_state"], state["params"], rate, moment)
             gradient_norm = optax.global_norm(grads)
-        metrics = objective.report({**sums, **prepared.counts}) | {
-            "gradient_norm": gradient_norm,
-            "learning_rate": rate,
-            "padding": (batch["segment_ids"] == 0).sum(),
-        }
+        metrics = (
+            objective.report({**sums, **prepared.counts})
+            | update.metrics(opt_state)
+            | {
+                "gradient_norm": gradient_norm,
+                "learning_rate": rate,
+                "padding": (batch["segment_ids"] == 0).sum(),
+            }
+        )
         return {"params": params, "opt_state": opt_state}, metrics
 
     return train_step
 
 
-def initial_state(objective: Objective, update: optax.GradientTransformation, seed: int) -> dict:
+def initial_state(objective: Objective, update: Update, seed: int) -> dict:
     """Returns {"params", "opt_state"} before the first update; pure, to be jitted with shardings or only traced."""
     params = objective.init(seed)
     return {"params": params, "opt_state": update.init(params)}
@@ -126,7 +132,7 @@ class Assembly:
     platform: str
     phases: tuple[Phase, ...]
     objectives: tuple[Objective, ...]  # one for each phase
-    update: optax.GradientTransformation
+    update: Update
     abstract_state: dict  # {"params", "opt_state"}: shapes, dtypes and shardings
 
     @functools.cached_property
@@ -161,6 +167,12 @@ class Assembly:
         options = initial_options(self.platform)
         return jax.jit(initial, out_shardings=self.state_shardings, compiler_options=options)()
 
+    def started_from(self, params: dict) -> dict:
+        """Returns the state before the first update, with these parameters, which are on the mesh."""
+        options = initial_options(self.platform)
+        init = jax.jit(self.update.init, out_shardings=self.state_shardings["opt_state"], compiler_options=options)
+        return {"params": params, "opt_state": init(params)}
+
     def train_step(self, number: int, total: float) -> TrainStep:
         """Returns the step of phase `number` under a schedule of length `total`, in updates or clock.TIME_UNITS."""
         phase = self.phases[number]
@@ -169,8 +181,9 @@ class Assembly:
             self.update,
             frozen_mask(self.config.optimizer, self.abstract_state["params"]),
             make_schedule(self.config.schedule, total),
+            total,
             phase.learning_rate,
-            phase.accumulate,
+            phase.accumulate if self.objectives[number].additive else 1,  # such an objective has chunks of its own
             run_seeds(self.config)["mask"],
         )
 
@@ -215,14 +228,8 @@ def assemble(config: Any, encoder: EncoderConfig, facts: DataFacts, mesh: Mesh |
     )
     phases = phases_of(config)
     objectives = tuple(make_objective(config, phase, encoder, execution, facts) for phase in phases)
-    for phase, objective in zip(phases, objectives, strict=True):
-        if phase.accumulate > 1 and not objective.additive:
-            raise UserError(
-                f"train.accumulate={phase.accumulate}: the loss of train.objective={phase.objective} does not add over "
-                "micro-batches; set it to 1"
-            )
     params = jax.eval_shape(lambda: objectives[0].init(0))
-    update = make_optimizer(config.optimizer, params, dtype)
+    update = make_update(config, params, dtype)
     abstract = jax.eval_shape(lambda: initial_state(objectives[0], update, 0))
     shardings = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(

@@ -20,11 +20,14 @@ from jaxlm.announcements import announce, announce_phase, describe_best, describ
 from jaxlm.config import config_to_dict, phase_number, split_overrides
 from jaxlm.data.prefetch import train_batches
 from jaxlm.errors import NotFinite, UserError
+from jaxlm.evaluation.calibration import describe_calibration, write_calibration
 from jaxlm.evaluation.evaluator import Evaluator, Metrics, before_and_after, selector
+from jaxlm.evaluation.protocol import describe_protocol
+from jaxlm.evaluation.task_sets import write_results
 from jaxlm.init_from import Start
 from jaxlm.run import Run, check_workdir, load_run_config, locked, set_up
 from jaxlm.runtime import distributed, hardware, memory, sharding
-from jaxlm.runtime.checkpoint import Checkpoints, NonFinite
+from jaxlm.runtime.checkpoint import Checkpoints, NonFinite, restore_params
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.help_format import HelpFormatter
@@ -76,7 +79,7 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         agreed: Array | None = None
         results: dict[str, Metrics] = {}
         evaluated: set[int] = set()  # the phases whose evaluation has been compiled
-        over, stopping = clock.is_over(step), False
+        over, stopping = clock.is_over(step) or _is_stale(config.evaluation, checkpoints, step), False
         while not over and not stopping:
             number, (done, progress) = phase_number(run.assembly.phases, step), clock.read(step)
             if number != meter.phase:  # no line of the log averages over two phases
@@ -116,12 +119,15 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
                     with clock.compiling(bool(due) and number not in evaluated):
                         results = _evaluate(run, due, state, log, step, checkpoints)
                     evaluated |= {number} if due else set()
-                    saving = saving or _improves(config.checkpoint.keep_best, checkpoints, selects, results)
+                    saving = saving or _improves(checkpoints, _score(run, clock, step, results))
                     if saving:
                         _save(run, checkpoints, step, state, clock, results)
                         if config.checkpoint.every == 1:  # no save may be under way when the next one begins
                             checkpoints.wait()
                         log.event("checkpoint", step=step)
+                if selects and selects.name in results and _is_stale(config.evaluation, checkpoints, step):
+                    log.note(f"stopping early: {config.evaluation.patience} evaluations without a better one")
+                    over = True
             if due or saving or (step - first_step).bit_count() == 1:
                 memory.give_back()  # also after 1, 2, 4, ... updates: most unused memory appears early
         _stop_on_nan(metrics, step, checkpoints)
@@ -135,9 +141,11 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
             by = stopped[0] if jax.process_count() == 1 else "a signal to one of the processes"
             raise UserError(f"stopped by {by}; step {step} is saved, and the same command resumes from it")
         clock.stop()
-        results = _evaluate(run, evaluators, state, log, step, checkpoints)
+        during = [evaluator for evaluator in evaluators if evaluator.selects or not evaluator.report]
+        results = _evaluate(run, during, state, log, step, checkpoints)
         _save(run, checkpoints, step, state, clock, results)
         checkpoints.wait()
+        results |= _report(run, checkpoints, selects, state["params"], log, step, results)
         checksum = params_sha256(state["params"])
         log.event("end", step=step, params_sha256=checksum, peak_bytes=hardware.peak_memory_bytes())
         for evaluator in evaluators:
@@ -145,12 +153,46 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         for remark in remarks(run, results, step):
             log.note(remark)
         if selects and config.checkpoint.keep_best and (best := checkpoints.best()):
-            log.note(describe_best(selects, *best, last=step))
+            reports = any(evaluator.report for evaluator in evaluators)
+            log.note(describe_best(selects, *best, last=step, reported=reports))
         if run.start and results and jax.process_index() == 0:
             events = [event for event in read_metrics(workdir) if event["kind"] == "evaluation" and event["step"] == 0]
             log.note(before_and_after({event["name"]: event for event in events}, results))
         log.note(f"params sha256 {checksum}")
         return {"step": step, "params_sha256": checksum, "evaluation": results}
+
+
+def _report(
+    run: Run, checkpoints: Checkpoints, selects: Evaluator | None, params: dict, log: RunLog, step: int,
+    selection: dict[str, Metrics],
+) -> dict[str, Metrics]:  # fmt: skip
+    """Returns the metrics of the sets that are reported on the best checkpoint, and writes them to results.json.
+
+    `params` are those after the last `step`, and what is reported if no set selects; `selection` are its metrics. What
+    is fitted on the selecting set, on the same checkpoint, is written beside them.
+    """
+    if not any(evaluator.report or evaluator.fit for evaluator in run.evaluators):
+        return {}
+    best = checkpoints.best() if selects and run.config.checkpoint.keep_best else None
+    if best and best[0] != step:
+        abstract = run.assembly.abstract_state["params"]
+        params = restore_params(checkpoints.directory, abstract, best[0]).state
+    reported = best[0] if best else step
+    if (fitted := run.fit(params, reported)) and selects:
+        log.note(describe_calibration(selects.name, fitted))
+    results = run.report(params, log, reported, fitted)
+    if jax.process_index() == 0:
+        updates_per_epoch = run.rows.steps_for(1000.0, None) / 1000
+        protocol = describe_protocol(run.config, selects, best, step, updates_per_epoch)
+        write_calibration(run.workdir, reported, selects.name if selects else "", fitted)
+        write_results(run.workdir, results, selection, protocol)
+    return results
+
+
+def _is_stale(evaluation: Any, checkpoints: Checkpoints, step: int) -> bool:
+    """Returns whether the last `evaluation.patience` evaluations were not better than one before them."""
+    best = checkpoints.best() if evaluation.patience else None
+    return best is not None and step // evaluation.every - best[0] // evaluation.every >= evaluation.patience
 
 
 def compile_step(run: Run, number: int, *arguments: Any) -> Callable:
@@ -176,7 +218,7 @@ def _save(
     run: Run, checkpoints: Checkpoints, step: int, state: dict, clock: Clock, results: dict[str, Metrics]
 ) -> None:
     """Saves a checkpoint, with the metric that chooses the best one if it has been evaluated at this step."""
-    score = _score(selector(run.evaluators), results)
+    score = _score(run, clock, step, results)
     metadata = {
         "elapsed_seconds": clock.elapsed, "data": run.data.fingerprint, "config": config_to_dict(run.config)
     }  # fmt: skip
@@ -196,17 +238,19 @@ def _evaluate(
         raise _nan_error(step, checkpoints, f"{error.what} is not finite") from error
 
 
-def _score(selects: Evaluator | None, results: dict[str, Metrics]) -> float | None:
-    """Returns the metric that chooses the best checkpoint, if it has been evaluated."""
-    return results[selects.name][selects.selects] if selects and selects.name in results else None
+def _score(run: Run, clock: Clock, step: int, results: dict[str, Metrics]) -> float | None:
+    """Returns the metric that chooses the best checkpoint, if it has been evaluated and this step may be the best."""
+    selects, progress = selector(run.evaluators), clock.read(step)[1]
+    if not selects or selects.name not in results or progress < run.assembly.update.complete_from:
+        return None
+    return results[selects.name][selects.selects]
 
 
-def _improves(
-    keep_best: bool, checkpoints: Checkpoints, selects: Evaluator | None, results: dict[str, Metrics]
-) -> bool:
-    """Returns whether an evaluation is the best so far, so that its step has to be saved."""
-    score = _score(selects, results)
-    return keep_best and score is not None and distributed.from_first(lambda: checkpoints.is_better(score))
+def _improves(checkpoints: Checkpoints, score: float | None) -> bool:
+    """Returns whether an evaluation is the best so far and the best is kept, so that its step has to be saved."""
+    if not checkpoints.keep_best or score is None:
+        return False
+    return distributed.from_first(lambda: checkpoints.is_better(score))
 
 
 def _stop_on_nan(metrics: dict[str, Array] | None, step: int, checkpoints: Checkpoints) -> None:

@@ -120,8 +120,8 @@ def test_the_head_gives_packed_examples_the_logits_that_they_have_alone(page):
     def logits(tokens, segment_ids):
         padding = ((0, 0), (0, 32 - tokens.shape[1]))
         rows = {"tokens": np.pad(tokens, padding), "segment_ids": np.pad(segment_ids, padding),
-                "token_types": np.zeros((1, 32), np.int32), "labels": np.zeros((1, 4), np.int32)}  # fmt: skip
-        return np.asarray(jit(objective.logits)(params, rows))
+                "token_types": np.zeros((1, 32), np.int32), "weights": np.zeros((1, 4), np.float32)}  # fmt: skip
+        return np.asarray(jit(objective.outputs)(params, rows))
 
     both = logits(tokens, segment_ids)
     assert np.isfinite(both).all()
@@ -133,7 +133,7 @@ def test_the_head_gives_packed_examples_the_logits_that_they_have_alone(page):
 def test_the_head_learns(page, tmp_path):
     for name, count, seed in (("train", 300, 0), ("dev", 60, 1)):
         write_table(tmp_path / f"{name}.tsv", count, seed)
-    result = jaxlm.train("classify", tmp_path / "run", [
+    result = jaxlm.train("finetune", tmp_path / "run", [
         "train.objective=attention_pooling", f"init_from={make_workdir(tmp_path / 'encoder', vocab_size=80)}",
         f"task.train={tmp_path / 'train.tsv'}", f"task.evaluation={tmp_path / 'dev.tsv'}", "data.sequence_length=32",
         "train.epochs=none", "train.steps=60", "optimizer.learning_rate=0.005", "schedule.name=constant",

@@ -12,7 +12,7 @@ import pytest
 
 from jaxlm.cli import VERBS
 from tests.conftest import ROOT, environment
-from tests.untrained import make_workdir
+from tests.untrained import make_fine_tuned, make_workdir
 
 
 def help_of(verb: str) -> str:
@@ -54,7 +54,16 @@ def test_the_examples_work_as_they_are_written(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     bert = {"activation": "gelu", "norm_position": "post", "embedding_norm": True, "token_types": 2}
     (make_workdir(tmp_path / "runs" / "mini", **bert) / "metrics.jsonl").touch()
-    verbs = ("config", "fill-mask", "embed", "score", "evaluate", "export")  # the others take longer
+    make_fine_tuned(tmp_path / "runs" / "sst2")
+    (tmp_path / "new.tsv").write_text("sentence\tlabel\nthe cat\tcalm\na river\tbusy\n")
+    (tmp_path / "probes" / "blimp").mkdir(parents=True)
+    (tmp_path / "probes" / "blimp" / "a.jsonl").write_text(
+        '{"sentence_good": "The cat sees.", "sentence_bad": "Cat the."}'
+    )
+    (tmp_path / "probes" / "crows_pairs_anonymized.csv").write_text(
+        ",sent_more,sent_less,stereo_antistereo,bias_type\n0,The cat sees a river.,The dog sees a river.,stereo,age\n"
+    )
+    verbs = ("config", "fill-mask", "embed", "score", "classify", "evaluate", "export")  # the others take longer
     lines = json.dumps([arguments for verb in verbs for arguments in examples(verb)])
     settings = environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = [sys.executable, "-c", RUN, lines]

@@ -13,17 +13,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxlm import cli
-from jaxlm.config import load_config
+from jaxlm.config import load_config, save_config
 from jaxlm.errors import UserError
 from jaxlm.init_from import resolve, start_settings
 from jaxlm.run import set_up
 from jaxlm.runtime.run_log import read_metrics
+from jaxlm.tokenizer.tokenizer import load_tokenizer
 from jaxlm.trainer import train
 from jaxlm.use.loading import load_trained
 from tests.conftest import ROOT, write_checkpoint
 from tests.huggingface.test_conversion import load as load_golden
 from tests.huggingface.test_conversion import write as write_golden
+from tests.huggingface.test_task_heads import write as write_head
 from tests.untrained import make_workdir
+from tests.use.test_export import add_vocabulary
 
 CONTINUE = str(ROOT / "configs" / "continue.py")
 LEARNED = "encoder/embeddings/position/embedding"
@@ -107,7 +110,24 @@ def test_a_resumed_run_no_longer_needs_the_checkpoint(continued, checkpoint, tmp
     assert cli.main(["train", *overrides, f"--workdir={tmp_path / 'new'}", "--config.train.steps=6"]) == 1
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again_from_the_weights(continued, checkpoint, tmp_path):
+    save_config(continued(), tmp_path / "config.json")
+    for name, again in (("", True), ("checkpoints", True), ("checkpoints/.5.tmp", True), ("checkpoints/5", False)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        assert (resolve(str(checkpoint), tmp_path).source is not None) == again
+
+
 @pytest.mark.slow
+def test_a_resumed_run_has_the_head_that_it_took_from_the_checkpoint(checkpoint, tmp_path):
+    overrides = [f"init_from={checkpoint}", "task.train=a.tsv", "data.sequence_length=32"]
+    config = load_config("finetune", overrides, start_settings)
+    assert config.task.head == "bert"
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run" / "config.json")
+    again = load_config("finetune", overrides, lambda name: start_settings(name, tmp_path / "run"))
+    assert again.task.head == "bert"
+
+
 def test_a_checkpoint_without_a_head_gets_a_new_one_with_a_warning(continued, text_file, tmp_path, caplog):
     start = write_checkpoint(tmp_path / "bare", text_file, head=False)
     run = set_up(continued(start=start), tmp_path / "run")
@@ -308,3 +328,39 @@ def test_continuing_says_what_is_added_what_is_frozen_and_what_learns(continued,
     assert trained == total - sum(leaf.size for leaf in jax.tree.leaves(frozen))
     train(continued("train.steps=1"), tmp_path / "whole")
     assert re.search(r"^all ([\d,]+) parameters are trained$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_head_of_a_task_comes_with_its_settings_and_says_when_it_cannot_go_on(tmp_path):
+    start = resolve(str(write_head(tmp_path, "modernbert_mean")))
+    assert start.settings["task"] == {"head": "modernbert", "pooling": "mean"}
+    assert (start.objective, start.labels) == ("classification", ("dull", "Fine", "grand"))
+    assert start.dropouts["sequence"] == 0.0
+    labels, same = start.labels, start.task
+    assert start.why_new_head("classification", labels, same) == ""
+    assert start.why_new_head("masked", (), None) == "was trained for classification, not masked"
+    assert start.why_new_head("multi_label", labels, dataclasses.replace(same, objective="multi_label"))
+    other = start.why_new_head("classification", ("a", "b"), dataclasses.replace(same, labels=("a", "b")))
+    assert other == "was trained for other labels (dull, Fine, grand, not a, b)"
+    pooled = start.why_new_head("classification", labels, dataclasses.replace(same, pooling="cls"))
+    assert pooled == (
+        "has another head (task.head=modernbert, task.pooling=mean; not task.head=modernbert, task.pooling=cls)"
+    )
+    # The layers count, not their name: RoBERTa's classifier drops out before its dense layer, BERT's does not.
+    assert start.why_new_head("classification", labels, dataclasses.replace(same, head="roberta"))
+
+
+def test_a_head_of_one_number_goes_on_as_a_reranker(tmp_path):
+    start = resolve(str(write_head(tmp_path, "bert_number")))
+    assert start.objective == "regression"
+    assert start.why_new_head("reranker", (), start.task) == ""
+    assert start.why_new_head("classification", ("0",), start.task)
+
+
+def test_the_weights_of_a_checkpoint_contain_the_head_of_its_task(tmp_path, caplog):
+    directory = add_vocabulary(write_head(tmp_path, "bert_sequence"))
+    start = resolve(str(directory))
+    tokenizer = load_tokenizer(directory)
+    params = start.params(start.encoder, tokenizer, tokenizer, "refuse")
+    assert params["task_head"]["kernel"].shape == (24, 3)
+    np.testing.assert_array_equal(params["task_head"]["transform"]["kernel"], params["pooler"]["kernel"])
+    assert "ignored" not in caplog.text

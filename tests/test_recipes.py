@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,16 +21,17 @@ from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
 from jaxlm.optimizer.optimizers import decay_mask, make_optimizer
 from jaxlm.optimizer.schedules import make_schedule
-from jaxlm.recipes import recipes
+from jaxlm.recipes import recipes, variants_of
 from jaxlm.runtime.parameter_paths import param_path
 from jaxlm.runtime.sharding import check_batch, param_shardings
 from jaxlm.settings import MAX_CHOSEN_VOCABULARY
+from jaxlm.text.known_tasks import KNOWN_TASKS
 from jaxlm.tokenizer.words import check_rule
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
-OWN = {"mini", "quickstart", "continue", "speedrun", "classify"}  # not published elsewhere
-REQUIRED = {"classify.py": ["task.train=train.tsv"]}  # settings that the user has to provide
+OWN = {"mini", "quickstart", "continue", "speedrun", "finetune"}  # not published elsewhere
+REQUIRED = {"finetune.py": ["task.train=train.tsv"]}  # settings that the user has to provide
 FIELDS = ["command", "variants", "hardware", "result", "source", "differs", "export"]
 OPTIONAL = {"variants", "export"}
 
@@ -44,10 +46,6 @@ def read_header(text: str) -> dict[str, str]:
 
 def header_of(path: Path) -> dict[str, str]:
     return read_header(path.read_text(encoding="utf-8"))
-
-
-def variants_of(path: Path) -> list[str]:
-    return re.findall(r"(?<!\S):(\w+)", header_of(path).get("variants", ""))
 
 
 def is_result(text: str) -> bool:
@@ -65,7 +63,7 @@ each_published = pytest.mark.parametrize("spec", PUBLISHED)
 
 @functools.cache
 def load(spec: str):
-    return load_config(str(ROOT / "configs" / spec), REQUIRED.get(spec, []))
+    return load_config(str(ROOT / "configs" / spec), REQUIRED.get(spec.partition(":")[0], []))
 
 
 @functools.cache
@@ -272,6 +270,51 @@ def test_warmup_and_decay_have_the_published_number_of_tokens(spec, published):
     found = (tokens(0, config.schedule.warmup), tokens(0, growing), tokens(total - config.schedule.decay_steps, total))
     assert found == pytest.approx(published, rel=2e-3)
     assert sizes == sorted(set(sizes))
+
+
+PUBLISHED_DECAYS = {"mosaicbert": {5e-6, 1e-6, 3e-6, 1e-5, 8e-6}, "modernbert": {5e-6, 1e-5, 1e-6},
+                    "modernbert_large": {1e-5, 5e-6, 8e-6, 1e-6}}  # fmt: skip
+GLUE = ("mnli", "qnli", "qqp", "rte", "sst2", "mrpc", "cola", "stsb")
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "mosaicbert", "modernbert", "modernbert_large"])
+def test_published_settings_of_fine_tuning(model):
+    configs = {task: load_config(f"finetune:{task}:{model}", ["init_from=x"]) for task in GLUE}
+    for task, config in configs.items():
+        start = "mnli" if task in ("rte", "mrpc", "stsb") and model != "bert" else ""
+        assert (config.task.name, config.task.intermediate) == (task, start)
+        assert config.train.epochs == int(config.train.epochs)
+    if model in PUBLISHED_DECAYS:  # Composer subtracts weight_decay * params, and not times the learning rate
+        found = {config.optimizer.weight_decay * config.optimizer.learning_rate for config in configs.values()}
+        assert sorted(found) == pytest.approx(sorted(PUBLISHED_DECAYS[model]))
+    elif model == "roberta":
+        assert {task: config.schedule.warmup for task, config in configs.items()}.pop("qqp") == 0.25
+        assert [configs[task].train.batch_size for task in GLUE] == [32, 32, 32, 16, 32, 16, 16, 16]
+
+
+def test_one_setting_for_all_tasks_is_the_default_of_fine_tuning():
+    names = ("optimizer", "schedule", "evaluation")
+    given = [config_to_dict(load_config(f"finetune:{spec}", ["init_from=x"])) for spec in ("cola", "rte", "rte:sane")]
+    assert all({name: one[name] for name in names} == {name: given[0][name] for name in names} for one in given)
+    assert (given[0]["train"]["batch_size"], given[0]["train"]["epochs"]) == (16, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("finetune:SST-2", r"^finetune:SST-2 is not known; did you mean sst2\? It can be classification, "),
+        ("finetune:rte:published", r"published is not one of sane, bert, roberta, mosaicbert, modernbert, modernb"),
+        ("finetune:wnli:bert", r"settings are published for mnli, qnli, .*; remove :bert$"),
+    ],
+)
+def test_unknown_tasks_and_models_of_fine_tuning(spec, message):
+    with pytest.raises(UserError, match=message):
+        load_config(spec)
+
+
+def test_the_header_of_fine_tuning_lists_every_kind_and_known_task():
+    config_file = runpy.run_path(str(ROOT / "configs" / "finetune.py"))
+    assert variants_of(ROOT / "configs" / "finetune.py") == [*config_file["KINDS"][1:], *KNOWN_TASKS]
 
 
 # The export

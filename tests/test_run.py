@@ -122,7 +122,7 @@ def test_what_an_older_version_left_before_its_first_checkpoint_is_accepted(mini
 # Recipes for trained weights
 
 
-@pytest.mark.parametrize("name", ["continue.py", "classify.py"])
+@pytest.mark.parametrize("name", ["continue.py", "finetune.py"])
 @pytest.mark.parametrize("empty", [(), ("init_from=",), ("model.init_from=",)])
 def test_a_recipe_for_trained_weights_is_refused_without_them(name, empty, tmp_path):
     recipe, settings = str(ROOT / "configs" / name), ("data.path=a.txt", "task.train=a.tsv", *empty)

@@ -357,15 +357,20 @@ def test_only_a_better_evaluation_of_the_selecting_set_is_worth_a_checkpoint(tmp
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"params": {"w": np.ones(2)}}, {}, score=3.0, wait=True)
     selects = Evaluator("dev", 1, None, None, selects="loss")
-    found = lambda loss, keep_best=True, name="dev": trainer._improves(  # noqa: E731
-        keep_best, checkpoints, selects, {name: {"loss": loss, "accuracy": 0.5}}
-    )
+    assembly, clock = SimpleNamespace(update=SimpleNamespace(complete_from=0.0)), Clock(None, 10, 0.0, False)
+
+    def found(loss, name="dev", evaluators=(selects,)):
+        run = SimpleNamespace(evaluators=evaluators, assembly=assembly)
+        results = {name: {"loss": loss, "accuracy": 0.5}}
+        return trainer._improves(checkpoints, trainer._score(run, clock, 5, results))
+
     assert found(2.9)
     assert not found(3.0)
     assert not found(float("nan"))
-    assert not found(2.9, keep_best=False)
     assert not found(2.9, name="other")
-    assert not trainer._improves(True, checkpoints, None, {"dev": {"loss": 2.9}})
+    assert not found(2.9, evaluators=())
+    checkpoints.keep_best = False
+    assert not found(2.9)
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxlm.config import Phase
-from jaxlm.data.examples import read_examples
 from jaxlm.data.facts import DataFacts, facts_of
 from jaxlm.data.prepare import prepare, spellings_of
 from jaxlm.data.prepared import Prepared, open_prepared
 from jaxlm.data.rows import RowSource, TrainRows
+from jaxlm.data.tasks.table import KINDS, check_task, read_task
 from jaxlm.data.token_store import TokenStore
 from jaxlm.data.unknown import check_spelling
 from jaxlm.runtime import sharding
@@ -99,6 +99,10 @@ _CORPUS = DataKind(
     lambda directory, config: _reopen(directory, config) if directory.is_dir() else None,
     _check_corpus,
 )
-_EXAMPLES = DataKind(read_examples, lambda directory, config: read_examples(config), lambda config, mesh, phases: None)
 
-DATA: dict[str, DataKind] = {"masked": _CORPUS, "causal": _CORPUS, "classify": _EXAMPLES}
+
+_TASK = DataKind(
+    read_task, lambda directory, config: read_task(config), lambda config, mesh, phases: check_task(config)
+)
+
+DATA: dict[str, DataKind] = {"masked": _CORPUS, "causal": _CORPUS, **dict.fromkeys(KINDS, _TASK)}

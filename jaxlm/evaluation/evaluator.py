@@ -19,6 +19,8 @@ class Evaluator(NamedTuple):
     selects: str = ""  # the metric that chooses the best checkpoint; empty: this set chooses none
     higher_is_better: bool = False
     protocol: str = ""  # what the metrics depend on beside the set: the masks, the rows
+    fit: Callable[[dict[str, Any], int], dict[str, Any]] | None = None  # at the end, on the best checkpoint: values
+    report: Callable[[dict[str, Any], int, Mapping[str, Any]], Metrics] | None = None  # then, with the fitted values
     remark: Callable[[Metrics], str] = lambda metrics: ""  # a warning about the metrics at the end of a run, or ""
 
     @property
@@ -31,10 +33,18 @@ class Evaluator(NamedTuple):
 
         Other metrics of such a model look excellent: no logit exceeds NaN, so every label is among the top five.
         """
-        metrics = self.run(params, phase)
-        if metrics["n"] and not math.isfinite(metrics["loss"]):
-            raise NotFinite(f"the loss on {self.name}")
-        return metrics
+        return _finite(self.name, self.run(params, phase))
+
+    def evaluate_report(self, fitted: Mapping[str, Any], params: dict[str, Any], phase: int) -> Metrics:
+        """Returns what `report` returns; raises as `evaluate` does."""
+        assert self.report
+        return _finite(self.name, self.report(params, phase, fitted))
+
+
+def _finite(name: str, metrics: Metrics) -> Metrics:
+    if metrics["n"] and not math.isfinite(metrics["loss"]):
+        raise NotFinite(f"the loss on {name}")
+    return metrics
 
 
 def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:
@@ -42,13 +52,19 @@ def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:
     return next((evaluator for evaluator in evaluators if evaluator.selects), None)
 
 
-def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a table of each set's loss and accuracy before the first update and at the end of training."""
+def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a table of each set's loss and accuracy before the first update and at the end of training.
+
+    Sets that are not measured by accuracy have the first of their other metrics, with its name.
+    """
     lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
-    for name, after in last.items():
-        (loss, accuracy), (last_loss, last_accuracy) = (
-            [math.nan if known.get(key) is None else known[key] for key in ("loss", "accuracy")]
+    for name, after in ((name, after) for name, after in last.items() if after.get("n", 1)):
+        others = [key for key, value in after.items() if key != "loss" and isinstance(value, float)]
+        metric = "accuracy" if "accuracy" in after or not others else others[0]
+        (loss, value), (last_loss, last_value) = (
+            [math.nan if known.get(key) is None else known[key] for key in ("loss", metric)]
             for known in (first.get(name, {}), after)
         )
-        lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{accuracy:>18.1%}{last_accuracy:>9.1%}")
+        form, named = (".1%", "") if metric == "accuracy" else (".3f", f"  {metric}")
+        lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{value:>18{form}}{last_value:>9{form}}{named}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -189,7 +190,7 @@ def remark(name: str, metrics: Mapping[str, float]) -> str:
     return ""
 
 
-def held_out_evaluators(assembly: Assembly, data: CorpusData) -> list[Evaluator]:
+def held_out_evaluators(assembly: Assembly, data: CorpusData, workdir: Path | None = None) -> list[Evaluator]:
     """Returns an evaluator for each held-out token store; the first chooses the best checkpoint by its loss.
 
     A phase is evaluated with its own rotary base, at data.sequence_length, whatever its own length.

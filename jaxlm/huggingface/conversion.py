@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from jaxlm.typed import KINDS, Record, records, shown
 # In a work directory: config.json of the checkpoint that the run started from; export keeps its other keys.
 SOURCE_CONFIG = "huggingface_config.json"
 _TABLE = "encoder/embeddings/token/embedding"
-_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
+_POOLER = ("pooler.dense.weight", "pooler.dense.bias")  # part of the model, whose prefix they have
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # norms converted from TensorFlow
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _BUFFERS = re.compile(r"(position_ids|inv_freq|token_type_ids)$")
@@ -199,22 +199,43 @@ def longest_text(source: Source, encoder: EncoderConfig) -> int:
 def choose_family(encoder: EncoderConfig, wanted: str | None = None) -> Family:
     """Returns the family `wanted`, or else the first that can express an encoder. Raises UserError that names the
     settings that the family cannot express."""
+    check_family(wanted)
+    family, lacking = nearest_family(encoder, wanted)
+    check_lacking(family, lacking, bool(wanted))
+    return family
+
+
+def check_family(wanted: str | None) -> None:
+    """Raises UserError for the name of a family that is not supported."""
     if wanted is not None and wanted not in FAMILIES:
         raise UserError(f"the family {wanted} is not supported; supported are {', '.join(sorted(FAMILIES))}")
-    family, lacking = nearest_family(encoder, wanted)
+
+
+def check_lacking(family: Family, lacking: list[str], wanted: bool) -> None:
+    """Raises UserError that names the settings that a family lacks, the nearest one or the one that was wanted."""
     if lacking:
         nearest = "the family" if wanted else "no Transformers encoder has all of these settings; the nearest family"
         raise UserError(f"{nearest} {family.name} cannot express {', '.join(lacking)}")
-    return family
 
 
 def nearest_family(encoder: EncoderConfig, wanted: str | None = None) -> tuple[Family, list[str]]:
     """Returns the family `wanted`, or else the first that lacks the fewest settings of an encoder, and those settings,
     such as `model.positions=alibi`."""
-    names = [wanted] if wanted else ["roberta" if encoder.position_offset else "bert", *FAMILIES]
-    lacking = {name: _inexpressible(encoder, FAMILIES[name]) for name in names}
+    names = [wanted] if wanted else family_order(encoder)
+    lacking = {name: lacking_settings(encoder, FAMILIES[name]) for name in names}
     name = min(lacking, key=lambda name: len(lacking[name]))  # the first if several are equal
-    return FAMILIES[name], [f"model.{field}={getattr(encoder, field)}" for field in lacking[name]]
+    return FAMILIES[name], lacking[name]
+
+
+def family_order(encoder: EncoderConfig) -> list[str]:
+    """Returns the names of the families in the order in which they are tried for an encoder."""
+    return ["roberta" if encoder.position_offset else "bert", *FAMILIES]
+
+
+def lacking_settings(encoder: EncoderConfig, family: Family, ignored: Collection[str] = ()) -> list[str]:
+    """Returns the settings of an encoder that a family lacks, such as `model.positions=alibi`."""
+    lacking = [field for field in _inexpressible(encoder, family) if field not in ignored]
+    return [f"model.{field}={getattr(encoder, field)}" for field in lacking]
 
 
 def _inexpressible(encoder: EncoderConfig, family: Family) -> list[str]:
@@ -395,13 +416,33 @@ def read_params(source: Source, encoder: EncoderConfig) -> Loaded:
 def read_pooler(source: Source, to: Family) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint's pooler, float32, by name without the family's prefix.
 
-    They are for `write_weights`; jaxlm does not use them. Returns {} if the checkpoint or the family `to` has none.
+    Returns {} if the checkpoint or the family `to` has none.
     """
-    if not (source.family.has_pooler and to.has_pooler):
-        return {}
+    return read_tensors(source, _POOLER) if source.family.has_pooler and to.has_pooler else {}
+
+
+def read_tensors(source: Source, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    """Returns those of some tensors that a checkpoint has, float32, by name without the family's prefix."""
     names = _canonical(source.family, tensor_names(source.directory), source.directory)
     with Reader(source.directory) as reader:
-        return {name: reader.read_parameter(names[name]) for name in _POOLER if name in names}
+        return {name: reader.read_parameter(names[name]) for name in wanted if name in names}
+
+
+def pooler_params(source: Source, encoder: EncoderConfig) -> dict[str, np.ndarray] | None:
+    """Returns kernel [D, D] and bias [D] of the dense layer on the first token that a BERT is pretrained with.
+
+    None if the checkpoint has none. Raises UserError for another shape, or NaN or infinity.
+    """
+    tensors = read_pooler(source, source.family)
+    if len(tensors) < len(_POOLER):
+        return None
+    for name, array in tensors.items():
+        shape = (encoder.width,) * (2 if name.endswith("weight") else 1)
+        if array.shape != shape:
+            raise UserError(f"{source.directory}: {name} has the shape {list(array.shape)}, not {list(shape)}")
+        check_finite(name, array, str(source.directory))
+    weight, bias = (next(a for n, a in tensors.items() if n.endswith(leaf)) for leaf in ("weight", "bias"))
+    return {"kernel": np.ascontiguousarray(weight.T), "bias": bias}
 
 
 def is_buffer(name: str) -> bool:
@@ -473,17 +514,19 @@ def write_weights(
     params: dict[str, Any],
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
-    pooler: dict[str, np.ndarray] | None = None,
+    more: dict[str, np.ndarray] | None = None,
 ) -> list[Path]:
-    """Writes safetensors and returns the files; params without a head are written as the family's base model.
+    """Writes safetensors and returns the files; without a head they are those of the family's base model.
 
-    `pooler` holds the tensors of `read_pooler`, which are written too.
+    `more` holds tensors by name without the family's prefix: those of `read_pooler`, or of the head of a task.
 
     Raises UserError if a tensor holds NaN, infinity or numbers too large for the dtype, if a file cannot be written, or
     if reading it back gives other values.
     """
     flat = dict(_flatten(params))
-    prefix = family.prefix if params.keys() & {"head", "discriminator"} else ""  # a base model has none
+    more = more or {}
+    has_head = params.keys() & {"head", "discriminator"} or more.keys() - set(_POOLER)
+    prefix = family.prefix if has_head else ""  # a base model has none
     tensors: dict[str, np.ndarray] = {}
     for tensor in tensors_of(family, encoder):
         if not all(path in flat for path in tensor.paths):
@@ -492,8 +535,9 @@ def write_weights(
         array = np.concatenate([part.T if tensor.transposed else part for part in parts])
         name = (prefix if family.is_encoder(tensor.name) else "") + tensor.name
         tensors[name] = as_dtype(name, array, dtype)
-    for name, array in (pooler or {}).items():
-        tensors[prefix + name] = as_dtype(prefix + name, array, dtype)
+    for name, array in more.items():
+        name = (prefix if name in _POOLER else "") + name
+        tensors[name] = as_dtype(name, array, dtype)
     if not encoder.tied_output and family.decoder_bias and family.output_bias in tensors:
         tensors[family.decoder_bias] = tensors[family.output_bias]
     return write_tensors(directory, tensors, shard_bytes)

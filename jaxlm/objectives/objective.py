@@ -44,7 +44,11 @@ class Objective(Protocol):
 
     @property
     def additive(self) -> bool:
-        """Whether losses add over rows, so that a batch may be computed in micro-batches."""
+        """Whether losses add over rows, so that the step may compute a batch in micro-batches.
+
+        If they do not, `sums` is called with the whole batch, and itself encodes it in `Phase.accumulate` chunks, as
+        `objectives/segments.py` does.
+        """
         ...
 
     @property
@@ -71,7 +75,10 @@ class Objective(Protocol):
         ...
 
     def init(self, seed: int) -> Params:
-        """Returns fresh parameters {"encoder": ..., "head": ...}, float32; pure, to be jitted with shardings."""
+        """Returns fresh parameters {"encoder": ..., "head": ...}, float32; pure, to be jitted with shardings.
+
+        An objective without a head has "encoder" alone.
+        """
         ...
 
     def inherit(self, params: Params) -> Params:

@@ -272,7 +272,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--profile",
         nargs="?",
-        const="",
+        const=True,
         metavar="FIGURE.png",
         help="profile further steps: time by kind of kernel, as a table and optionally a figure",
     )
@@ -287,7 +287,7 @@ def main(argv: Sequence[str]) -> int:
     for name, least in (("steps", 1), ("warmup", 0), ("vocab", 8), ("batch", 1), ("length", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name}={value}: must be at least {least}")
-    if args.profile is not None:
+    if args.profile not in (None, True):
         args.profile = local_path("--profile", args.profile)
         if args.profile.is_dir():
             raise UserError(f"--profile={args.profile} is a folder; set a .png, .svg or .pdf file")
@@ -310,7 +310,7 @@ def main(argv: Sequence[str]) -> int:
     if args.config and not args.device_only:
         result["input_tokens_per_second"] = measure_input(config)
     profile = result.pop("profile", None)
-    if args.profile:
+    if isinstance(args.profile, Path):
         what = args.shape or Path(args.config.partition(":")[0]).stem
         draw(profile, args.profile, f"{what}, batch {result['batch_size']} x {result['sequence_length']}, "
              f"{result['compute_dtype']} on {result['device']}")  # fmt: skip

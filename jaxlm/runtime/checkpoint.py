@@ -326,14 +326,22 @@ def find_step(directory: Path, name: int | str) -> int | None:
     if name == "latest":
         return None
     if name == "best":
-        return _best_step(directory)
+        if best := best_step(directory):
+            return best[0]
+        raise UserError(
+            f"no checkpoint in {directory} was saved at a step that was evaluated, so none is the best; name a step, "
+            "or set evaluation.every and checkpoint.every to a common multiple"
+        )
     if not STEP_NAME.fullmatch(str(name)):
         raise UserError(f"step={name}: expected a number of updates, best or latest")
     return int(name)
 
 
-def _best_step(directory: Path) -> int:
-    """Returns the step with the best score among those saved for the metric and the direction of the newest step."""
+def best_step(directory: Path) -> tuple[int, str] | None:
+    """Returns the step with the best score among those saved for the metric and the direction of the newest step.
+
+    Returns the metric in words beside it, and None if no step has a score.
+    """
     records = {}
     for step in sorted(_steps(directory)):
         with contextlib.suppress(BrokenStepError):
@@ -346,12 +354,7 @@ def _best_step(directory: Path) -> int:
         if record["score"] is not None
         and (record.get("higher_is_better", False), record.get("metric", metric)) == (higher, metric)
     }
-    if not scores:
-        raise UserError(
-            f"no checkpoint in {directory} was saved at a step that was evaluated, so none is the best; name a step, "
-            "or set evaluation.every and checkpoint.every to a common multiple"
-        )
-    return (max if higher else min)(scores, key=scores.__getitem__)
+    return ((max if higher else min)(scores, key=scores.__getitem__), metric or "loss") if scores else None
 
 
 def restore_params(directory: Path, abstract_params: PyTree, step: int | None = None) -> Saved:

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -254,6 +254,15 @@ def table_rows(file: File, kind: str, encoding: str) -> Iterator[tuple[int, list
 
 
 def _parquet(file: File, settings: Any) -> Iterator[str]:
+    for place, record in parquet_records(file, [settings.field]):
+        yield text_of(record, settings.field, place)
+
+
+def parquet_records(file: File, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place, as "FILE, row N", and the given columns of each row of a Parquet file; all if none are given.
+
+    Raises UserError if the file is not in its format or lacks a column.
+    """
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -266,16 +275,18 @@ def _parquet(file: File, settings: Any) -> Iterator[str]:
         row = 0
         try:
             table = stack.enter_context(ParquetFile(source))
-            if settings.field not in table.schema_arrow.names:
-                raise missing_field(settings.field, table.schema_arrow.names, str(file))
-            for batch in table.iter_batches(batch_size=256, columns=[settings.field]):
-                for value in batch.column(0):
-                    yield text_of({settings.field: value.as_py()}, settings.field, f"{file}, row {row}")
+            names = table.schema_arrow.names if columns is None else list(columns)
+            for name in names:
+                if name not in table.schema_arrow.names:
+                    raise missing_field(name, table.schema_arrow.names, str(file))
+            for batch in table.iter_batches(batch_size=256, columns=names):
+                arrays = [batch.column(name) for name in names]
+                for number in range(batch.num_rows):
+                    yield f"{file}, row {row}", {n: a[number].as_py() for n, a in zip(names, arrays, strict=True)}
                     row += 1
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file}, row {row}: the field {settings.field} is not valid UTF-8 ({error}); write the file again"
-            ) from error
+            of = f"the field {columns[0]}" if columns and len(columns) == 1 else "a text"
+            raise UserError(f"{file}, row {row}: {of} is not valid UTF-8 ({error}); write the file again") from error
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(
                 f"{file} is not a complete Parquet file ({reason(error)}); fetch it or write it again"

@@ -23,22 +23,11 @@ def read_tfds(path: str, settings: Any) -> Iterator[str]:
     Raises UserError if the data set, the split or the field does not exist, or an example holds no valid text.
     """
     builder, split = _prepared_builder(path)
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    tf.config.set_visible_devices([], "GPU")
     features = list(builder.info.features)
     if settings.field not in features:
         raise missing_field(settings.field, features, path)
-    in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    try:
-        dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: there is no split {split}; choose one of: {', '.join(builder.info.splits)}"
-        ) from error
-    dataset = dataset.map(lambda example: example[settings.field])
-    for number, value in enumerate(tfds.as_numpy(dataset)):
+    dataset = _in_order(builder, split, path).map(lambda example: example[settings.field])
+    for number, value in enumerate(dataset.as_numpy_iterator()):
         place = f"{path}, example {number}"
         try:
             text = value.decode() if isinstance(value, bytes) else value
@@ -47,6 +36,49 @@ def read_tfds(path: str, settings: Any) -> Iterator[str]:
                 f"{place}: the field {settings.field} is not valid UTF-8; set data.field to a field with text"
             ) from error
         yield text_of({settings.field: text}, settings.field, place)
+
+
+def tfds_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place, as "PATH, example N", and the fields of each example of a split in order.
+
+    A class label is given by its name; one that is hidden (-1) is None. Raises UserError.
+    """
+    builder, split = _prepared_builder(path)
+    import tensorflow_datasets as tfds
+
+    labels = {name: of for name, of in builder.info.features.items() if isinstance(of, tfds.features.ClassLabel)}
+    for number, example in enumerate(_in_order(builder, split, path).as_numpy_iterator()):
+        place = f"{path}, example {number}"
+        try:
+            values = {name: _plain(value) for name, value in example.items()}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: a text is not valid UTF-8 ({error}); prepare the data set again") from error
+        yield place, values | {n: of.int2str(values[n]) if values[n] >= 0 else None for n, of in labels.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of TFDS with text as str, numbers as those of Python, and arrays as lists."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, bytes):
+        return value.decode()
+    found = value.tolist()
+    return [_plain(part) if isinstance(part, bytes) else part for part in found] if isinstance(found, list) else found
+
+
+def _in_order(builder: Any, split: str, path: str) -> Any:
+    """Returns the tf.data.Dataset of a split, in the order of its files. Raises UserError if there is no such split."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")
+    in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    try:
+        return builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: there is no split {split}; choose one of: {', '.join(builder.info.splits)}"
+        ) from error
 
 
 def _prepared_builder(path: str) -> tuple[Any, str]:

@@ -162,6 +162,16 @@ class Tokenizer:
         ids, firsts, ends, _ = self._spans(text, self._names_in(text, find_mask, find_special))
         return ids, np.stack([firsts, ends], 1).astype(np.int32)
 
+    def pretoken_starts(self, text: str) -> np.ndarray:
+        """Returns which tokens of `encode(text)` begin a pretoken, bool [n].
+
+        Pretokens are the parts that a tokenizer splits a text into before it splits these into tokens (`word_ids` in
+        Transformers): words at white space in SentencePiece, words and punctuation marks in BERT.
+        """
+        if isinstance(self._backend, SentencePieceModel):
+            return self.with_words("spaces").encode(text).word_starts
+        return self._backend.pretoken_starts(_without_hidden([text])[0][0])
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of tokens, without special tokens."""
         special = set(self.special_ids)
@@ -185,7 +195,7 @@ class Tokenizer:
         sizes[list(self.special_ids)] = 0
         return sizes
 
-    def transformers_files(self, max_length: int, token_types: bool = False) -> dict[str, bytes]:
+    def transformers_files(self, max_length: int, token_types: bool = False, separators: int = 1) -> dict[str, bytes]:
         """Returns the content of the files, by name, from which Transformers loads a tokenizer with the same ids.
 
         That tokenizer adds begin and end tokens and finds special tokens in a text, as with `find_special`. With
@@ -194,12 +204,13 @@ class Tokenizer:
         Args:
             max_length: The largest number of tokens of a text.
             token_types: Whether the second text of a pair has type 1 instead of 0.
+            separators: How many end tokens there are between the texts of a pair, if a tokenizer.json does not say.
 
         Raises:
             UserError: If the files cannot express the tokenizer.
         """
         return transformers_files(
-            self._backend, lambda text: self.encode(text, find_special=True).ids, max_length, token_types
+            self._backend, lambda text: self.encode(text, find_special=True).ids, max_length, token_types, separators
         )
 
     def save(self, directory: str | Path) -> None:

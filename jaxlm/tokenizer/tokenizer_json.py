@@ -123,6 +123,12 @@ class TokenizerJson:
                     ends[number] += 1
         return np.array(found.ids, np.int32), begins, ends
 
+    def pretoken_starts(self, text: str) -> np.ndarray:
+        """Returns which tokens of a text begin a part that is split into tokens by itself, bool [n]."""
+        parts = self._tokenizer.encode(text, add_special_tokens=False).word_ids
+        starts = [part is None or part != before for part, before in zip(parts, [None, *parts], strict=False)]
+        return np.array(starts, bool)
+
     def is_invisible(self, codes: np.ndarray) -> np.ndarray:
         """Returns which characters are white space, bool [n]."""
         return is_space(codes)

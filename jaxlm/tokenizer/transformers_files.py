@@ -27,6 +27,7 @@ def transformers_files(
     encode: Callable[[str], np.ndarray],
     max_length: int,
     token_types: bool,
+    separators: int,
 ) -> dict[str, bytes]:
     """Returns the content of tokenizer.json and tokenizer_config.json, by file name.
 
@@ -35,6 +36,7 @@ def transformers_files(
         encode: Returns the ids that the exported tokenizer must give for a text, masks in it recognized.
         max_length: The `model_max_length` of the config.
         token_types: Whether the second text of a pair has type 1 instead of 0.
+        separators: How many end tokens there are between the texts of a pair, if a tokenizer.json does not say.
 
     Raises:
         UserError: If a tokenizer.json cannot express the tokenizer; the message names the feature, token or text.
@@ -46,7 +48,7 @@ def transformers_files(
     else:
         definition = _with_mask(backend)
     if not definition.get("post_processor"):
-        definition["post_processor"] = _begin_and_end(backend, token_types)
+        definition["post_processor"] = _begin_and_end(backend, token_types, separators)
     _verify(definition, backend, encode)
     roles = {"pad": "pad", "unk": "unk", "begin": "cls", "end": "sep", "mask": "mask"}
     config: dict[str, Any] = {
@@ -78,7 +80,7 @@ def _with_mask(backend: TokenizerJson) -> dict[str, Any]:
     return definition
 
 
-def _begin_and_end(backend: SentencePieceModel | TokenizerJson, token_types: bool) -> dict[str, Any]:
+def _begin_and_end(backend: SentencePieceModel | TokenizerJson, token_types: bool, separators: int) -> dict[str, Any]:
     """Returns the post-processor that makes [CLS] A [SEP] of one text and [CLS] A [SEP] B [SEP] of two."""
     begin, end = (backend.pieces[backend.role_ids[role]] for role in ("begin", "end"))
     second = int(token_types)
@@ -93,7 +95,7 @@ def _begin_and_end(backend: SentencePieceModel | TokenizerJson, token_types: boo
     ids = {name: backend.role_ids[role] for name, role in ((begin, "begin"), (end, "end"))}
     return {
         "type": "TemplateProcessing", "single": single,
-        "pair": [*single, text("B", second), special(end, second)],
+        "pair": [*single, *[special(end)] * (separators - 1), text("B", second), special(end, second)],
         "special_tokens": {name: {"id": name, "ids": [id], "tokens": [name]} for name, id in ids.items()},
     }  # fmt: skip
 

@@ -12,9 +12,10 @@ from jax import Array
 from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
 from jaxlm.data.unknown import Spelling, spelling_of_ids
 from jaxlm.errors import NotFinite, UserError
-from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings
-from jaxlm.model.classifier import pool_segments
+from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings, embed_settings
 from jaxlm.model.heads import MaskedLM, encode
+from jaxlm.model.pooling import pool_segments
+from jaxlm.objectives.embedding import embedding_pooling
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.hardware import check_memory
 from jaxlm.use.loading import Trained
@@ -89,6 +90,37 @@ class Embedder:
             self.spelling += spelling_of_ids(ids, tokenizer)
             sequences.append(np.concatenate([[tokenizer.begin_id], ids, [tokenizer.end_id]]).astype(np.int32))
         return sequences
+
+
+def settings_for(
+    trained: Trained, pooling: str | None = None, normalise: bool | None = None, layers: Sequence[int] = (-1,),
+    prompt: str | None = None,
+) -> EmbedSettings:  # fmt: skip
+    """Returns how a model embeds texts, replaced by the arguments that are given.
+
+    A model that was trained with train.objective=embedding has the pooling and the prompts of its training, and
+    vectors of length 1; `prompt` is "query" or "document". Raises UserError if it was trained with prompts and none is
+    chosen, and for a prompt of another model.
+    """
+    settings = embed_settings(trained.directory, trained.longest, pooling, normalise, layers)
+    task = trained.config.task
+    trained_to_embed = not trained.source and trained.config.train.objective == "embedding"
+    if not trained_to_embed:
+        if prompt is not None:
+            raise UserError(f"prompt={prompt}: {trained.directory} has no prompts for queries and documents; omit it")
+        return settings
+    if prompt not in (None, "query", "document"):
+        raise UserError(f"prompt={prompt} is not one of query, document")
+    if prompt is None and (task.query_prompt or task.document_prompt):
+        raise UserError(
+            f"{trained.directory} was trained with prompts (task.query_prompt={task.query_prompt!r},"
+            f" task.document_prompt={task.document_prompt!r}); set prompt to query or document"
+        )
+    return settings._replace(
+        pooling=pooling or embedding_pooling(task),
+        normalise=normalise is None or normalise,
+        prompt={"query": task.query_prompt, "document": task.document_prompt}.get(prompt or "", ""),
+    )
 
 
 def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -1,10 +1,8 @@
 """`jaxlm embed`: a file of texts to a file of vectors, written in parts so that a stopped run can continue."""
 
 import argparse
-import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 
 from jaxlm.data.unknown import Spelling, check_spelling
 from jaxlm.errors import UserError
-from jaxlm.huggingface.sentence_transformers import POOLINGS, embed_settings
+from jaxlm.huggingface.sentence_transformers import POOLINGS
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
@@ -23,18 +21,23 @@ from jaxlm.storage import (
     atomic_path,
     beside,
     check_named,
-    local_path,
     lock,
-    parse_json,
-    read_json,
     sync_directory,
-    write_text,
 )
 from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.text.sources import find_files, source_fingerprint
-from jaxlm.use.embed import TOO_LONG, Embedder, groups_of
+from jaxlm.use.embed import TOO_LONG, Embedder, groups_of, settings_for
 from jaxlm.use.loading import Trained, add_model_options, load_named
+from jaxlm.use.parts import (
+    append_part,
+    check_identity,
+    check_replaceable,
+    clear_line,
+    finished_parts,
+    output_path,
+    show_rate,
+)
 from jaxlm.version import __version__
 
 _log = logging.getLogger("jaxlm")
@@ -66,8 +69,8 @@ def embed_file(
     folder.mkdir(exist_ok=True)
     busy = f"{folder} is in use by another process: wait until it ends, or set another --output"
     with lock(folder / "lock", busy):
-        done = _finished_parts(folder, embedder.width)
-        _check_identity(folder, identity, bool(done))
+        done = finished_parts(folder, lambda number, part: _is_whole(_part(folder, number), part, embedder.width))
+        check_identity(folder, identity, bool(done))
         counts = list(done)
         embedder.texts = sum(part["texts"] for part in done)
         for number, group in enumerate(groups_of(read_records(path, records, tally))):
@@ -80,8 +83,9 @@ def embed_file(
                            "unknown": embedder.spelling.unknown - spelling.unknown,
                            "known": embedder.spelling.known - spelling.known,
                            "words": embedder.spelling.words - spelling.words})  # fmt: skip
-            _append(folder, counts[-1])
-            _show(embedder.texts, (embedder.texts - sum(p["texts"] for p in done)) / (time.monotonic() - begin))
+            append_part(folder, counts[-1])
+            seconds = time.monotonic() - begin
+            show_rate("texts", embedder.texts, (embedder.texts - sum(p["texts"] for p in done)) / seconds)
         if not counts:
             raise UserError(f"{path} contains no records, so there is nothing to embed")
         total = {name: sum(part.get(name, 0) for part in counts)
@@ -90,7 +94,7 @@ def embed_file(
         check_spelling({path: spelling}, embedder.tokenizer)
         _assemble(folder, len(counts), output, (total["texts"], embedder.width))
         shutil.rmtree(folder)
-    _clear_line()
+    clear_line()
     if count := tally.dropped["control characters"]:
         _log.warning("%s: dropped %s control characters", path, f"{count:,}")
     if total["truncated"]:
@@ -105,36 +109,8 @@ def embed_file(
 # Parts
 
 
-def _check_identity(folder: Path, identity: dict[str, Any], has_parts: bool) -> None:
-    """Raises UserError if existing parts have another identity; writes the identity if there are no parts yet."""
-    file = folder / "settings.json"
-    if not has_parts:
-        write_text(file, json.dumps(identity, indent=1) + "\n")
-        return
-    found = read_json(file, remedy=f"remove {folder} to start again")
-    if found != identity:
-        other = ", ".join(name for name in identity if found.get(name) != identity[name])
-        raise UserError(
-            f"{folder} contains parts of an interrupted run with different settings: {other}; remove it to start again,"
-            " or set another --output"
-        )
-
-
-def _finished_parts(folder: Path, width: int) -> list[dict[str, int]]:
-    """Returns the records of the complete parts, from the first to the last before a missing or damaged one."""
-    found: list[dict[str, int]] = []
-    record = folder / "parts.jsonl"
-    for line in record.read_bytes().splitlines() if record.is_file() else ():
-        try:
-            part = parse_json(line)
-            complete = _shape(_part(folder, len(found))) == (part["texts"], width)
-        except (ValueError, TypeError, KeyError):
-            complete = False
-        if not complete:
-            break
-        found.append(part)
-    write_text(record, "".join(json.dumps(part) + "\n" for part in found))
-    return found
+def _is_whole(file: Path, part: dict[str, int], width: int) -> bool:
+    return _shape(file) == (part["texts"], width)
 
 
 def _shape(file: Path) -> tuple[int, ...] | None:
@@ -155,11 +131,6 @@ def _part(folder: Path, number: int) -> Path:
 def _write_part(folder: Path, number: int, vectors: np.ndarray) -> None:
     with atomic_path(_part(folder, number)) as temporary, open(temporary, "wb") as file:
         np.save(file, vectors)
-
-
-def _append(folder: Path, part: dict[str, int]) -> None:
-    with open(folder / "parts.jsonl", "a") as file:
-        file.write(json.dumps(part) + "\n")
 
 
 # Output
@@ -215,16 +186,6 @@ def _holds_vectors(file: Path) -> bool:
         return False
 
 
-def _show(texts: int, rate: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{texts:,} texts, {rate:,.0f} texts/s \x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _clear_line() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 # The verb
 
 
@@ -232,12 +193,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm embed --model=DIR --input=FILE --output=FILE.npy|.jsonl|.parquet`."""
     args = _parser().parse_args(argv)
     check_named("--input", args.input)
-    output, records = local_path("--output", args.output), RecordSettings(args.format, args.field, args.encoding)
-    if output.suffix not in WRITERS:
-        raise UserError(f"--output={output}: the name must end in {', '.join(WRITERS)}, which sets the format")
-    if output.is_dir() or not output.parent.is_dir():
-        problem = "it is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
-        raise UserError(f"--output={output}: {problem}; set a file in an existing folder")
+    output, records = output_path(args.output, WRITERS), RecordSettings(args.format, args.field, args.encoding)
     try:
         layers = tuple(int(layer) for layer in args.layers.split(","))
     except ValueError as error:
@@ -247,11 +203,8 @@ def main(argv: Sequence[str]) -> int:
     _check_not_read(output, args.input, records)
 
     trained = load_named(args, args.compute_dtype)
-    if output.exists() and output.resolve().is_relative_to(trained.directory.resolve()):
-        raise UserError(f"--output={output} is a file of the model's directory; set another file")
-    if output.exists() and not (output.is_file() and (output.stat().st_size == 0 or _holds_vectors(output))):
-        raise UserError(f"--output={output} exists and does not contain vectors; set another file")
-    settings = embed_settings(trained.directory, trained.longest, args.pooling, args.normalise, layers)
+    check_replaceable(output, trained.directory, _holds_vectors, "vectors")
+    settings = settings_for(trained, args.pooling, args.normalise, layers, args.prompt)
     embedder = Embedder(trained, settings, args.too_long, args.batch_tokens)
     identity = {"input": source, **records._asdict(), **_model_identity(trained), **settings._asdict()}
     identity |= {"layers": list(layers), "too_long": args.too_long, "batch_tokens": embedder.batch_tokens}
@@ -291,8 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxlm embed",
         description="Write the vector of each text of a file, in order. A sentence-transformers directory sets pooling,"
-        " normalisation, maximum length and prompt; any other model uses the mean over all tokens, including begin and"
-        " end, without normalisation. The vector of an empty text is that of begin and end alone.",
+        " normalisation, maximum length and prompt, and so does a model trained with train.objective=embedding; any"
+        " other model uses the mean over all tokens, including begin and end, without normalisation. The vector of an"
+        " empty text is that of begin and end alone.",
         formatter_class=HelpFormatter,
         epilog="example:\n  jaxlm embed --model=runs/mini --input=README.md --format=text \\\n"
         "    --output=runs/lines.npy\n\n"
@@ -311,6 +265,8 @@ def _parser() -> argparse.ArgumentParser:
                         "directory's setting, otherwise mean)")  # fmt: skip
     parser.add_argument("--normalise", action=argparse.BooleanOptionalAction, help="scale vectors to length 1, so that "
                         "the dot product is the cosine (default: the directory's setting, otherwise no)")  # fmt: skip
+    parser.add_argument("--prompt", choices=("query", "document"), help="prompt of a model that was trained with "
+                        "task.query_prompt and task.document_prompt")  # fmt: skip
     parser.add_argument("--layers", default="-1", help="layers whose states are averaged, such as 4,-1: 0 is the "
                         "embeddings, 1 the first layer, -1 the last (default -1)")  # fmt: skip
     parser.add_argument("--too-long", choices=TOO_LONG, default="truncate", help="a text longer than the model's "

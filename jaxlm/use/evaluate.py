@@ -1,4 +1,4 @@
-"""`jaxlm evaluate`: the held-out loss of a model, on its own held-out sets or on any text."""
+"""`jaxlm evaluate`: the held-out loss of a model, or the metrics of a fine-tuned one; see `probes` for the others."""
 
 import argparse
 import contextlib
@@ -31,10 +31,13 @@ from jaxlm.evaluation.whole_documents import whole_document_evaluators
 from jaxlm.runtime import sharding
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
-from jaxlm.step import Assembly, assemble
+from jaxlm.step import Assembly
 from jaxlm.storage import read_json
 from jaxlm.typed import Record
+from jaxlm.use.assembly import assemble_trained
+from jaxlm.use.evaluate_task import SETTINGS, describe_task, evaluate_task
 from jaxlm.use.loading import Trained, add_model_options, load_named
+from jaxlm.use.probes import add_probe_options, evaluate_tasks
 
 LONGEST_ROW = 512  # tokens of a text's rows, unless data.sequence_length is set or the model reads fewer
 # The settings of section `data` that can change how a text is read or evaluated.
@@ -42,6 +45,7 @@ TEXT_SETTINGS = (
     "path", "format", "document", "field", "encoding", "deduplicate", "max_document_characters", "max_megabytes",
     "sequence_length", "prepend_begin", "cache", "workers",
 )  # fmt: skip
+PREFIXES = ("--data.", "--task.")  # of settings that can be given without --config
 
 
 def evaluate(
@@ -82,37 +86,39 @@ def evaluate(
 
 def _require_masked_lm(trained: Trained) -> None:
     if not trained.has_head:
-        raise UserError(f"{trained.directory} has no masked-LM head, so it has no masked-LM loss")
+        labelled = "; evaluate it on labelled examples, with --task.evaluation=FILE" if trained.fine_tuned else ""
+        raise UserError(f"{trained.directory} has no masked-LM head, so it has no masked-LM loss{labelled}")
 
 
 def _assembly(config: Any, trained: Trained, data: CorpusData) -> Assembly:
-    """Returns the assembly of a trained model for this machine's devices, whatever mesh trained it."""
-    config.train.update(
-        objective="masked", phases=(), attention="auto", rematerialise="none",
-        compute_dtype=trained.execution.compute_dtype,
-    )  # fmt: skip
-    config.model.rotary_base = trained.encoder.rotary_base
-    config.optimizer.update(freeze=(), rate_multipliers=())
-    config.mesh.update(slices=0, data=-1, fsdp=1, tensor=1)
-    mesh, size = sharding.make_mesh(config.mesh), config.evaluation.batch_size or config.train.batch_size
-    parts = sharding.batch_parts(mesh)
+    """Returns the assembly of a masked language model, whose batch size is a multiple of the parts of the mesh."""
+    assembly = assemble_trained(trained, config, data.facts, "masked", trained.execution.compute_dtype)
+    size = config.evaluation.batch_size or config.train.batch_size
+    parts = sharding.batch_parts(assembly.mesh)
     config.evaluation.batch_size = parts * -(-size // parts)
-    return assemble(config, trained.encoder, data.facts, mesh, jax.devices()[0].platform)
+    return assembly
 
 
 def main(argv: Sequence[str]) -> int:
     """`jaxlm evaluate --model=DIR [--data.path=PATH ...] [--[no-]whole-documents] [--rows=N] [--json]`."""
-    overrides, rest = split_overrides([f"--config.{a[2:]}" if a.startswith("--data.") else a for a in argv])
+    overrides, rest = split_overrides([f"--config.{a[2:]}" if a.startswith(PREFIXES) else a for a in argv])
     parser = argparse.ArgumentParser(
         prog="jaxlm evaluate",
         description="Evaluate a model on its held-out sets as in training, or on any text: --data.path=PATH and the "
         f"other settings of section data ({', '.join(TEXT_SETTINGS[1:])}) choose what is read. Their defaults are "
         "those of `jaxlm config data`, whatever the model was trained on. 15% of the tokens are masked, the same for "
-        "every model with the same tokenizer.",
+        "every model with the same tokenizer. A fine-tuned model is evaluated with the metrics of its run, on the "
+        "evaluation and test sets of the run, or on the labelled files of --task.evaluation=FILE or NAME=FILE,...; "
+        f"{', '.join(SETTINGS[1:])} say how they are read, by default as in the run.",
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
-        "                      [--[no-]whole-documents] [--rows=N] [--json]",
+        "                      [--task.evaluation=FILE [--task.key=VALUE ...]]\n"
+        "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
+        "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME]\n"
+        "                      [--per-token] [--rows=N] [--json]",
         formatter_class=HelpFormatter,
-        epilog="example:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text",
+        epilog="examples:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text\n"
+        "  jaxlm evaluate --model=runs/sst2 --task.evaluation=new.tsv\n"
+        "  jaxlm evaluate --model=runs/mini --tasks=blimp,crows_pairs --data=probes",
     )  # fmt: skip
     add_model_options(parser)
     parser.add_argument(
@@ -123,16 +129,27 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--rows", type=int, default=0, metavar="N",
-        help="evaluate only the first N rows, or documents, of each set (default: all)",
+        help="evaluate only the first N rows, or documents, of each set, or of each file of --tasks (default: all)",
     )  # fmt: skip
+    add_probe_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
     if args.rows < 0:
         raise UserError(f"--rows={args.rows}: it cannot be negative")
+    if args.tasks is not None:
+        _check_no_text(overrides, args.whole_documents)
+        return evaluate_tasks(args)
+    for option, given in (("--data", args.data), ("--variant", args.variant), ("--per-token", args.per_token)):
+        if given not in (None, False):
+            raise UserError(f"{option} applies to --tasks, which is not given; a text is read with --data.path")
+    for override in overrides:  # before the model is loaded
+        find_setting(override.partition("=")[0])
+    trained = load_named(args)
     of_text = any(override.startswith("data.path=") for override in overrides)
+    if trained.fine_tuned and not of_text:
+        return _evaluate_task(trained, overrides, args)
     whole_documents = of_text if args.whole_documents is None else args.whole_documents
     _check_overrides(overrides, of_text, whole_documents)
-    trained = load_named(args)
     _require_masked_lm(trained)
     if of_text:
         with contextlib.redirect_stdout(sys.stderr):  # what was read, beside the result
@@ -153,12 +170,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _evaluate_task(trained: Trained, overrides: Sequence[str], args: argparse.Namespace) -> int:
+    if args.whole_documents is not None:
+        raise UserError("--whole-documents has no effect on labelled examples: remove it")
+    results = evaluate_task(trained, overrides, args.rows)
+    if args.json:
+        print_json(results)
+    else:
+        print(describe_task(trained, results))
+    return 0
+
+
 def _check_overrides(overrides: Sequence[str], of_text: bool, whole_documents: bool) -> None:
     """Raises UserError for settings that would have no effect."""
     for override in overrides:
         key = override.partition("=")[0]
-        find_setting(key)
         section, _, name = key.partition(".")
+        if section == "task":
+            raise UserError(
+                f"--{key} is for a model that was fine-tuned on labelled examples, which this one is not; evaluate it "
+                "on a text with --data.path"
+            )
         if section != "data":
             raise UserError(f"--config.{override}: only settings of section data can be given here")
         if name not in TEXT_SETTINGS:
@@ -173,6 +205,15 @@ def _check_overrides(overrides: Sequence[str], of_text: bool, whole_documents: b
             )
     if overrides and not of_text:
         raise UserError(f"--data.path is needed beside --{overrides[0]}")
+
+
+def _check_no_text(overrides: Sequence[str], whole_documents: bool | None) -> None:
+    """Raises UserError for options about text, which has no part in --tasks."""
+    if whole_documents is not None:
+        raise UserError(f"--{'' if whole_documents else 'no-'}whole-documents has no effect on --tasks: remove it")
+    if overrides:
+        option = f"--{'' if overrides[0].startswith('data.') else 'config.'}{overrides[0]}"
+        raise UserError(f"{option} has no effect on --tasks, whose data is read from --data: remove it")
 
 
 def _stores_of_run(trained: Trained) -> dict[str, TokenStore]:

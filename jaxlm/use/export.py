@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.data.text_encoder import separators_of_pairs
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, task_heads
 from jaxlm.huggingface.copying import copy_checkpoint, copy_files, with_dtype
-from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
+from jaxlm.huggingface.task_heads import Target
 from jaxlm.huggingface.weights import some_of
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.runtime.help_format import HelpFormatter
@@ -47,7 +48,7 @@ def export(
     express a setting, which is named, if a tensor holds values that the dtype cannot hold, or if `to` is not empty.
     """
     to = _target(to, dtype)
-    return _export(load_trained(name, step=step), to, family, dtype)
+    return export_trained(load_trained(name, step=step), to, family, dtype)
 
 
 def _target(to: str | Path, dtype: str | None) -> Path:
@@ -60,12 +61,13 @@ def _target(to: str | Path, dtype: str | None) -> Path:
     return to
 
 
-def _export(trained: Trained, to: Path, family: str | None, dtype: str | None) -> Path:
+def export_trained(trained: Trained, to: Path, family: str | None = None, dtype: str | None = None) -> Path:
+    """Writes a model that has been loaded; otherwise as `export`."""
     if is_causal(trained):
         _log.warning(EXPORT_NOTE)
     source, root = trained.source, sentence_transformers_root(trained.directory) if trained.source else None
     whole = source is not None and family in (None, source.family.name)
-    kind = source.family if source and whole else _family_of(trained, family)
+    target = Target(source.family, [], "") if source and whole else _target_of(trained, family)
 
     partial = beside(to, "partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -79,9 +81,9 @@ def _export(trained: Trained, to: Path, family: str | None, dtype: str | None) -
             copy_files(trained.directory, inside, ["README.md"])
             _write_tokenizer(trained, inside, token_types=trained.encoder.token_types > 1, copied=True)
         else:
-            _convert(trained, kind, inside, dtype or "float32")
+            _convert(trained, target, inside, dtype or "float32")
         if not (partial / "README.md").is_file():
-            write_text(partial / "README.md", model_card(trained, kind, partial, inside, to.name))
+            write_text(partial / "README.md", model_card(trained, target.family, partial, inside, to.name))
         copy_files(trained.directory, partial, ["curve.png"])
         if to.exists():  # it is kept, since it may be the current folder of a shell
             for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "config.json"):
@@ -95,30 +97,49 @@ def _export(trained: Trained, to: Path, family: str | None, dtype: str | None) -
     return to
 
 
-def _family_of(trained: Trained, wanted: str | None) -> Family:
-    """Returns the family `wanted`, or else that of the original checkpoint, or else the first that fits."""
-    return conversion.choose_family(trained.encoder, wanted or (_base_config(trained) or {}).get("model_type"))
+def _target_of(trained: Trained, wanted: str | None) -> Target:
+    """Returns the family `wanted`, or else that of the original checkpoint, or else the first that fits.
+
+    Raises UserError that names the settings of the encoder which the family cannot express.
+    """
+    base = (_base_config(trained) or {}).get("model_type")
+    if not trained.task:
+        return Target(conversion.choose_family(trained.encoder, wanted or base), [], "")
+    conversion.check_family(wanted)
+    target = task_heads.target_of(trained.encoder, trained.task, base, wanted)
+    conversion.check_lacking(*target[:2], bool(wanted))
+    return target
 
 
-def _convert(trained: Trained, kind: Family, to: Path, dtype: str) -> None:
-    """Writes the encoder and its masked-LM head, if any, in the form of a family, with config.json and tokenizer."""
+def _convert(trained: Trained, target: Target, to: Path, dtype: str) -> None:
+    """Writes the encoder and its head, if any, in the form of a family, with config.json and tokenizer."""
+    kind, task = target.family, trained.task
     base = _base_config(trained)
     base = base if base and base["model_type"] == kind.name else None
-    encoder = refit(trained.encoder, kind, trained.tokenizer.pad_id)
-    params = refit_params(jax.tree.map(np.asarray, trained.params), trained.encoder, encoder)
-    pooler = conversion.read_pooler(trained.source, kind) if trained.source else {}
-    left_out = [name for name in trained.left_out if not name.endswith(tuple(pooler))]
+    params, before = jax.tree.map(np.asarray, trained.params), trained.encoder
+    more = conversion.read_pooler(trained.source, kind) if trained.source else {}
+    if task and target.headless:
+        _log.warning("exported without its head: %s", target.headless)
+    elif task:
+        if note := task_heads.unwritten_dropout(target, before, task):
+            _log.warning("%s", note)
+        params.pop("head", None)
+        before = task_heads.as_task_encoder(before)
+        more = task_heads.head_tensors(kind, task, jax.tree.map(np.asarray, trained.task_head))
+    encoder = refit(before, kind, trained.tokenizer.pad_id)
+    params = refit_params(params, before, encoder)
+    left_out = [name for name in trained.left_out if not name.endswith(tuple(more))]
     if "discriminator/score" not in kind.modules and params.pop("discriminator", None):
         left_out.append("discriminator_predictions")
-    conversion.write_weights(to, kind, encoder, params, dtype, pooler=pooler)
+    conversion.write_weights(to, kind, encoder, params, dtype, more=more)
     if left_out:
-        _log.warning(
-            "not exported, since no heads but those of masked LMs are converted between families: %s", some_of(left_out)
-        )
+        _log.warning("not exported, since heads of this kind are not converted between families: %s", some_of(left_out))
 
     roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
     config = conversion.config_for(encoder, kind, trained.longest, roles, base)
-    config = with_dtype(config, dtype) | {"architectures": [kind.masked_lm if trained.has_head else kind.base]}
+    config = with_dtype(config, dtype) | {"architectures": [kind.masked_lm if "head" in params else kind.base]}
+    if task and not target.headless:
+        config = task_heads.head_config(kind, encoder, task, config)
     write_text(to / "config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     _write_tokenizer(trained, to, token_types=encoder.token_types > 1, copied=False)
 
@@ -142,7 +163,9 @@ def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool
     copy_files(trained.directory, to, [name for name in names if complete or name in _VOCABULARIES])
     if names and complete:
         return
-    for name, content in trained.tokenizer.transformers_files(trained.longest, token_types).items():
+    separators = separators_of_pairs(trained.config.model.position_offset)
+    files = trained.tokenizer.transformers_files(trained.longest, token_types, separators)
+    for name, content in files.items():
         (to / name).write_bytes(content)
 
 
@@ -163,7 +186,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(argv)
-    to = _export(load_named(args), _target(args.to, args.dtype), args.family, args.dtype)
+    to = export_trained(load_named(args), _target(args.to, args.dtype), args.family, args.dtype)
     files = {str(file.relative_to(to)): file.stat().st_size for file in sorted(to.rglob("*")) if file.is_file()}
     if args.json:
         config = next(file for file in (to / "config.json", *sorted(to.glob("*/config.json"))) if file.is_file())

@@ -13,9 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxlm.config import default_config, load_config, phase_number, phases_of
+from jaxlm.data.tasks.table import KINDS
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of
+from jaxlm.init_from import selected_step
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.execution import Execution, choose_execution
 from jaxlm.model.heads import MaskedLM
@@ -43,10 +46,19 @@ class Trained(NamedTuple):
     has_head: bool  # whether the model has a masked-LM head
     source: conversion.Source | None = None  # set if the directory is a Hugging Face directory
     left_out: tuple[str, ...] = ()  # names of its tensors that belong to other heads and were not loaded
+    task: TaskSettings | None = None  # set if the model was fine-tuned with a head that Transformers has
+    task_head: dict[str, Any] | None = None  # the parameters of the head of a task, if config.train.objective is one
+    task_dtype: str = ""  # of the products in its predictions: that of the run, unless another one was asked for
+    selected_by: str = ""  # the metric that selected the step, if it was not named
 
     @property
     def model(self) -> MaskedLM:
         return MaskedLM(self.encoder, self.execution)
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether the model was trained on labelled examples."""
+        return bool(self.task_dtype)
 
 
 def require_head(trained: Trained) -> None:
@@ -68,24 +80,28 @@ def add_model_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     parser.add_argument(
         "--step", metavar="N|best|latest",
         help="checkpoint of a work directory: its number of updates, best by the metric that selects the best one, or "
-        "the latest (the default)",
+        "the latest (default: the best of a run on labelled examples, which results.json reports; of other runs the "
+        "latest)",
     )  # fmt: skip
 
 
-def load_named(args: argparse.Namespace, compute_dtype: str = "float32") -> Trained:
+def load_named(args: argparse.Namespace, compute_dtype: str | None = None) -> Trained:
     """Returns the model that --model and --step name, and prints which checkpoint was read to standard error."""
     trained = load_trained(args.model, compute_dtype, args.step)
     if not trained.source:
-        print(f"{trained.directory}: read the checkpoint of step {trained.step:,}", file=sys.stderr)
+        why = f", the best by {trained.selected_by}" if trained.selected_by else ""
+        print(f"{trained.directory}: read the checkpoint of step {trained.step:,}{why}", file=sys.stderr)
     return trained
 
 
-def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | str | None = None) -> Trained:
+def load_trained(name: str | Path, compute_dtype: str | None = None, step: int | str | None = None) -> Trained:
     """Returns the model of a work directory or of a Hugging Face directory. Raises UserError.
 
     `name` may also be a checkpoint of a work directory (DIR/checkpoints/N), or the name of a model in the local Hugging
-    Face cache. compute_dtype "auto" is bfloat16 if the hardware is fast at it, otherwise float32. step selects a
-    checkpoint of a work directory: its number, "best", or "latest" (the default), which is the newest complete one.
+    Face cache. compute_dtype "auto" is bfloat16 if the hardware is fast at it, otherwise float32; None is float32, and
+    for the predictions of a fine-tuned model the dtype of its run. step selects a checkpoint of a work directory: its
+    number, "best", or "latest", the newest complete one. By default it is the one that a run on labelled examples has
+    selected, as results.json reports it, and the latest of other runs.
     """
     directory, of_path = split_step(local_path("--model", name))
     directory = conversion.locate(name if of_path is None else directory)
@@ -97,19 +113,21 @@ def load_trained(name: str | Path, compute_dtype: str = "float32", step: int | s
         )
     if compute_dtype == "auto":
         compute_dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
-    execution = choose_execution(compute_dtype, jax.devices()[0].platform, 1)
+    execution = choose_execution(compute_dtype or "float32", jax.devices()[0].platform, 1)
     if conversion.is_checkpoint(directory):
         if step is not None:
             raise UserError(f"{name} is a Hugging Face directory, which has no checkpoints to select; omit step={step}")
         return _load_checkpoint(directory, execution)
-    number = (
-        of_path if of_path is not None else find_step(directory / "checkpoints", "latest" if step is None else step)
-    )
-    return _load_workdir(directory, execution, number)
+    config, selected_by = load_config(str(directory / "config.json")), ""
+    if of_path is None and step is None:
+        step, selected_by = selected_step(directory, config) or ("latest", "")
+    number = of_path if of_path is not None else find_step(directory / "checkpoints", step)  # type: ignore[arg-type]
+    return _load_workdir(directory, config, execution, number, compute_dtype)._replace(selected_by=selected_by)
 
 
-def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Trained:
-    config = load_config(str(directory / "config.json"))
+def _load_workdir(
+    directory: Path, config: ConfigDict, execution: Execution, step: int | None, compute_dtype: str | None
+) -> Trained:
     tokenizer = load_tokenizer(directory / "tokenizer", config.tokenizer.words)
     encoder = encoder_config(config.model, tokenizer.vocab_size)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -126,7 +144,13 @@ def _load_workdir(directory: Path, execution: Execution, step: int | None) -> Tr
     longest = max(phase.sequence_length for phase in phases)
     if (directory / conversion.SOURCE_CONFIG).is_file():  # the original checkpoint was trained on longer rows
         longest = max(longest, encoder.max_positions - encoder.position_offset)
-    return Trained(directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head)
+    task_head, task_dtype = None, ""
+    if config.train.objective in KINDS:
+        task_head, task_dtype = saved.state.get("head"), compute_dtype or config.train.compute_dtype
+    return Trained(
+        directory, config, encoder, execution, params, tokenizer, saved.step, counts, longest, has_head,
+        task=task_heads.task_of_config(config, encoder), task_head=task_head, task_dtype=task_dtype,
+    )  # fmt: skip
 
 
 def _token_counts(path: Path, vocab_size: int) -> np.ndarray:
@@ -155,10 +179,15 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
         loaded.params.pop("head", None)
         _log.warning("%s has no masked-LM head: it lacks %s", directory, some_of(loaded.fresh, 3))
     params = jax.device_put(loaded.params, jax.devices()[0])
+    left_out, task = loaded.unused, task_heads.task_of_source(source)
+    head = task_heads.read_head(source, encoder, task) if task else None
+    if task and head:
+        used = task_heads.head_names(source, task)
+        left_out = [name for name in left_out if name not in used]
     longest = conversion.longest_text(source, encoder)
     config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
     counts = np.zeros(encoder.vocab_size, np.int64)
     return Trained(
         directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source,
-        tuple(loaded.unused),
+        tuple(left_out), task if head else None, head,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The Python interface to a trained model: `jaxlm.load(DIR)` returns a `Model`."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -10,13 +11,17 @@ from numpy.typing import ArrayLike
 
 from jaxlm.data.unknown import check_spelling
 from jaxlm.errors import UserError
-from jaxlm.huggingface.sentence_transformers import embed_settings
-from jaxlm.use.embed import Embedder
+from jaxlm.use.answer import answer
+from jaxlm.use.classify import classify
+from jaxlm.use.embed import Embedder, settings_for
 from jaxlm.use.fill_mask import Candidate, fill_mask
 from jaxlm.use.forward import forward
 from jaxlm.use.loading import Trained, load_trained, require_head
 from jaxlm.use.neighbours import check_count
+from jaxlm.use.rank import rank
 from jaxlm.use.score import Score, score
+from jaxlm.use.tag import tag
+from jaxlm.use.task_model import TaskModel, require_task
 
 
 class Model:
@@ -67,19 +72,21 @@ class Model:
 
     def embed(
         self, texts: Sequence[str], pooling: str | None = None, normalise: bool | None = None,
-        layers: Sequence[int] = (-1,), too_long: str = "truncate", batch_tokens: int = 0,
+        layers: Sequence[int] = (-1,), too_long: str = "truncate", batch_tokens: int = 0, prompt: str | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Returns the texts' vectors, float32 [n, D], in order.
 
         `pooling` ("mean", "cls" or "max") and `normalise` default to the settings of a sentence-transformers directory,
-        otherwise to the mean over all tokens, not normalised. The states of `layers` are averaged (0 is the embeddings,
+        or of a model trained to embed, otherwise to the mean over all tokens, not normalised. `prompt`, "query" or
+        "document", selects the prompt of a model that was trained with task.query_prompt and task.document_prompt. The
+        states of `layers` are averaged (0 is the embeddings,
         -1 the last layer). A text longer than the model's maximum length is truncated, or with too_long="refuse" raises
         UserError. The vector of an empty text is that of begin and end alone.
         """
         _check_texts(texts)
         if not isinstance(layers, Sequence) or not all(isinstance(layer, int) for layer in layers):
             raise UserError("layers must be a list of int; pass [layer] for a single one")
-        settings = embed_settings(self.trained.directory, self.trained.longest, pooling, normalise, layers)
+        settings = settings_for(self.trained, pooling, normalise, layers, prompt)
         embedder = Embedder(self.trained, settings, too_long, batch_tokens)
         vectors = embedder(texts)
         check_spelling({"the texts": embedder.spelling}, self.tokenizer)
@@ -118,12 +125,61 @@ class Model:
         _check_texts(text)
         return [fill_mask(self.trained, one, top, targets) for one in text]
 
+    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Returns what a fine-tuned model predicts for each text, or each pair of texts, in order.
 
-def load(directory: str | Path, compute_dtype: str = "float32", step: int | str | None = None) -> Model:
+        A dict has "label", "probability" and "probabilities" (by label); or, if the model was trained with several
+        labels per text, "labels" (those with a probability above one half) and "probabilities"; or "value", a number.
+        For the texts of an evaluation set, they are those that the run wrote. A text longer than in training is
+        truncated, with a warning. Raises UserError if the model has no such head, or reads pairs and is given texts.
+        """
+        if not isinstance(texts, Sequence) or isinstance(texts, str):
+            raise UserError("texts must be a list of str, or of pairs of str; pass [text] for a single one")
+        return classify(self._task("classify"), texts)
+
+    def tag(self, sentences: Sequence[str] | Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """Returns {"words": [...], "tags": [...]} for each sentence, a list of words or a str with spaces between them.
+
+        Every word has a tag, also in sentences longer than the model. Raises UserError if the model was not fine-tuned
+        with train.objective=tagging.
+        """
+        if not isinstance(sentences, Sequence) or isinstance(sentences, str):
+            raise UserError("sentences must be a list of str, or of lists of words; pass [sentence] for a single one")
+        return tag(self._task("tag"), sentences)
+
+    def answer(self, questions: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Returns the answer to each (question, context), in order.
+
+        A dict has "text", a slice of the context, or "" if there is no answer, its "start" and "end" in characters, its
+        "score", and the best candidates in "n_best".
+        Raises UserError if the model was not fine-tuned with train.objective=span.
+        """
+        if not isinstance(questions, Sequence) or isinstance(questions, str):
+            raise UserError("questions must be a list of pairs (question, context)")
+        return answer(self._task("answer"), questions)
+
+    def rank(self, query: str, passages: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns {"index", "score"} of each passage, the best answer to the query first; the score is a logit.
+
+        Raises UserError if the model was not fine-tuned with train.objective=reranking.
+        """
+        _check_texts(passages, "passages")
+        return rank(self._task("rank"), query, passages)
+
+    def _task(self, verb: str) -> TaskModel:
+        """Returns the model of the task that a verb uses. Raises UserError."""
+        require_task(self.trained, verb)
+        return self._task_model
+
+    @functools.cached_property
+    def _task_model(self) -> TaskModel:
+        return TaskModel(self.trained)
+
+
+def load(directory: str | Path, compute_dtype: str | None = None, step: int | str | None = None) -> Model:
     """Returns the trained model of a work directory or a Hugging Face directory. Raises UserError.
 
-    compute_dtype is the dtype of matrix products: "float32", "bfloat16", or "auto", which is bfloat16 if the hardware
-    is fast at it. step selects a checkpoint of a work directory: its number, "best" or "latest" (the default).
+    The arguments are those of `jaxlm.load`.
     """
     return Model(load_trained(directory, compute_dtype, step))
 

@@ -15,6 +15,7 @@ from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.weights import Reader, tensor_names
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
+from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.storage import read_json
@@ -28,6 +29,7 @@ _TASKS = {
     "ForSequenceClassification": ("text-classification", "classifier of texts"),
     "ForTokenClassification": ("token-classification", "classifier of tokens"),
     "ForQuestionAnswering": ("question-answering", "model for extractive question answering"),
+    "ForMultipleChoice": ("multiple-choice", "model for multiple choice"),
 }
 
 
@@ -65,6 +67,9 @@ def model_card(trained: Trained, family: Family, directory: Path, transformer: P
             "from transformers import pipeline", "", f'fill = pipeline("fill-mask", model="{name}")',
             f'print(fill("The capital of France is {mask}."))',
         ]  # fmt: skip
+    elif tag in ("text-classification", "token-classification"):
+        use = ["from transformers import pipeline", "", f'classify = pipeline("{tag}", model="{name}")',
+               'print(classify("The harbour was quiet."))']  # fmt: skip
     head = [
         "---", f"library_name: {library}", f"pipeline_tag: {tag}", "tags:", f"- {tag}", "- jaxlm", "---", "",
         f"# {name}", "",
@@ -74,7 +79,7 @@ def model_card(trained: Trained, family: Family, directory: Path, transformer: P
         "```python", *use, "```",
         *(["", f"{EXPORT_NOTE[0].upper()}{EXPORT_NOTE[1:]}."] if causal else []),
     ]  # fmt: skip
-    return "\n".join([*head, *(_training(trained) if not trained.source else [])]) + "\n"
+    return "\n".join([*head, *(_training(trained, bool(_task_of(transformer))) if not trained.source else [])]) + "\n"
 
 
 def is_causal(trained: Trained) -> bool:
@@ -89,18 +94,26 @@ def _parameters(trained: Trained, family: Family, directory: Path) -> str:
         shapes = {name: reader.shape(name) for name in tensor_names(directory)}
     computed = {name for name in shapes if name == family.decoder_bias or is_buffer(name)}
     written = sum(math.prod(shape) for name, shape in shapes.items() if name not in computed)
-    count = written if trained.source else sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+    count = written if trained.source else sum(leaf.size for leaf in jax.tree.leaves(_all_params(trained)))
     more = f" ({written:,} in the form of this architecture, which computes the same)" if written != count else ""
     return f"{count:,} parameters{more}"
 
 
-def _training(trained: Trained) -> list[str]:
+def _all_params(trained: Trained) -> dict[str, Any]:
+    """Returns the parameters of a model as it was trained, with the head of its task."""
+    return trained.params | ({"head": trained.task_head} if trained.task_head else {})
+
+
+def _training(trained: Trained, has_head: bool) -> list[str]:
     events = read_metrics(trained.directory)
     start: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "start"), {})
     lines = ["", "## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(trained, start).items()]
-    if scores := [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]:
-        lines += ["", *(_held_out_table(scores) if trained.has_head else _task_table(scores))]
+    scores = [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]
+    if not OBJECTIVES[trained.config.train.objective].predicts_tokens:
+        lines += _task_results(trained, [e for e in scores if e["step"] == trained.step], has_head)
+    elif scores:
+        lines += ["", *_held_out_table(scores)]
     if (trained.directory / "curve.png").is_file():
         lines += ["", "![training and held-out loss](curve.png)"]
     return [*lines, "", "## Settings that differ from the defaults", "", "```", *_differences(trained), "```"]
@@ -121,26 +134,55 @@ def _held_out_table(scores: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
 
 
-def _task_table(scores: list[dict[str, Any]]) -> list[str]:
-    return [
-        "## Evaluation", "", "With the head of the task, which is not part of this directory.", "",
-        "| set | step | accuracy | loss (nats per example) | examples |", "|---|---|---|---|---|",
-        *(
-            f"| {e['name']} | {e['step']:,} | {_share(e['accuracy'])} | {_number(e['loss'])} | {e['n']:,} |"
-            for e in scores
-        ),
-    ]  # fmt: skip
+def _task_results(trained: Trained, scores: list[dict[str, Any]], has_head: bool) -> list[str]:
+    """Returns the metrics of the reported sets with n and how the step was chosen, from results.json.
+
+    If that is about another step, returns those of `scores`, the evaluations of the step that is exported. has_head
+    says whether the head is exported with the encoder.
+    """
+    file = trained.directory / "results.json"
+    results = Record(file, read_json(file)) if file.is_file() else Record(file, {})
+    protocol = results.record("protocol", {}).content
+    if protocol.get("step") == trained.step:
+        sets = results.record("evaluation", {}).content
+        how = f"The metrics are those of step {trained.step:,} of {protocol.get('last_step', trained.step):,}"
+        chosen = protocol.get("selected_by")
+        how += f", which was chosen by the {chosen}." if chosen else ", the last."
+        if chosen and (selecting := sets.keys() & results.record("selection", {}).content.keys()):
+            how += f" The metrics of {', '.join(sorted(selecting))}, by which it was chosen, are therefore optimistic."
+    else:
+        sets = {e["name"]: e for e in scores}
+        how = f"The metrics are those of step {trained.step:,}, which is not the one that the run reports."
+    rows = {name: {key: value for key, value in metrics.items() if _is_metric(key, value)}
+            for name, metrics in sets.items()}  # fmt: skip
+    names = list(dict.fromkeys(key for metrics in rows.values() for key in metrics))
+    if not names:
+        return []
+    table = [
+        f"| {name} | {sets[name]['n']:,} | {' | '.join(_number(metrics.get(key), 4) for key in names)} |"
+        for name, metrics in rows.items()
+    ]
+    how += "" if has_head else " They need the head of the task, which is not part of this directory."
+    columns = " | ".join(name.replace("_", " ") for name in names)
+    return ["", "## Evaluation", "", how, "", f"| set | n | {columns} |", "|---" * (2 + len(names)) + "|", *table]
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and name not in ("n", "step", "time", "elapsed_seconds")
 
 
 def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     config = trained.config
-    facts = {"objective": config.train.objective, "text": ", ".join(_public(path) for path in config.data.path)}
+    files = [config.task.train] if config.task.train else config.data.path
+    facts = {"objective": config.train.objective, "text": ", ".join(_public(path) for path in files)}
     if counted := _documents(trained.directory):
         facts["size of the text"] = counted
     if config.model.init_from:
         facts["initialized from"] = _public(config.model.init_from)
     facts["steps"] = f"{trained.step:,}"
-    facts["batch"] = f"{config.train.batch_size} rows of {config.data.sequence_length} tokens"
+    of = "examples of up to" if config.task.train else "rows of"
+    facts["batch"] = f"{config.train.batch_size} {of} {config.data.sequence_length} tokens"
     if config.train.phases:
         facts["phases"] = "; ".join(", ".join(f"{k} {v}" for k, v in phase.items()) for phase in config.train.phases)
     if "masked" in [phase.objective for phase in phases_of(config)]:
@@ -153,7 +195,7 @@ def _facts(trained: Trained, start: dict[str, Any]) -> dict[str, str]:
     )
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
     facts["jaxlm commit"] = str(start.get("commit") or "unknown")
-    facts["parameters (sha256)"] = params_sha256(trained.params)
+    facts["parameters (sha256)"] = params_sha256(_all_params(trained))
     return {name: value for name, value in facts.items() if value}
 
 
@@ -190,11 +232,12 @@ def _public(path: str) -> str:
 def _differences(trained: Trained) -> list[str]:
     before, after = config_to_dict(default_config()), config_to_dict(trained.config)
     private = {"cache", "path", "init_from"}  # they may contain paths
+    files = {"data", "train", "evaluation", "test"}  # likewise, in section task
     return [
         f"{section}.{name} = {json.dumps(value, ensure_ascii=False)}"
         for section, values in after.items()
         for name, value in values.items()
-        if value != before[section][name] and name not in private
+        if value != before[section][name] and name not in (private | files if section == "task" else private)
     ]
 
 

@@ -1,7 +1,8 @@
 """Pseudo-log-likelihood of texts under a masked language model, for ranking sentences; and the verb `jaxlm score`."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +24,12 @@ from jaxlm.text.filters import Tally
 from jaxlm.text.records import FORMATS, RecordSettings, check_options, read_records
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
 
-VARIANTS = ("within-word", "original")
+VARIANTS = {
+    "within-word": "masks a token and those that follow in its word, as tokenizer.words finds words",
+    "within_word_l2r": "masks a token and those that follow in its word, as the tokenizer splits text (Kauf and "
+    "Ivanova, arXiv 2305.10588)",
+    "original": "masks one token at a time (Salazar et al., arXiv 1910.14659)",
+}
 GROUP_TOKENS = 2**20  # tokens of masked copies that are packed together
 LOGIT_ROWS = 256  # predictions whose vocabulary logits exist at the same time
 
@@ -45,15 +51,19 @@ class _Text(NamedTuple):
 
 
 def score(
-    trained: Trained, texts: Iterable[str], variant: str = "within-word", batch_tokens: int = 0
-) -> Iterator[Score]:
+    trained: Trained, texts: Iterable[str], variant: str = "within-word", batch_tokens: int = 0,
+    names: Iterable[str] | None = None,
+) -> Iterator[Score]:  # fmt: skip
     """Yields the pseudo-log-likelihood of each text, in order.
 
     "original" masks one token at a time (Salazar et al. 2020, arXiv 1910.14659). It overestimates words of several
-    tokens, because the other tokens of the word reveal the masked one; "within-word" also masks the tokens that follow
-    in the same word (Kauf and Ivanova 2023, arXiv 2305.10588, "within-word left-to-right"). Other special tokens in a
-    text, such as [SEP], are ordinary text. Raises UserError if a text has no token that the vocabulary knows, contains
-    the mask or exceeds the model's maximum length, or if the model has no masked-LM head.
+    tokens, because the other tokens of the word reveal the masked one. The others also mask the tokens that follow in
+    the same word (Kauf and Ivanova 2023, arXiv 2305.10588). In "within_word_l2r", as in their program and in minicons,
+    words are the pretokens of the tokenizer, so that "hasn't" is three words for BERT; in "within-word" they are those
+    of tokenizer.words, in which it is one. Other special tokens in a text, such as [SEP], are ordinary text.
+
+    Raises UserError if a text has no token that the vocabulary knows, contains the mask or exceeds the model's maximum
+    length, or if the model has no masked-LM head; the message names the text by its number, or by its entry in `names`.
     """
     require_head(trained)
     if variant not in VARIANTS:
@@ -61,8 +71,9 @@ def score(
     group: list[_Text] = []
     size = 0
     spelling = Spelling(0, 0, 0)
-    for number, text in enumerate(texts, 1):
-        group.append(_masked_copies(trained, text, number, variant))
+    numbered = (f"text {number}" for number in itertools.count(1))
+    for name, text in zip(numbered if names is None else names, texts, strict=False):
+        group.append(_masked_copies(trained, text, name, variant))
         spelling += spelling_of_ids(group[-1].ids, trained.tokenizer)
         size += sum(map(len, group[-1].copies))
         if size >= GROUP_TOKENS:
@@ -72,31 +83,32 @@ def score(
     yield from _scores(trained, group, batch_tokens)
 
 
-def _masked_copies(trained: Trained, text: str, number: int, variant: str) -> _Text:
+def _masked_copies(trained: Trained, text: str, name: str, variant: str) -> _Text:
     tokenizer = trained.tokenizer
     if tokenizer.mask_token in text:
         raise UserError(
-            f"text {number} contains the mask {tokenizer.mask_token}, which has no probability ({text[:40]!r}...): put"
+            f"{name} contains the mask {tokenizer.mask_token}, which has no probability ({text[:40]!r}...): put"
             " a word in its place, or use fill-mask to compare words"
         )
     encoding = tokenizer.encode(text)
     size = len(encoding.ids)
     if not text.strip() or not size:
-        raise UserError(f"text {number} is empty and has no probability: remove it")
+        raise UserError(f"{name} is empty and has no probability: remove it")
     if not any(tokenizer.text_of(id).strip() for id in encoding.ids.tolist()):
         raise UserError(
-            f"text {number} has only characters that are not in the vocabulary ({text[:40]!r}), so its score would be "
+            f"{name} has only characters that are not in the vocabulary ({text[:40]!r}), so its score would be "
             f"that of {tokenizer.token(tokenizer.unk_id)}: remove it, or use a model of its language"
         )
     if size + 2 > trained.longest:
         raise UserError(
-            f"text {number} has {size} tokens, but the model reads at most {trained.longest - 2} besides begin and end "
-            f"({text[:40]!r}...): score its sentences one by one"
+            f"{name} has {size} tokens, but the model reads at most {trained.longest - 2} besides begin and end "
+            f"({text[:40]!r}...): shorten it, or score its sentences one by one"
         )
     whole = np.concatenate([[tokenizer.begin_id], encoding.ids, [tokenizer.end_id]]).astype(np.int32)
     ends = np.arange(1, size + 1)
-    if variant == "within-word":
-        starts = np.append(np.flatnonzero(encoding.word_starts), size)
+    if variant != "original":
+        words = encoding.word_starts if variant == "within-word" else tokenizer.pretoken_starts(text)
+        starts = np.append(np.flatnonzero(words), size)
         ends = starts[np.searchsorted(starts, np.arange(size), "right")]
     copies = []
     for first, end in enumerate(ends.tolist()):
@@ -112,10 +124,7 @@ def _scores(trained: Trained, texts: Sequence[_Text], batch_tokens: int) -> Iter
     copies = [copy for text in texts for copy in text.copies]
     labels = np.concatenate([text.ids for text in texts])
     masked = np.concatenate([np.arange(1, len(text.ids) + 1) for text in texts])  # the position in each copy
-    found = np.zeros(len(copies))
-    batch_tokens = batch_tokens or batch_tokens_for(jax.devices()[0].platform)
-    for batch in pack(copies, batch_tokens, trained.longest, trained.tokenizer.pad_id):
-        found[batch.sequences] = _score_batch(trained, batch, masked[batch.sequences], labels[batch.sequences])
+    found = predict_masked(trained, copies, masked, labels, _log_probability, batch_tokens).astype(np.float64)
     start = 0
     for text in texts:
         values = found[start : start + len(text.ids)].tolist()
@@ -126,27 +135,51 @@ def _scores(trained: Trained, texts: Sequence[_Text], batch_tokens: int) -> Iter
         yield Score(text.text, sum(values), sum(values) / len(values), tokens, tuple(values))
 
 
-def _score_batch(trained: Trained, batch: Batch, masked: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the log-probability float32 [n] of the label of each of a batch's n sequences, at its masked position."""
+def predict_masked(
+    trained: Trained, copies: Sequence[np.ndarray], masked: np.ndarray, labels: np.ndarray,
+    function: Callable[[Array, Array], Array], batch_tokens: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """Returns `function` of the vocabulary logits at one position of each of n sequences, float32 [n, ...].
+
+    `copies` are n arrays of token ids, masked int [n] the position in each, and labels int [n] the token that is to be
+    predicted there. `function` takes logits float32 [M, V] and labels int32 [M] and returns an array [M, ...]; it must
+    be a function of a module, because programs are compiled for each one.
+    """
+    found: np.ndarray | None = None
+    batch_tokens = batch_tokens or batch_tokens_for(jax.devices()[0].platform)
+    for batch in pack(copies, batch_tokens, trained.longest, trained.tokenizer.pad_id):
+        values = _predict_batch(trained, batch, masked[batch.sequences], labels[batch.sequences], function)
+        if found is None:
+            found = np.zeros((len(copies), *values.shape[1:]), np.float32)
+        found[batch.sequences] = values
+    assert found is not None, "no sequences"
+    return found
+
+
+def _predict_batch(
+    trained: Trained, batch: Batch, masked: np.ndarray, labels: np.ndarray, function: Callable[[Array, Array], Array]
+) -> np.ndarray:
+    """Returns `function` of the logits of each of a batch's n sequences at its masked position, float32 [n, ...]."""
     most = 1 << (int(batch.segments.max()) - 1).bit_length()  # segments in a row, rounded up so that shapes are few
     slots = np.zeros((2, len(batch.tokens), most), np.int32)  # unused slots have position 0 and are ignored
     slots[:, batch.rows, batch.segments - 1] = batch.starts + masked, labels
     positions, labels = slots
-    found = _log_probabilities(trained.model, trained.params, batch.tokens, batch.segment_ids, positions, labels)
+    found = _predict(trained.model, trained.params, batch.tokens, batch.segment_ids, positions, labels, function)
     return np.asarray(found)[batch.rows, batch.segments - 1]
 
 
-@partial(jit, static_argnames=("model",))
-def _log_probabilities(
-    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array, labels: Array
-) -> Array:
-    """Returns the log-probabilities float32 [B, S] of labels int32 [B, S] at positions int32 [B, S]."""
-
-    def log_probability(logits: Array, labels: Array) -> Array:
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
-
+@partial(jit, static_argnames=("model", "function"))
+def _predict(
+    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array, labels: Array,
+    function: Callable[[Array, Array], Array],
+) -> Array:  # fmt: skip
+    """Returns function(logits, labels) [B, S, ...] at positions int32 [B, S], whose labels are int32 [B, S]."""
     logits_bytes = LOGIT_ROWS * model.config.vocab_size * 4
-    return map_predictions(model, params, tokens, segment_ids, positions, (labels,), log_probability, logits_bytes)
+    return map_predictions(model, params, tokens, segment_ids, positions, (labels,), function, logits_bytes)
+
+
+def _log_probability(logits: Array, labels: Array) -> Array:
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -161,10 +194,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  jaxlm score --model=runs/mini 'The values is sorted.' 'The values are sorted.'",
     )  # fmt: skip
     add_model_options(parser)
-    parser.add_argument("--variant", choices=VARIANTS, default="within-word", help="original masks one token at a time "
-                        "(Salazar et al., arXiv 1910.14659); within-word also masks the tokens that follow in the same "
-                        "word, so that words of several tokens are not overestimated (Kauf and Ivanova, arXiv "
-                        "2305.10588; the default)")  # fmt: skip
+    variants = "; ".join(f"{name} {meaning}" for name, meaning in VARIANTS.items())
+    parser.add_argument("--variant", choices=VARIANTS, default="within-word", help=f"{variants}. Words of several "
+                        "tokens are overestimated by original (default: within-word)")  # fmt: skip
     parser.add_argument("--input", metavar="FILE", help="read texts from a file: .txt (one per line), .jsonl, .csv, "
                         ".tsv, .parquet")  # fmt: skip
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="format of the file (default: by "

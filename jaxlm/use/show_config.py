@@ -11,7 +11,6 @@ from jaxlm.config import (
     check_config,
     config_to_dict,
     default_config,
-    load_config,
     split_overrides,
 )
 from jaxlm.errors import UserError
@@ -36,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, which --config=FILE.json can load")
     args = parser.parse_args(rest)
     if args.config:
-        from jaxlm.init_from import start_settings  # imports JAX, which takes a second
+        from jaxlm.init_from import load_config_and_start  # imports JAX, which takes a second
 
-        config = load_config(args.config, overrides, start_settings)
+        config, _ = load_config_and_start(args.config, overrides)
     else:
         config = default_config()
         for override in overrides:

@@ -61,7 +61,12 @@ def test_parameter_count_matches_the_published_one(preset, published):
 
 
 def test_every_model_setting_is_a_field_of_the_architecture():
-    beginnings = {"init_from", "extend_positions"}  # what weights a run starts with
+    beginnings = {
+        "init_from",
+        "extend_positions",
+        "reinitialize_layers",
+        "remove_units",
+    }  # what weights a run starts with
     assert {field.name for field in dataclasses.fields(EncoderConfig)} == set(SETTINGS["model"]) - beginnings
 
 

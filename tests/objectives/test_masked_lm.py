@@ -23,6 +23,7 @@ from jaxlm.objectives.predictions import (
     weighted_sums,
 )
 from jaxlm.optimizer.schedules import make_schedule
+from jaxlm.optimizer.update import plain
 
 SIZE, LENGTH, SLOTS = 40, 16, 6
 PAD, BEGIN, END, MASK = SPECIAL = (0, 1, 2, 3)
@@ -226,12 +227,12 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch():
     objective = MaskedLanguageModel(MaskedLM(encoder, Execution()), MASKING, 0.9, None, 0.9, 2**28, None)
     schedule = make_schedule(config.schedule, 10)
     params = jit(lambda: init_params(encoder, 0))()
-    update = optax.scale(-1.0)  # so that the new parameters tell the gradients
+    update = plain(optax.scale(-1.0))  # so that the new parameters tell the gradients
     state = {"params": params, "opt_state": update.init(params)}
     batch, results = text_batch([1, 30, 0, 2, 7, 30, 1, 12], 32), []  # each row a micro-batch, one without predictions
     for accumulate in (1, 8):
         frozen = jax.tree.map(lambda _: False, params)
-        step = make_train_step(objective, update, frozen, schedule, rate, accumulate, mask_seed=0)
+        step = make_train_step(objective, update, frozen, schedule, 10, rate, accumulate, mask_seed=0)
         knobs = {"mask_rate": np.float32(0.9)}
         step = jit(functools.partial(step, batch=batch, step=np.int32(5), done=np.float32(5), knobs=knobs))
         new, metrics = step(state)

@@ -5,13 +5,17 @@ import torch
 import transformers
 
 from tests.parity.cases import CASES, batch, weights
+from tests.parity.head_cases import HEAD_CASES
 
 transformers.logging.set_verbosity_error()
 
 
 def make(case: str):
     """Returns a model with the case's weights, in evaluation mode."""
-    name, config = CASES[case]
+    return _filled(*CASES[case])
+
+
+def _filled(name: str, config: dict):
     model = getattr(transformers, name)
     model = model(model.config_class(**config)).eval()
     with torch.no_grad():
@@ -55,3 +59,22 @@ def run(model, gradients: bool = True):
         loss.backward()
         found = {name: p.grad.numpy() for name, p in parameters(model).items() if p.grad is not None}
     return values.detach().numpy(), loss.item(), found
+
+
+def make_head(case: str):
+    """Returns the model of a case with a task's head, with weights by name, in evaluation mode."""
+    return _filled(*HEAD_CASES[case])
+
+
+def head_outputs_of(model) -> np.ndarray:
+    """Returns the outputs of a task's head, [B, C] of texts or choices and [B, L, C] of tokens."""
+    data = {name: torch.from_numpy(array) for name, array in batch(pad_id(model)).items()}
+    inputs = {"input_ids": data["tokens"], "attention_mask": data["attention"]}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = data["types"]
+    choice = type(model).__name__.endswith("ForMultipleChoice")
+    with torch.no_grad():
+        output = model(**{name: array[None] for name, array in inputs.items()} if choice else inputs)
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], -1).numpy()
+    return output.logits.numpy().T if choice else output.logits.numpy()

@@ -104,7 +104,7 @@ def test_documents_that_do_not_fit_are_refused(documents, padding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["causal", "classify"])
+@pytest.mark.parametrize("objective", ["causal", "classification"])
 def test_every_objective_is_timed(objective, monkeypatch):
     monkeypatch.setattr(bench_module, "MEASURING_SECONDS", 0.01)
     config = shape_config("1x64", 100, 4, 32)

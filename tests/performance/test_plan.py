@@ -125,7 +125,7 @@ def test_activations_grow_with_rows_and_shrink_with_rematerialisation():
 
 
 def test_every_objective_is_planned():
-    config = small_config(objective="classify")
+    config = small_config(objective="regression")
     config.task.train = "not read"
     result = plan(config, ONE, "h100")
     assert result["formula_bytes"]["activations"] > 0

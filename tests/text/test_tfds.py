@@ -33,6 +33,22 @@ def test_prepared_data_sets_are_read_and_errors_name_the_expected_folder(tmp_pat
                 print(path, "=>", list(read_documents(path, data, Tally())), len(source_fingerprint(path, data)))
             except UserError as error:
                 print(path, "=>", error)
+        from pathlib import Path
+        from jaxlm.text.labelled import read_table
+        reviews = [(i, {{"text": f"é {{i}}", "label": i - 1, "score": i / 2}}) for i in range(3)]
+        tfds.dataset_builders.store_as_tfds_dataset(
+            "reviews", version="1.0.0", data_dir={str(tmp_path)!r}, disable_shuffling=True,
+            split_datasets={{"train": reviews}}, features=tfds.features.FeaturesDict({{
+                "text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["bad", "good"]),
+                "score": np.float64,
+            }}),
+        )
+        for columns in ({{"text": "task.text", "label": "task.label"}}, {{"body": "task.text"}}):
+            try:
+                rows = read_table(Path("tfds:reviews"), "task.train", data, columns, True, False)
+                print("labelled", "=>", [(row.place, *row.values.values()) for row in rows])
+            except UserError as error:
+                print("column", "=>", error)
         data.field = "body"
         try:
             list(read_documents("tfds:toy", data, Tally()))
@@ -52,3 +68,8 @@ def test_prepared_data_sets_are_read_and_errors_name_the_expected_folder(tmp_pat
     assert f"{tmp_path}/nothing" in output["tfds:nothing"]
     assert f"{tmp_path}/imdb_reviews" in output["tfds:imdb_reviews"]
     assert "there is no field body; set data.field" in output["field"]
+    assert output["labelled"] == (
+        "[('tfds:reviews, example 0', None, 0.0, 'é 0'), ('tfds:reviews, example 1', 'bad', 0.5, 'é 1'), "
+        "('tfds:reviews, example 2', 'good', 1.0, 'é 2')]"
+    )
+    assert output["column"].startswith("tfds:reviews, example 0: there is no column body; the columns are label, score")

@@ -56,6 +56,17 @@ def test_any_text_has_valid_ids_and_offsets(tokenizers, name, text, find_mask):
     assert (offsets <= len(text)).all()
     assert (np.diff(offsets[:, 0]) >= 0).all()
     assert isinstance(tokenizer.decode(ids), str)
+    starts = tokenizer.pretoken_starts(text)
+    assert (starts.dtype, starts.shape) == (bool, tokenizer.encode(text).ids.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("wordpiece", [0, 4, 6, 7]), ("byte_level", [0, 4, 6, 7]), ("unigram", [0, 4])]
+)
+def test_pretokens_are_what_the_tokenizer_splits_first(tokenizers, name, begins):
+    tokenizer, text = tokenizers[name], "the of-the"
+    _, offsets = tokenizer.encode_with_offsets(text)
+    assert offsets[tokenizer.pretoken_starts(text), 0].tolist() == begins
 
 
 @every_tokenizer

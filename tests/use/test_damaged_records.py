@@ -8,9 +8,9 @@ import pytest
 from jaxlm.data.prepared import read_record
 from jaxlm.errors import UserError
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
-from jaxlm.use.embed_file import _finished_parts
 from jaxlm.use.export import _base_config
 from jaxlm.use.model_card import _documents
+from jaxlm.use.parts import finished_parts
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_path_with_a_nul_character_does_not_exist(tmp_path):
 
 def test_a_damaged_record_of_parts_means_that_no_part_is_finished(tmp_path):
     (tmp_path / "parts.jsonl").write_bytes(b"caf\xe9\n")
-    assert _finished_parts(tmp_path, 4) == []
+    assert finished_parts(tmp_path, lambda number, part: True) == []
 
 
 def test_a_model_card_leaves_out_the_size_of_another_text(tmp_path):

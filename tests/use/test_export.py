@@ -15,12 +15,14 @@ from tokenizers import Tokenizer as Library
 
 import jaxlm
 from jaxlm import cli
+from jaxlm.data.tasks.table import encoder_for
 from jaxlm.errors import UserError
 from jaxlm.trainer import train
 from jaxlm.use.export import export
 from jaxlm.use.loading import load_trained
 from tests.conftest import sentences, write_checkpoint
 from tests.huggingface.test_conversion import write as write_case
+from tests.huggingface.test_task_heads import write as write_head
 from tests.untrained import make_workdir
 
 MODERN = (
@@ -449,3 +451,35 @@ def test_only_a_new_or_empty_directory_is_written(text_file, tmp_path, monkeypat
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert sorted(file.name for file in (tmp_path / "here").iterdir()) == names
     assert os.listdir(".")  # the same folder, not another one of its name
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_exported_tokenizer_separates_pairs_as_the_model_was_fine_tuned_on_them(offset, tmp_path):
+    model = {"norm_position": "post", "activation": "gelu", "position_offset": offset, "max_positions": 40 + offset}
+    workdir = make_workdir(tmp_path / "run", **model)
+    (workdir / "metrics.jsonl").write_text("")
+    trained = load_trained(workdir)
+    pair = ["The cat sees.", "A river"]
+    expected = encoder_for(trained.config, trained.tokenizer)([pair], ["a row"]).tokens[0].tolist()
+    library = Library.from_file(str(export(workdir, tmp_path / "out") / "tokenizer.json"))
+    assert library.encode(*pair).ids == expected
+    assert expected.count(trained.tokenizer.end_id) == 2 + bool(offset)
+
+
+def test_a_fine_tuned_checkpoint_is_exported_as_another_family_with_its_head(tmp_path, caplog):
+    given = add_vocabulary(write_head(tmp_path / "in", "bert_sequence"))
+    out = export(given, tmp_path / "out", "roberta")
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["RobertaForSequenceClassification"]
+    assert config["id2label"] == {"0": "dull", "1": "Fine", "2": "grand"}
+    assert (config["problem_type"], config["classifier_dropout"]) == ("single_label_classification", 0.25)
+    before, after = (load_file(path / "model.safetensors") for path in (given, out))
+    for ours, theirs in (("bert.pooler.dense", "classifier.dense"), ("classifier", "classifier.out_proj")):
+        for leaf in ("weight", "bias"):
+            np.testing.assert_array_equal(before[f"{ours}.{leaf}"], after[f"{theirs}.{leaf}"])
+    assert not [name for name in after if "pooler" in name]
+    out = export(given, tmp_path / "electra", "electra")
+    assert (
+        "exported without its head: ElectraForSequenceClassification lacks the layers of task.head=bert" in caplog.text
+    )
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["ElectraModel"]

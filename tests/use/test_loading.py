@@ -15,7 +15,7 @@ from jaxlm.runtime.checkpoint import Checkpoints, find_step, split_step
 from jaxlm.tokenizer.tokenizer import load_tokenizer
 from jaxlm.use.loading import load_trained
 from tests.conftest import write_checkpoint
-from tests.untrained import make_workdir, random_params
+from tests.untrained import make_fine_tuned, make_workdir, random_params
 
 SCORES = {1: None, 2: 3.5, 3: 3.1, 4: 3.3, 5: None}
 
@@ -162,3 +162,36 @@ def test_a_token_that_is_padding_in_the_config_only_is_refused(text_file, tmp_pa
         load_trained(write_checkpoint(tmp_path / str(pad), text_file, model_type="roberta", pad_token_id=pad,
                                       max_position_embeddings=40 + max(pad, 0)))  # fmt: skip
     load_trained(write_checkpoint(tmp_path / "bert", text_file, pad_token_id=2))  # its positions do not depend on it
+
+
+def test_the_step_of_a_run_on_labelled_examples_is_the_one_it_selected(tmp_path, capsys):
+    run = make_fine_tuned(tmp_path / "run")
+    first = load_trained(run)
+    assert (first.step, first.selected_by) == (1, "")  # nothing was evaluated
+    params = {"encoder": first.params["encoder"], "head": first.task_head}
+    checkpoints = Checkpoints(run / "checkpoints", keep=9, higher_is_better=True, metric="accuracy on dev")
+    for step, score in ((2, 0.9), (3, 0.7)):
+        checkpoints.save(step, {"params": params}, {}, score=score, wait=True)
+    best = load_trained(run)
+    assert (best.step, best.selected_by) == (2, "accuracy on dev")
+    assert resolve(str(run)).step == 2
+    for step, found in (("latest", 3), (1, 1), ("best", 2)):
+        assert (load_trained(run, step=step).step, load_trained(run, step=step).selected_by) == (found, "")
+    assert load_trained(run / "checkpoints" / "3").step == 3
+    assert main(["fill-mask", f"--model={run}", "the cat"]) == 1
+    assert f"{run}: read the checkpoint of step 2, the best by accuracy on dev\n" in capsys.readouterr().err
+    config = load_config(str(run / "config.json"))
+    config.evaluation.select = "none"
+    save_config(config, run / "config.json")
+    assert resolve(str(run)).step is None  # the newest
+    assert load_trained(run).step == 3
+
+
+def test_predictions_have_the_dtype_of_the_run_unless_another_is_asked_for(tmp_path):
+    run = make_fine_tuned(tmp_path / "run")
+    config = load_config(str(run / "config.json"))
+    config.train.compute_dtype = "bfloat16"
+    save_config(config, run / "config.json")
+    for asked, encoder, predictions in ((None, "float32", "bfloat16"), ("float32", "float32", "float32")):
+        trained = load_trained(run, asked)
+        assert (trained.execution.compute_dtype, trained.task_dtype) == (encoder, predictions)

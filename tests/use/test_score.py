@@ -12,6 +12,7 @@ from jaxlm.use.loading import load_trained
 from jaxlm.use.model import Model
 from jaxlm.use.score import score
 from tests.conftest import sentences
+from tests.parity import minicons_scores
 from tests.untrained import LENGTH, make_workdir
 
 TEXTS = ["The cat sees.", *sentences(3, seed=2)[:2], "cat"]
@@ -81,6 +82,18 @@ def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
     assert list(score(trained, [])) == []
 
 
+@pytest.mark.parametrize("variant", minicons_scores.METRICS)
+def test_scores_are_those_of_minicons(tmp_path, variant):
+    trained = load_trained(minicons_scores.make_checkpoint(tmp_path / "bert"))
+    found = [result.total for result in score(trained, minicons_scores.TEXTS, variant)]
+    assert found == pytest.approx(json.loads(minicons_scores.GOLDEN.read_text())[variant], abs=1e-3)
+
+
+def test_names_of_texts_are_those_of_the_caller(trained):
+    with pytest.raises(UserError, match=r"^a\.txt, line 2 is empty"):
+        list(score(trained, ["the", ""], names=["a.txt, line 1", "a.txt, line 2"]))
+
+
 @pytest.mark.parametrize(
     ("texts", "variant", "error"),
     [
@@ -89,7 +102,7 @@ def test_scores_do_not_depend_on_the_batch(trained, monkeypatch):
         (["the", "語 語"], "original", r"text 2 has only characters that are not in the vocabulary \('語 語'\)"),
         (["the", "the [MASK] cat"], "original", r"text 2 contains the mask \[MASK\], which has no probability"),
         (["the cat " * 30], "original", f"text 1 has .* reads at most {LENGTH - 2} besides begin and end"),
-        (["x"], "salazar", "variant=salazar is not one of within-word, original"),
+        (["x"], "salazar", "variant=salazar is not one of within-word, within_word_l2r, original"),
     ],
 )
 def test_texts_that_cannot_be_scored_raise_one_sentence(trained, texts, variant, error):

@@ -1,0 +1,88 @@
+"""Turns texts and pairs of texts into the token sequences of a task, cut to the length of the model."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxlm.errors import UserError
+from jaxlm.tokenizer.tokenizer import Tokenizer
+
+_log = logging.getLogger("jaxlm")
+
+
+def separators_of_pairs(position_offset: int) -> int:
+    """Returns how many end tokens separate the texts of a pair: RoBERTa, whose positions have an offset, has two."""
+    return 2 if position_offset else 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Encodes texts for a model: begin, text, end, and for pairs the second text and another end.
+
+    `longest` is the maximum number of tokens, begin and end included. `truncation` says which text of a longer example
+    loses its end: "longest_first" takes tokens from the longer of the two, "first" and "second" from that one only, and
+    "refuse" raises an error. With `separators` = 2, as in RoBERTa, two end tokens separate the texts of a pair.
+    """
+
+    tokenizer: Tokenizer
+    longest: int
+    truncation: str = "longest_first"
+    separators: int = 1
+
+    def __call__(self, texts: Sequence[Sequence[str]], places: Sequence[str]) -> "EncodedTexts":
+        """Returns the sequences of (text,) or (text, text) each; `places` name them in messages. Raises UserError."""
+        columns = [self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True)]
+        pieces = [[encoding.ids for encoding in column] for column in columns]
+        tokens, types, shortened = [], [], []
+        for parts, place in zip(zip(*pieces, strict=True), places, strict=True):
+            sizes = [len(part) for part in parts]
+            ends = [self.separators] * (len(parts) - 1) + [1]
+            room = self.longest - 1 - sum(ends)
+            cut = truncated_sizes(sizes, room, self.truncation)
+            if cut is None:
+                remedy = "shorten it, raise data.sequence_length, or set task.truncation=longest_first"
+                raise UserError(
+                    f"{place}: {sum(sizes) + 1 + sum(ends)} tokens, but at most {self.longest} fit; {remedy}"
+                )
+            shortened.append(cut != sizes)
+            joined, kinds = [np.array([self.tokenizer.begin_id])], [0]
+            for kind, (part, size, end) in enumerate(zip(parts, cut, ends, strict=True)):
+                joined += [part[:size], np.full(end, self.tokenizer.end_id)]
+                kinds += [kind] * (size + end)
+            tokens.append(np.concatenate(joined).astype(np.int32))
+            types.append(np.array(kinds, np.int32))
+        return EncodedTexts(tokens, types, np.array(shortened, bool))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedTexts:
+    """Token sequences in the order of their texts."""
+
+    tokens: list[np.ndarray]  # int32 [n_i] each
+    token_types: list[np.ndarray]  # int32 [n_i] each: 1 in the second text of a pair
+    shortened: np.ndarray  # bool [n]: which lost tokens
+
+    @property
+    def truncated(self) -> int:
+        """How many lost tokens."""
+        return int(self.shortened.sum())
+
+
+def truncated_sizes(sizes: Sequence[int], room: int, policy: str) -> list[int] | None:
+    """Returns the sizes cut to `room` tokens in all; None if the policy does not allow that."""
+    sizes, excess = list(sizes), sum(sizes) - room
+    if excess <= 0:
+        return sizes
+    if policy == "refuse":
+        return None
+    if len(sizes) == 1:
+        return [room]
+    if policy != "longest_first":
+        number = 0 if policy == "first" else 1
+        sizes[number] -= excess
+        return sizes if sizes[number] > 0 else None
+    # As in Transformers: the longer text loses tokens until it is as long as the other, then both in turn.
+    shorter = min(*sizes, room // 2)
+    return [shorter, room - shorter] if sizes[0] <= sizes[1] else [room - shorter, shorter]

@@ -1,0 +1,67 @@
+"""`jaxlm classify`: the class of each text or pair, its classes, or a number."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlm.errors import UserError
+from jaxlm.text.labelled import Row
+from jaxlm.use.task_model import TaskModel
+from jaxlm.use.task_verb import TaskVerb, columns_of, run_verb
+
+
+def texts_of(model: TaskModel, row: Row) -> list[str]:
+    """Returns the texts of a row."""
+    return ["" if (text := row.values[name]) is None else text for name in model.config.task.text]
+
+
+def classify(model: TaskModel, texts: Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
+    """Returns what is predicted for each text, or for each (first, second) if the model reads pairs.
+
+    The objects are those that the verb writes. Raises UserError.
+    """
+    columns = model.config.task.text
+    rows = []
+    for number, text in enumerate(texts, 1):
+        parts = [text] if isinstance(text, str) else list(text)
+        if len(parts) != len(columns) or not all(isinstance(part, str) for part in parts):
+            expected = "a str" if len(columns) == 1 else "a pair of str, since the model was trained on pairs"
+            raise UserError(f"text {number} must be {expected}")
+        rows.append(Row(f"text {number}", dict(zip(columns, parts, strict=True))))
+    return model.predict(rows, "the texts")
+
+
+def _given(model: TaskModel, row: Row) -> dict[str, Any]:
+    texts = texts_of(model, row)
+    return {"text": texts[0] if len(texts) == 1 else texts}
+
+
+def show(found: dict[str, Any], row: Row, model: TaskModel) -> str:
+    """Returns a line with what is predicted, and the text."""
+    text = " | ".join(" ".join(text.split()) for text in texts_of(model, row))
+    if "value" in found:
+        return f"{found['value']:10.4f}  {text}"
+    if "label" in found:
+        width = max(map(len, model.labels))
+        return f"{found['probability']:6.1%}  {found['label']:<{width}}  {text}"
+    chosen = ", ".join(f"{label} {found['probabilities'][label]:.1%}" for label in found["labels"])
+    return f"{chosen or '(no label)'}  {text}"
+
+
+VERB = TaskVerb(
+    "classify",
+    "Print for each text its label and the label's probability; the labels whose probability is above one half, if the "
+    "model was trained with several per text; or its number. The model is a work directory that was fine-tuned with "
+    "train.objective=classification, multi_label or regression. Probabilities, texts and columns are those of the run, "
+    "so that the predictions for its evaluation set are those in its folder predictions.",
+    (
+        "jaxlm classify --model=runs/sst2 'A warm, funny film.' 'It drags.'",
+        "jaxlm classify --model=runs/sst2 --input=new.tsv --output=labels.jsonl",
+    ),
+    "texts; the two texts of a pair are separated by a tab (default: the lines of --input or of standard input)",
+    columns_of, _given, show, ("label", "labels", "value"),
+)  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `jaxlm classify --model=DIR [TEXT ...]`."""
+    return run_verb(VERB, argv)
