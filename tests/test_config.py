@@ -436,7 +436,7 @@ def override_texts():
                 int: whole,
                 float: real,
                 str: st.text(max_size=20),
-                tuple: st.lists(real if setting.item is float else word, max_size=3).map(",".join),
+                tuple: st.lists({float: real, int: whole}.get(setting.item, word), max_size=3).map(",".join),
             }[setting.type]
         if setting.default is None:
             values = st.one_of(values, st.just("none"))
