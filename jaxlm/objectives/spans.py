@@ -16,6 +16,7 @@ from jaxlm.model.config import EncoderConfig
 from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.task_model import SPAN_HEADS, TokenModel, family_style
+from jaxlm.objectives.inheritance import inherited
 from jaxlm.objectives.objective import Column, Params, Prepared, Sums
 
 LOWEST = -1e30  # the logit of tokens that cannot be chosen; finite, so that rows with fewer segments give no NaN
@@ -69,13 +70,7 @@ class SpanObjective:
         return self.model.init(jax.random.key(seed), tokens, tokens, tokens)["params"]
 
     def inherit(self, params: Params) -> Params:
-        """Returns the encoder, and the head of the same task or the layers of a head that was pretrained with it."""
-        given, pretrained = {"encoder": params["encoder"]}, params.get("head", {})
-        if "task_head" in params:
-            return given | {"head": params["task_head"]}
-        if self.model.style.norm and {"transform", "norm"} <= pretrained.keys():
-            return given | {"head": {name: pretrained[name] for name in ("transform", "norm")}}
-        return given
+        return inherited(params, self.model.style)
 
     def knobs(self, progress: float) -> dict[str, float]:
         return {}

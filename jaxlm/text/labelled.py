@@ -116,10 +116,10 @@ def text_in(row: Row, name: str, setting: str = "task.text") -> str:
 
 
 def without_bad_rows(path: Path, rows: Sequence[Row], wrong: Callable[[Row], str], skip_bad_rows: bool) -> list[Row]:
-    """Returns the rows in which nothing is wrong.
+    """Returns the valid rows: those for which `wrong`, which describes the error in a row, returns "".
 
-    `wrong` returns what is wrong with a row, or "". Raises UserError that names the first such row unless
-    `skip_bad_rows`; then they are counted. Raises it too if no row remains.
+    With `skip_bad_rows`, the others are left out, and a warning counts them. Raises UserError for the first invalid row
+    otherwise, and if no row is valid.
     """
     reasons = [wrong(row) for row in rows]
     bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
