@@ -26,7 +26,7 @@ def test_both_sides_get_the_same_files_and_settings(script, tmp_path, name):
     files = {"train": tmp_path / "train.tsv", "dev": tmp_path / "dev.tsv"}
     peer = script.peer_command(case, ["--padding=max"], files, args)
     assert [f"--train={files['train']}", f"--dev={files['dev']}"] == peer[4 if name == "mrpc" else 3 :][:2]
-    own = script.own_command(case, files, tmp_path / "run", args)
+    own = script.command_of(case, files, tmp_path / "run", args)
     overrides, rest = split_overrides(own[3:])
     spec = next(option for option in rest if option.startswith("--config=")).partition("=")[2]
     config = load_config(spec, overrides)

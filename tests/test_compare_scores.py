@@ -1,0 +1,63 @@
+"""scripts/compare_scores: both programs read the same rows at the same setting, and a second start repeats nothing."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from jaxlm.errors import UserError
+from tests.scripts import load_script
+
+SICK = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("compare_scores")
+
+
+@pytest.fixture
+def sick(tmp_path):
+    folder = tmp_path / "sick"
+    folder.mkdir()
+    for name in ("train", "trial", "test"):
+        lines = [f"{n}\ta {name}  {n}\tb {n}\t{1 + n % 5}\tNEUTRAL\n" for n in range(8)]
+        (folder / f"{name}.tsv").write_text(SICK + "".join(lines))
+    return folder
+
+
+def test_both_programs_read_the_same_columns(script, sick, tmp_path):
+    files = script.task_files("sick_relatedness", sick, 5, tmp_path)
+    assert files["reported"].read_text().splitlines()[:2] == ["a\tb\tlabel", "a test 0\tb 0\t1"]
+    assert len(files["train"].read_text().splitlines()) == 6
+    args = Namespace(python="python", peer=Path("peer.py"), model="MODEL", rate=5e-5, epochs=3.0)
+    command = script.peer_command("sick_relatedness", files, 1, args)
+    assert {"--regression", "--text=0", "--text2=1", "--label=2", "--seed=1", "--lr=5e-05"} <= set(command)
+
+
+def test_finished_runs_are_not_repeated(script, sick, tmp_path, monkeypatch):
+    done: list[str] = []
+
+    def finished(name: str):
+        return lambda *_: done.append(name) or {"score": 0.5 + len(done) / 100, "rate": 10.0, "n": 8}
+
+    monkeypatch.setattr(script, "measure_own", finished("jaxlm"))
+    monkeypatch.setattr(script, "measure_peer", finished("peer"))
+    args = Namespace(
+        seeds=2, rate=5e-5, epochs=3.0, examples=5, runs=tmp_path / "runs.jsonl", output=tmp_path / "page.md",
+        python="python", peer=Path("peer.py"), model="MODEL",
+    )  # fmt: skip
+    script.compare({"sick_relatedness": sick}, args)
+    script.compare({"sick_relatedness": sick}, args)
+    assert done == ["jaxlm", "peer"] * 2
+    assert [json.loads(line)["seed"] for line in args.runs.read_text().splitlines()] == [0, 0, 1, 1]
+    row = "| sick_relatedness (test, 8) | Pearson correlation | 2 | 52.0 | 51.0 to 53.0 | 53.0 | 52.0 to 54.0 | 1.0 |"
+    assert row in args.output.read_text()
+
+
+@pytest.mark.parametrize("argument", ["sst2", "wnut17=.", "nothing=."])
+def test_tasks_that_cannot_be_compared_are_refused(script, argument):
+    args = Namespace(tasks=[argument], model=".", peer=Path("peer.py"), python="python")
+    with pytest.raises(UserError, match=argument.partition("=")[0]):
+        script.check(args)
