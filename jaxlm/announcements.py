@@ -6,7 +6,7 @@ import numpy as np
 from jaxlm.config import config_from_dict, phase_number, phases_of
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
-from jaxlm.huggingface.conversion import nearest_family
+from jaxlm.huggingface.family_config import nearest_family
 from jaxlm.huggingface.task_heads import target_of, task_of_config, unwritten_dropout
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
 from jaxlm.objectives.table import OBJECTIVES

@@ -21,9 +21,9 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxlm.errors import UserError
 from jaxlm.recipes import find_config
+from jaxlm.setting_type import INTERVALS, Setting
 from jaxlm.settings import (
     FORMER,
-    INTERVALS,
     LARGEST_INTEGERS,
     PHASE_OBJECTIVES,
     PHASE_SETTINGS,
@@ -32,7 +32,6 @@ from jaxlm.settings import (
     RESUMABLE_SECTIONS,
     SETTINGS,
     SHORT_NAMES,
-    Setting,
 )
 from jaxlm.storage import parse_json, read_json, write_text
 from jaxlm.typed import cut, shown

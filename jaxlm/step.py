@@ -230,7 +230,7 @@ def assemble(config: Any, encoder: EncoderConfig, facts: DataFacts, mesh: Mesh |
     objectives = tuple(make_objective(config, phase, encoder, execution, facts) for phase in phases)
     params = jax.eval_shape(lambda: objectives[0].init(0))
     update = make_update(config, params, dtype)
-    abstract = jax.eval_shape(lambda: initial_state(objectives[0], update, 0))
+    abstract = {"params": params, "opt_state": jax.eval_shape(update.init, params)}  # as of `initial_state`
     shardings = sharding.state_shardings(mesh, abstract)
     abstract = jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, shardings

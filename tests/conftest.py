@@ -162,6 +162,23 @@ def jaxlm():
     return run
 
 
+@pytest.fixture
+def jaxlm_here(capsys):
+    """Runs `jaxlm ARGS...` in this process, and returns what `jaxlm` returns: the start of a program takes seconds."""
+    from jaxlm.cli import main
+
+    def run(*args: str, check: bool = False) -> subprocess.CompletedProcess:
+        capsys.readouterr()
+        status = main([*args])
+        result = subprocess.CompletedProcess(args, status, *capsys.readouterr())
+        assert "Traceback" not in result.stderr, result.stderr
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
 def command(*args: object) -> list[str]:
     """Returns the command line of `jaxlm ARGS...` with this Python."""
     return [sys.executable, "-m", "jaxlm.cli", *map(str, args)]

@@ -49,12 +49,12 @@ def wait_for(condition, process, seconds: float = 120) -> bool:
 
 
 @pytest.fixture(scope="module")
-def trained(jaxlm, text_file, cache, tmp_path_factory) -> Path:
+def trained(text_file, cache, tmp_path_factory) -> Path:
     """A small trained run."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     learns = ("optimizer.name=muon", "optimizer.learning_rate=0.01", "model.embedding_norm=true", "model.dropout=0")
     settings = ("train.steps=300", "train.batch_size=32", "checkpoint.every=150", *learns)
-    jaxlm(*train_arguments(text_file, cache, workdir, *settings), check=True)
+    assert main(train_arguments(text_file, cache, workdir, *settings)) == 0
     return workdir
 
 
@@ -85,12 +85,12 @@ def test_control_characters_in_a_message_are_escaped(capsys):
 
 
 @pytest.mark.slow
-def test_a_work_directory_in_use_is_rejected(jaxlm, text_file, cache, tmp_path):
+def test_a_work_directory_in_use_is_rejected(jaxlm_here, text_file, cache, tmp_path):
     arguments = train_arguments(text_file, cache, tmp_path, "train.steps=100000", "checkpoint.every=1000")
     process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL)
     try:
         assert wait_for(lambda: entries(tmp_path, "train"), process)
-        second = jaxlm(*arguments)
+        second = jaxlm_here(*arguments)
     finally:
         process.kill()
         process.wait()
@@ -99,8 +99,8 @@ def test_a_work_directory_in_use_is_rejected(jaxlm, text_file, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
-    result = jaxlm(
+def test_fill_mask_prints_words_and_filled_sentences(jaxlm, jaxlm_here, trained):
+    result = jaxlm_here(
         "fill-mask", f"--model={trained}", "The cat sees the [MASK].", "A [MASK] follows a [MASK].", check=True
     )
     first = result.stdout.splitlines()[1].split()  # probability, word, filled sentence
@@ -117,18 +117,18 @@ def test_fill_mask_prints_words_and_filled_sentences(jaxlm, trained):
 
 
 @pytest.mark.slow
-def test_fill_mask_reads_long_texts_through_a_window(jaxlm, trained):
+def test_fill_mask_reads_long_texts_through_a_window(jaxlm_here, trained):
     text = "The cat sees the house in the morning. " * 40 + "The cat sees the [MASK]. " + "A letter. " * 40
-    result = jaxlm("fill-mask", f"--model={trained}", "--json", text, check=True)
+    result = jaxlm_here("fill-mask", f"--model={trained}", "--json", text, check=True)
     assert len(json.loads(result.stdout)["texts"][0]["masks"]) == 1
 
 
 @pytest.mark.slow
-def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm, trained, text_file, cache):
-    own = json.loads(jaxlm("evaluate", f"--model={trained}", "--rows=32", "--json", check=True).stdout)
+def test_evaluate_judges_the_held_out_set_and_any_text(jaxlm_here, trained, text_file, cache):
+    own = json.loads(jaxlm_here("evaluate", f"--model={trained}", "--rows=32", "--json", check=True).stdout)
     end = [entry for entry in entries(trained, "evaluation") if entry["step"] == 300][-1]
     assert own["held_out"]["loss"] == pytest.approx(end["loss"], rel=0.02)  # float32 here, the run's dtype there
-    other = jaxlm("evaluate", f"--model={trained}", f"--data.path={text_file}", "--json", check=True)
+    other = jaxlm_here("evaluate", f"--model={trained}", f"--data.path={text_file}", "--json", check=True)
     figures = json.loads(other.stdout)[str(text_file)]
     assert 0 < figures["loss"] < figures["unigram_loss"]
 
@@ -144,8 +144,8 @@ def test_three_lines_of_python_do_the_same(trained):
 
 
 @pytest.mark.slow
-def test_bench_of_a_shape_reports_its_figures(jaxlm):
-    result = jaxlm(
+def test_bench_of_a_shape_reports_its_figures(jaxlm_here):
+    result = jaxlm_here(
         "bench", "--shape=2x64", "--vocab=500", "--batch=4", "--length=32", "--steps=3", "--json", check=True
     )
     figures = json.loads(result.stdout)
@@ -175,9 +175,8 @@ WRONG = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "error", "output"), WRONG)
-def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, arguments, error, output):
+def test_invalid_input_gets_one_sentence_and_status_one(jaxlm_here, monkeypatch, tmp_path, arguments, error, output):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mini.py").write_text(RECIPE.read_text())
     (tmp_path / "bad.txt").write_bytes(b"good\ncaf\xe9 bad\n")
@@ -186,7 +185,8 @@ def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, argumen
     (tmp_path / "small.txt").write_text("Three lines.\nOf text.\nAnd no more.\n")
     (tmp_path / "file.txt").write_text("x")
     extra = ["--config.data.cache=cache", "--config.data.workers=1"] if arguments[:1] == ("train",) else []
-    result = jaxlm(*arguments, *extra, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = jaxlm_here(*arguments, *extra)
     if output:
         assert result.returncode == 0
         assert output in result.stdout
@@ -197,26 +197,35 @@ def test_invalid_input_gets_one_sentence_and_status_one(jaxlm, tmp_path, argumen
 
 
 @pytest.mark.slow
-def test_a_text_without_a_mask_is_rejected(jaxlm, trained):
-    result = jaxlm("fill-mask", f"--model={trained}", "No mask here.")
+def test_the_program_ends_with_the_sentence_and_the_status(jaxlm, tmp_path):
+    result = jaxlm("fill-mask", "--model=nowhere", "x [MASK]", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("jaxlm: there is no directory nowhere")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_text_without_a_mask_is_rejected(jaxlm_here, trained):
+    result = jaxlm_here("fill-mask", f"--model={trained}", "No mask here.")
     assert result.returncode == 1
     assert "no mask in" in result.stderr
 
 
 @pytest.mark.slow
-def test_a_truncated_shard_is_named_and_can_be_replaced(jaxlm, text_file, cache, tmp_path):
+def test_a_truncated_shard_is_named_and_can_be_replaced(jaxlm_here, text_file, cache, tmp_path):
     arguments = train_arguments(
         text_file, cache, tmp_path / "run", f"data.cache={tmp_path / 'stores'}", "train.steps=4"
     )
-    first = jaxlm(*arguments, check=True)
+    first = jaxlm_here(*arguments, check=True)
     shard = next((tmp_path / "stores").glob("*/train/0/tokens-*.bin"))
     os.truncate(shard, shard.stat().st_size // 2)
-    second = jaxlm(*arguments)
+    second = jaxlm_here(*arguments)
     assert second.returncode == 1
     assert shard.name in second.stderr
     advised = second.stderr.rpartition("remove ")[2].partition(" and prepare the data again")[0]
     shutil.rmtree(advised)
-    third = jaxlm(*arguments, check=True)
+    third = jaxlm_here(*arguments, check=True)
     assert checksum(third.stdout) == checksum(first.stdout)
 
 
@@ -267,7 +276,7 @@ def start_in_terminal(arguments: list[str]) -> tuple[subprocess.Popen, int]:
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_saves_the_run(jaxlm, text_file, cache, tmp_path):
+def test_a_closed_terminal_saves_the_run(jaxlm_here, text_file, cache, tmp_path):
     endless = train_arguments(text_file, cache, tmp_path / "run", "train.steps=100000", "checkpoint.every=100000")
     process, terminal = start_in_terminal(endless)
     os.set_blocking(terminal, False)
@@ -282,7 +291,7 @@ def test_a_closed_terminal_saves_the_run(jaxlm, text_file, cache, tmp_path):
     assert process.wait(60) == 1
     (saved,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved >= entries(tmp_path / "run", "train")[-1]["step"] > 0
-    resumed = jaxlm(*endless[:-2], f"--config.train.steps={saved + 1}", endless[-1], check=True)
+    resumed = jaxlm_here(*endless[:-2], f"--config.train.steps={saved + 1}", endless[-1], check=True)
     assert f"resuming after step {saved}" in resumed.stdout
     assert "compiling the training step" in resumed.stdout
 

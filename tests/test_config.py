@@ -18,7 +18,8 @@ from jaxlm.config import (
     phases_of,
 )
 from jaxlm.errors import UserError
-from jaxlm.settings import FORMER, INTERVALS, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
+from jaxlm.setting_type import INTERVALS
+from jaxlm.settings import FORMER, PHASE_SETTINGS, RESUMABLE, RESUMABLE_SECTIONS, SETTINGS
 
 ROOT = Path(__file__).parents[1]
 KEYS = {f"{section}.{name}": setting for section, table in SETTINGS.items() for name, setting in table.items()}

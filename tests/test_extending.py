@@ -14,7 +14,7 @@ from jaxlm.config import Phase, default_config
 from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.table import DATA
 from jaxlm.evaluation.table import EVALUATORS
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, family_config
 from jaxlm.huggingface.families import FAMILIES
 from jaxlm.model.config import encoder_config
 from jaxlm.model.execution import Execution
@@ -161,10 +161,10 @@ def test_a_checkpoint_of_the_family_survives_export_and_import(page, tmp_path):
     assert not loaded.unused
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     ids = {"pad": 1, "begin": 0, "end": 2}
-    config = conversion.config_for(encoder, family, 18, ids)
+    config = family_config.config_for(encoder, family, 18, ids)
     assert settings_of(config) == encoder
     assert config["model_type"] == "roberta-prelayernorm"
-    assert conversion.choose_family(encoder, family.name) is family
+    assert family_config.choose_family(encoder, family.name) is family
 
 
 @pytest.mark.slow

@@ -2,17 +2,17 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests import faults
-from tests.conftest import ROOT, write_text
+from tests.conftest import write_text
 from tests.sandbox import HUNG, Outcome, Reference, Result, Sandbox, check_outcome, reference_run
+from tests.scripts import load_script
 
 pytestmark = pytest.mark.slow
 
@@ -132,10 +132,10 @@ def test_which_outcomes_pass():
         assert not faults.check_leaks([*flat[:-6], *(one._replace(**leak) for one in flat[-6:])], same).passed
 
 
-def test_the_soak_reports_each_fault_and_its_failures(tmp_path):
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "scripts" / "soak"), "--faults=nan", "--times=1", "--sentences=2000"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["nan", "1", "0", "1", "0"]
+def test_the_soak_reports_each_fault_and_its_failures(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["soak", "--faults=nan", "--times=1", "--sentences=2000"])
+    assert load_script("soak").main() == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["nan", "1", "0", "1", "0"]
     assert not any(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxlm.config import Phase, config_to_dict, default_config, load_config, phases_of, save_config, split_overrides
 from jaxlm.errors import UserError
-from jaxlm.huggingface.conversion import nearest_family
+from jaxlm.huggingface.family_config import nearest_family
 from jaxlm.model.config import encoder_config
 from jaxlm.model.heads import abstract_params
 from jaxlm.optimizer.optimizers import decay_mask, make_optimizer

@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import functools
-import os
 import time
 import weakref
 from collections.abc import Generator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.rows import RowSource, joined, runs_of_parts
+from jaxlm.text.tensorflow_import import import_tensorflow
 
 
 def train_batches(
@@ -87,12 +87,8 @@ def _close_unfinished() -> None:
 
 @functools.cache
 def _tensorflow() -> Any:
-    """Returns TensorFlow, quiet by default, and without GPUs, whose memory it would take from JAX."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # otherwise it logs at any level; no kernel of it is used
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
+    """Returns TensorFlow, whose threads end before the interpreter does."""
+    tf = import_tensorflow()
     atexit.register(_close_unfinished)  # registered after TensorFlow's own, so it runs before them
     return tf
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, family_config
 from jaxlm.huggingface.families import FAMILIES, Family
 from jaxlm.huggingface.weights import check_finite, tensor_names
 from jaxlm.model.config import EncoderConfig
@@ -291,11 +291,11 @@ def target_of(encoder: EncoderConfig, task: TaskSettings, base: str | None = Non
 
     The family `base` comes first.
     """
-    names = [wanted] if wanted else [*filter(None, [base]), *conversion.family_order(encoder)]
+    names = [wanted] if wanted else [*filter(None, [base]), *family_config.family_order(encoder)]
     targets = []
     for name in dict.fromkeys(name for name in names if name in FAMILIES):
         family = FAMILIES[name]
-        lacking = conversion.lacking_settings(as_task_encoder(encoder), family, ignored=_MASKED_LM)
+        lacking = family_config.lacking_settings(as_task_encoder(encoder), family, ignored=_MASKED_LM)
         targets.append(Target(family, lacking, _headless(family, task)))
     return min(targets, key=lambda target: (len(target.lacking), bool(target.headless)))
 

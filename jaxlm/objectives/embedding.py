@@ -19,7 +19,7 @@ from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.task_model import EmbeddingModel
 from jaxlm.objectives.contrastive import contrastive_losses, cosent_loss, cosines
-from jaxlm.objectives.objective import Column, Params, Prepared, Sums
+from jaxlm.objectives.objective import Column, Params, Prepared, Sums, draws_dropout, example_columns
 from jaxlm.objectives.segments import by_example, encode_in_chunks
 
 INPUTS = ("tokens", "segment_ids", "token_types")
@@ -63,7 +63,7 @@ class EmbeddingObjective:
 
     @property
     def dropout(self) -> bool:
-        return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0
+        return draws_dropout(self.model.config)
 
     def describe(self) -> str:
         sizes = f" of the first {', '.join(map(str, self.dimensions))} dimensions" if len(self.dimensions) > 1 else ""
@@ -73,9 +73,7 @@ class EmbeddingObjective:
         slots = length // SHORTEST_SEGMENT
         of_pairs = {"labels": Column(np.float32, (slots,)), "weights": Column(np.float32, (slots,), 1, 2)}
         return {
-            "tokens": Column(np.int32, (length,), 5, self.model.config.vocab_size),
-            "segment_ids": Column(np.int32, (length,)),
-            "token_types": Column(np.int32, (length,), 0, 1),
+            **example_columns(self.model.config, length),
             "examples": Column(np.int32, (slots,), 0, self.examples),
             "role": Column(np.int32, (slots,), 0, self.texts),
             "text": Column(np.int32, (slots,), 0, 1000),

@@ -15,7 +15,7 @@ from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.heads import MaskedLM, init_params
 from jaxlm.objectives.masking import MaskedTokens, Masking, make_masking, mask_tokens, prediction_slots
-from jaxlm.objectives.objective import Column, Params, Prepared, Sums
+from jaxlm.objectives.objective import Column, Params, Prepared, Sums, draws_dropout
 from jaxlm.objectives.predictions import sum_predictions, weighted_sums
 from jaxlm.runtime.hardware import logits_bytes
 
@@ -55,7 +55,7 @@ class MaskedLanguageModel:
 
     @property
     def dropout(self) -> bool:
-        return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0
+        return draws_dropout(self.model.config)
 
     def describe(self) -> str:
         first, last = (f"{100 * self.knobs(progress)['mask_rate']:.3g}%" for progress in (0.0, 1.0))

@@ -8,7 +8,10 @@ one file in this folder, a frozen dataclass of pure functions, and a row in `obj
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from jax import Array
+
+from jaxlm.model.config import EncoderConfig
 
 Params = dict[str, Any]
 Sums = dict[str, Array]
@@ -24,6 +27,20 @@ class Column(NamedTuple):
     shape: tuple[int, ...]
     low: int = 0
     high: int = 2
+
+
+def example_columns(encoder: EncoderConfig, length: int) -> dict[str, Column]:
+    """Returns the columns that rows of packed labelled examples have in common."""
+    return {
+        "tokens": Column(np.int32, (length,), 5, encoder.vocab_size),
+        "segment_ids": Column(np.int32, (length,)),
+        "token_types": Column(np.int32, (length,), 0, 1),
+    }
+
+
+def draws_dropout(encoder: EncoderConfig) -> bool:
+    """Returns whether an encoder draws dropout bits while it is trained."""
+    return encoder.dropout > 0 or encoder.attention_dropout > 0
 
 
 class Prepared(NamedTuple):

@@ -17,7 +17,7 @@ from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.task_model import SEGMENT_HEADS, SegmentModel, default_pooling, family_style
 from jaxlm.objectives.inheritance import inherited
-from jaxlm.objectives.objective import Column, Params, Prepared, Sums
+from jaxlm.objectives.objective import Column, Params, Prepared, Sums, draws_dropout, example_columns
 from jaxlm.objectives.predictions import cross_entropy
 
 
@@ -53,7 +53,7 @@ class SequenceObjective:
 
     @property
     def dropout(self) -> bool:
-        return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0 or self.model.rate > 0
+        return draws_dropout(self.model.config) or self.model.rate > 0
 
     def describe(self) -> str:
         return self.target.replace("_", "-")
@@ -67,9 +67,7 @@ class SequenceObjective:
             "reranking": Column(np.float32, (slots,), 0, 2),
         }
         return {
-            "tokens": Column(np.int32, (length,), 5, self.model.config.vocab_size),
-            "segment_ids": Column(np.int32, (length,)),
-            "token_types": Column(np.int32, (length,), 0, 1),
+            **example_columns(self.model.config, length),
             "examples": Column(np.int32, (slots,)),
             "labels": labels[self.target],
             "weights": Column(np.float32, (slots,), 1, 2),

@@ -17,7 +17,7 @@ from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.task_model import SPAN_HEADS, TokenModel, family_style
 from jaxlm.objectives.inheritance import inherited
-from jaxlm.objectives.objective import Column, Params, Prepared, Sums
+from jaxlm.objectives.objective import Column, Params, Prepared, Sums, draws_dropout, example_columns
 
 LOWEST = -1e30  # the logit of tokens that cannot be chosen; finite, so that rows with fewer segments give no NaN
 
@@ -48,8 +48,7 @@ class SpanObjective:
 
     @property
     def dropout(self) -> bool:
-        config = self.model.config
-        return config.dropout > 0 or config.attention_dropout > 0 or (self.model.style.dropout and self.model.rate > 0)
+        return draws_dropout(self.model.config) or (self.model.style.dropout and self.model.rate > 0)
 
     def describe(self) -> str:
         return "spans"
@@ -57,9 +56,7 @@ class SpanObjective:
     def columns(self, length: int) -> dict[str, Column]:
         slots = length // SHORTEST_SEGMENT
         return {
-            "tokens": Column(np.int32, (length,), 5, self.model.config.vocab_size),
-            "segment_ids": Column(np.int32, (length,)),
-            "token_types": Column(np.int32, (length,), 0, 1),
+            **example_columns(self.model.config, length),
             "examples": Column(np.int32, (slots,)),
             "spans": Column(np.int32, (slots, 2), 0, SHORTEST_SEGMENT),
             "weights": Column(np.float32, (slots,), 1, 2),

@@ -17,7 +17,7 @@ from jaxlm.model.execution import Execution
 from jaxlm.model.flops import training_flops
 from jaxlm.model.task_model import TOKEN_HEADS, TokenModel, family_style
 from jaxlm.objectives.inheritance import inherited
-from jaxlm.objectives.objective import Column, Params, Prepared, Sums
+from jaxlm.objectives.objective import Column, Params, Prepared, Sums, draws_dropout, example_columns
 from jaxlm.objectives.predictions import cross_entropy
 
 
@@ -45,16 +45,14 @@ class TaggingObjective:
 
     @property
     def dropout(self) -> bool:
-        return self.model.config.dropout > 0 or self.model.config.attention_dropout > 0 or self.model.rate > 0
+        return draws_dropout(self.model.config) or self.model.rate > 0
 
     def describe(self) -> str:
         return "tagging"
 
     def columns(self, length: int) -> dict[str, Column]:
         return {
-            "tokens": Column(np.int32, (length,), 5, self.model.config.vocab_size),
-            "segment_ids": Column(np.int32, (length,)),
-            "token_types": Column(np.int32, (length,), 0, 1),
+            **example_columns(self.model.config, length),
             "examples": Column(np.int32, (length // SHORTEST_SEGMENT,)),
             "words": Column(np.int32, (length,), 1, length),
             "labels": Column(np.int32, (length,), 0, self.model.outputs),

@@ -1,6 +1,5 @@
 """Reads prepared TensorFlow Datasets: `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.text.formats import missing_field, text_of
+from jaxlm.text.tensorflow_import import import_tensorflow
 
 
 def tfds_files(path: str) -> list[tuple[str, Path]]:
@@ -68,10 +68,8 @@ def _plain(value: Any) -> Any:
 
 def _in_order(builder: Any, split: str, path: str) -> Any:
     """Returns the tf.data.Dataset of a split, in the order of its files. Raises UserError if there is no such split."""
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    tf.config.set_visible_devices([], "GPU")
     in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     try:
         return builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
@@ -87,7 +85,7 @@ def _prepared_builder(path: str) -> tuple[Any, str]:
     if not match:
         raise UserError(f"{path}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], such as tfds:imdb_reviews:train")
     name, split = match[1], match[2] or "train"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import_tensorflow()  # before TFDS imports it
     import tensorflow_datasets as tfds
 
     try:

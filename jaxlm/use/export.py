@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.data.text_encoder import separators_of_pairs
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface import conversion, family_config, task_heads
 from jaxlm.huggingface.copying import copy_checkpoint, copy_files, with_dtype
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
@@ -104,10 +104,10 @@ def _target_of(trained: Trained, wanted: str | None) -> Target:
     """
     base = (_base_config(trained) or {}).get("model_type")
     if not trained.task:
-        return Target(conversion.choose_family(trained.encoder, wanted or base), [], "")
-    conversion.check_family(wanted)
+        return Target(family_config.choose_family(trained.encoder, wanted or base), [], "")
+    family_config.check_family(wanted)
     target = task_heads.target_of(trained.encoder, trained.task, base, wanted)
-    conversion.check_lacking(*target[:2], bool(wanted))
+    family_config.check_lacking(*target[:2], bool(wanted))
     return target
 
 
@@ -136,7 +136,7 @@ def _convert(trained: Trained, target: Target, to: Path, dtype: str) -> None:
         _log.warning("not exported, since heads of this kind are not converted between families: %s", some_of(left_out))
 
     roles = {role: getattr(trained.tokenizer, f"{role}_id") for role in ("pad", "begin", "end")}
-    config = conversion.config_for(encoder, kind, trained.longest, roles, base)
+    config = family_config.config_for(encoder, kind, trained.longest, roles, base)
     config = with_dtype(config, dtype) | {"architectures": [kind.masked_lm if "head" in params else kind.base]}
     if task and not target.headless:
         config = task_heads.head_config(kind, encoder, task, config)

@@ -147,7 +147,8 @@ def test_a_failed_preparation_leaves_no_files(tmp_path, config):
 
 
 RUN = """
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background of a shell
     from jaxlm.config import config_from_dict
     from jaxlm.data import corpus
     from jaxlm.data.prepare import prepare
@@ -212,7 +213,9 @@ def test_a_running_preparation_is_not_disturbed_by_another(tmp_path, config):
     prepare(config)
     assert len(list(Path(config.data.cache).glob(".*.jaxlm-partial"))) == 1
     run.send_signal(signal.SIGINT)
-    run.communicate()
+    out, errors = run.communicate(timeout=30)
+    assert "fingerprint" not in out
+    assert "KeyboardInterrupt" in errors
     assert not list(Path(config.data.cache).glob(".*"))
 
 

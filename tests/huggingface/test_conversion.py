@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm.config import default_config
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion
+from jaxlm.huggingface import conversion, family_config
 from jaxlm.huggingface.families import FAMILIES
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params, encode, init_params
@@ -88,7 +88,7 @@ def test_export_writes_the_same_file_and_config(case, tmp_path):
     record = record_of(case)
     ids = {"pad": record["pad"], "begin": 1, "end": 2}
     ids |= {role: record["config"][key] for key, role in source.family.special_ids.items() if key in record["config"]}
-    config = conversion.config_for(encoder, source.family, 8, ids, record["config"])
+    config = family_config.config_for(encoder, source.family, 8, ids, record["config"])
     assert config == record["config"]
     (tmp_path / "out").mkdir()
     conversion.write_weights(tmp_path / "out", source.family, encoder, loaded.params)
@@ -223,7 +223,7 @@ def test_configs_of_modernbert_in_both_formats(tmp_path):
     encoder = load(write(tmp_path / "null", "modernbert", **old | {"local_rope_theta": None}))[1]
     assert encoder.local_rotary_base == 160_000.0
     new = FAMILIES["modernbert"]
-    config = conversion.config_for(encoder, new, 64, {"pad": 0, "begin": 1, "end": 2})
+    config = family_config.config_for(encoder, new, 64, {"pad": 0, "begin": 1, "end": 2})
     assert config["global_attn_every_n_layers"] == 2
     assert config["layer_types"] == ["full_attention", "sliding_attention"] * 2
     assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 160_000.0
@@ -252,7 +252,7 @@ def test_every_released_modernbert_is_supported(released, sizes, tmp_path):
     encoder = dataclasses.replace(encoder_config(settings.model), layers=4)
     size = sum(int(np.prod(tensor.shape)) for tensor in conversion.tensors_of(source.family, encoder))
     assert size == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(encoder)))
-    assert conversion.choose_family(encoder).name == "modernbert"
+    assert family_config.choose_family(encoder).name == "modernbert"
     assert encoder.local_rotary_base == (10_000.0 if released.startswith("ModernBERT") else 160_000.0)
 
 
@@ -274,7 +274,7 @@ def test_outputs_of_modernbert_do_not_depend_on_padding(tmp_path):
      ("modernbert_large", "modernbert"), ("ettin_17m", "modernbert")],
 )  # fmt: skip
 def test_published_architectures_have_their_family(preset, family):
-    assert conversion.choose_family(preset_encoder(preset)).name == family
+    assert family_config.choose_family(preset_encoder(preset)).name == family
 
 
 def preset_encoder(preset: str, **changes) -> EncoderConfig:
@@ -300,20 +300,20 @@ def preset_encoder(preset: str, **changes) -> EncoderConfig:
     ],
 )
 def test_settings_that_no_family_expresses_are_named(preset, changes, named):
-    assert named in error_of(conversion.choose_family, preset_encoder(preset, **changes))
+    assert named in error_of(family_config.choose_family, preset_encoder(preset, **changes))
 
 
 def test_settings_that_do_not_change_the_function_are_ignored():
     for changes in ({"rotary_base": 5.0}, {"window": 7}, {"dropout": 0.3}, {"initialization": "zero_output"}):
-        assert conversion.choose_family(preset_encoder("bert_base", **changes)).name == "bert"
-    assert conversion.choose_family(preset_encoder("bert_base", embedding_width=128)).name == "electra"
-    assert conversion.choose_family(preset_encoder("bert_base", token_types=0)).name == "bert"
-    assert conversion.choose_family(preset_encoder("bert_base"), "electra").name == "electra"
+        assert family_config.choose_family(preset_encoder("bert_base", **changes)).name == "bert"
+    assert family_config.choose_family(preset_encoder("bert_base", embedding_width=128)).name == "electra"
+    assert family_config.choose_family(preset_encoder("bert_base", token_types=0)).name == "bert"
+    assert family_config.choose_family(preset_encoder("bert_base"), "electra").name == "electra"
     assert "cannot express model.token_types=2" in error_of(
-        conversion.choose_family, preset_encoder("bert_base"), "distilbert"
+        family_config.choose_family, preset_encoder("bert_base"), "distilbert"
     )
     assert "the family t5 is not supported; supported are bert, camembert, distilbert" in error_of(
-        conversion.choose_family, preset_encoder("bert_base"), "t5"
+        family_config.choose_family, preset_encoder("bert_base"), "t5"
     )
 
 
@@ -463,7 +463,7 @@ def test_the_longest_text_is_limited_by_position_table_and_tokenizer(tmp_path):
 def test_the_tables_cover_every_parameter_once():
     for preset in ("bert_base", "roberta_base", "modernbert_base"):
         encoder = preset_encoder(preset, layers=2)
-        tensors = conversion.tensors_of(conversion.choose_family(encoder), encoder)
+        tensors = conversion.tensors_of(family_config.choose_family(encoder), encoder)
         paths = [path for tensor in tensors for path in tensor.paths]
         assert sorted(paths) == sorted(flat(init_shapes(encoder)))
         assert len({tensor.name for tensor in tensors}) == len(tensors)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import default_config
-from jaxlm.huggingface.conversion import choose_family
 from jaxlm.huggingface.families import FAMILIES
+from jaxlm.huggingface.family_config import choose_family
 from jaxlm.huggingface.refit import refit, refit_params
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.heads import MaskedLM, abstract_params

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm.config import default_config
 from jaxlm.errors import UserError
-from jaxlm.huggingface import conversion, task_heads
+from jaxlm.huggingface import conversion, family_config, task_heads
 from jaxlm.huggingface.families import FAMILIES
 from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.model.config import EncoderConfig, encoder_config
@@ -218,7 +218,7 @@ def test_a_family_is_chosen_by_the_encoder_first():
     assert task_heads.target_of(alibi, resolved("classification", "modernbert")).lacking == ["model.positions=alibi"]
     # The masked-LM head is not written, so it may be any.
     plain = dataclasses.replace(BERT, head_transform=False, head_activation="silu", output_bias=False)
-    assert conversion.nearest_family(plain)[1]
+    assert family_config.nearest_family(plain)[1]
     assert task_heads.target_of(plain, resolved("classification")).lacking == []
     assert task_heads.target_of(BERT, resolved("classification"), base="camembert").family.name == "camembert"
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file  # noqa: E402
 from safetensors.torch import load_file as load_torch_file  # noqa: E402
 
 from jaxlm.config import default_config  # noqa: E402
-from jaxlm.huggingface import conversion  # noqa: E402
+from jaxlm.huggingface import conversion, family_config  # noqa: E402, family_config
 from jaxlm.huggingface.copying import copy_checkpoint  # noqa: E402
 from jaxlm.huggingface.refit import refit, refit_params  # noqa: E402
 from jaxlm.model.config import encoder_config  # noqa: E402
@@ -78,7 +78,7 @@ def test_export_writes_the_imported_file(case, tmp_path):
     original = json.loads((directory / "config.json").read_text())
     longest = conversion.longest_text(source, encoder)
     ids = {"pad": pad_id(model), "begin": model.config.bos_token_id, "end": model.config.eos_token_id}
-    config = conversion.config_for(encoder, source.family, longest, ids, original)
+    config = family_config.config_for(encoder, source.family, longest, ids, original)
     assert config == original
     conversion.write_weights(tmp_path, source.family, encoder, loaded.params)
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -101,9 +101,9 @@ def test_transformers_loads_exported_checkpoints(case, tmp_path):
     source, encoder, loaded = load(directory)
     if loaded.fresh:
         return
-    family = conversion.choose_family(encoder, source.family.name)
+    family = family_config.choose_family(encoder, source.family.name)
     ids = {"pad": pad_id(model), "begin": 1, "end": 2}
-    config = conversion.config_for(encoder, family, encoder.max_positions - encoder.position_offset, ids)
+    config = family_config.config_for(encoder, family, encoder.max_positions - encoder.position_offset, ids)
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [family.masked_lm]}))
     params = jax.tree.map(lambda x: x + np.float32(0.01), loaded.params)
     conversion.write_weights(tmp_path, family, encoder, params, shard_bytes=6000)
@@ -126,10 +126,10 @@ def test_an_encoder_with_the_default_settings_gives_the_same_logits_as_modernber
     before = encoder_config(config.model)
     random = np.random.RandomState(0)
     params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), abstract_params(before))
-    family = conversion.choose_family(before)
+    family = family_config.choose_family(before)
     after = refit(before, family, 0)
     ids = {"pad": 0, "begin": 1, "end": 2}
-    content = conversion.config_for(after, family, 64, ids) | {"architectures": [family.masked_lm]}
+    content = family_config.config_for(after, family, 64, ids) | {"architectures": [family.masked_lm]}
     (tmp_path / "config.json").write_text(json.dumps(content))
     conversion.write_weights(tmp_path, family, after, refit_params(params, before, after))
     model, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)

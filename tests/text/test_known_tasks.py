@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jaxlm.config import load_config
-from jaxlm.settings import SETTINGS, TASK_NAMES
+from jaxlm.settings import SETTINGS
+from jaxlm.task_settings import TASK_NAMES
 from jaxlm.text import known_tasks
 from jaxlm.text.known_tasks import KNOWN_TASKS
 from jaxlm.text.labelled import read_table
