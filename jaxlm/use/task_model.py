@@ -94,9 +94,9 @@ class TaskModel:
         examples = self.encode(rows, name)
         return list(self.predictions(self.outputs(examples), examples))
 
-    def measure(self, examples: Examples) -> Metrics:
-        """Returns the metrics of the task over examples with labels."""
-        return self.evaluation.measure(self.outputs(examples), examples, self.labels, self.config.task)
+    def measure(self, outputs: Outputs, examples: Examples) -> Metrics:
+        """Returns the metrics of the task over the examples with labels."""
+        return self.evaluation.measure(outputs, examples, self.labels, self.config.task)
 
     @functools.cached_property
     def _outputs_of(self) -> Callable:

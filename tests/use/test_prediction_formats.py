@@ -48,7 +48,7 @@ def test_parquet_and_json_lines_have_the_same_values(predictions):
 def test_conll_columns_have_one_tag_for_each_word():
     assert written(".conll", TAGS).decode() == "Zoë\tB-PER\nmet\tO\n\n\n"
     for word in ("", "a\tb", "a\nb"):
-        with pytest.raises(UserError, match="sentence 1: the word .* is empty or has a tab or a line end"):
+        with pytest.raises(UserError, match=r"sentence 1: the word .* is empty or has a tab or a line end"):
             written(".conll", [{"words": [word], "tags": ["O"]}])
 
 
