@@ -446,7 +446,7 @@ class Tasks:
         given = KINDS.get(kind, ("", (), {}, ()))[2]
         texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in given.items()}
         own = [f"task.{name}={value}" for name, value in texts.items()]
-        all_settings = (f"init_from={self.start}", "task.metric=absent", *own, *settings)
+        all_settings = (f"init_from={self.start}", "data.sequence_length=40", "task.metric=absent", *own, *settings)
         return ("train", f"--config={ROOT}/configs/finetune.py:{kind}", "--workdir={new}",
                 *(f"--config.{setting}" for setting in all_settings))  # fmt: skip
 
