@@ -14,7 +14,7 @@ from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.task_sets import describe_set, evaluation_of, write_set
 from jaxlm.typed import listed
 from jaxlm.use.loading import Trained
-from jaxlm.use.task_model import TaskModel
+from jaxlm.use.task_model import TaskModel, check_columns
 
 # The settings that can change which files are evaluated, and how they are read.
 SETTINGS = (
@@ -102,6 +102,7 @@ def _config(trained: Trained, overrides: Sequence[str]) -> Any:
                 f" {', '.join(SETTINGS)}"
             )
         apply_override(config, override)
+    check_columns(trained, "--task.text", config.task.text)
     check_config(config)
     check_settings(config)
     return config

@@ -13,7 +13,7 @@ from jaxlm.text.formats import ENDINGS, format_of, lines, text_blocks
 from jaxlm.text.labelled import Row
 from jaxlm.text.records import FORMATS
 from jaxlm.text.sources import find_files
-from jaxlm.use.task_model import TaskModel
+from jaxlm.use.task_model import TaskModel, check_columns
 
 
 def without_label(model: TaskModel, row: Row) -> Row:
@@ -104,8 +104,11 @@ def rows_of_files(read: TaskInput, model: TaskModel, args: argparse.Namespace, f
     task.bad_rows, task.scheme = "refuse", "none"  # labels in a file are not looked at
     task.header = task.header if args.header is None else args.header
     if args.field is not None:
-        names = args.field.split(",")
-        task[read.fields] = tuple(names) if isinstance(task[read.fields], tuple) else names[0]
+        if read.fields == "text":
+            task.text = tuple(args.field.split(","))
+            check_columns(model.trained, "--field", task.text)
+        else:
+            task[read.fields] = args.field
     found: list[Row] = []
     with options_in_errors():
         for file in files:

@@ -133,6 +133,7 @@ WRONG = [
     ("classify", ["--input=in/a.txt", "--output=labels.jsonl"], "labels.jsonl exists and does not contain predictions"),
     ("classify", ["--input=in/a.txt", "--output=labels.csv"], "labels.csv exists and does not contain predictions"),
     ("classify", ["--input=short.tsv"], "short.tsv: 1 rows do not have 2 columns (line 3); fix them"),
+    ("classify", ["--input=in/b.tsv", "--field=sentence,id"], "--field=sentence,id: "),
     ("tag", ["a cat", "--output=tags.jsonl"], "tags.jsonl exists and does not contain predictions"),
     ("tag", ["a cat", "--output=tags.csv"], "--output=tags.csv: the name must end in .jsonl, .parquet, .conll"),
     ("answer", ["--input=q.csv", "--context=in/a.txt"], "--context has no effect on q.csv, whose rows have one each"),
