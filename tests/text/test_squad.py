@@ -110,7 +110,7 @@ def test_files_that_are_not_as_expected_get_one_sentence(write, content, message
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (question(), r"a\.jsonl, line 1 lacks context"),
+        (question(), r"a\.jsonl, line 1: there is no column context; the columns are"),
         (question(context="x", answers=[{"text": "x"}]), r"a\.jsonl, line 1: answers, item 0 lacks answer_start"),
         (question(context="x") | {"answers": {"text": ["x"], "answer_start": []}}, r"1 text but 0 answer_start"),
         (question(context="\ud800"), r"line 1: context contains half of a surrogate pair"),
