@@ -28,7 +28,10 @@ from jaxlm.settings import REQUIRED
 from jaxlm.text.known_tasks import KNOWN_TASKS
 
 KINDS = ("classification", "multi_label", "regression", "tagging", "span", "embedding", "reranking", "choice")
-TEXTS = {"embedding": ("anchor", "positive"), "reranking": ("query", "passage"), "choice": ("context",)}
+TEXTS = {
+    "embedding": ("anchor", "positive"), "reranking": ("query", "passage"), "choice": ("context",),
+    "span": ("question", "context"),
+}  # fmt: skip
 LENGTHS = {"span": 384}  # of kinds whose texts are long
 
 # By task: examples per batch, learning rate, epochs.

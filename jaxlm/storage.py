@@ -55,6 +55,8 @@ def read_text(file: Path) -> str:
 def standard_input_lines() -> Iterator[str]:
     """Yields the lines of standard input, which is UTF-8, without their line ends. Raises UserError with the line."""
     stream = getattr(sys.stdin, "buffer", sys.stdin)  # in bytes: the locale's encoding may be another one
+    if stream and stream.isatty():
+        print("reading standard input; end with Ctrl-D on an empty line", file=sys.stderr)
     for number, line in enumerate(stream or (), 1):  # None if it is closed
         try:
             text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")

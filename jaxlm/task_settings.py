@@ -29,7 +29,8 @@ TASK_SETTINGS: dict[str, Setting] = {
     "submission": S(
         False,
         "also predict the test sets of the known task, and write the predictions in its benchmark's format"
-        " (submission/NAME.tsv in the work directory); span: write predictions/SET.json as SQuAD's scripts read it",
+        " (submission/NAME.tsv in the work directory); span: write predictions/SET.json and"
+        " SET.null_odds.json as SQuAD's scripts read them",
     ),
     "intermediate": S(
         "",

@@ -24,8 +24,9 @@ from jaxlm.data.prepare import prepare
 from jaxlm.huggingface.weights import write_tensors
 from jaxlm.settings import SETTINGS
 from jaxlm.tokenizer.tokenizer import load_tokenizer
+from jaxlm.use.evaluate_task import SETTINGS as EVALUATED
 from tests.conftest import ROOT, sentences, write_checkpoint, write_text
-from tests.untrained import make_workdir
+from tests.untrained import make_fine_tuned, make_workdir
 
 FAULTS = ("unexpected", "hang")  # ways to end that are bugs
 SECONDS = 60  # after which a verb counts as hanging
@@ -149,14 +150,41 @@ def damage_lines(content: bytes, where: int, what: int) -> bytes:
     return b"".join(lines)
 
 
+CELLS = (
+    "", " ", '"', '"a', "\t", "a\tb", "x,y", "-1", "1e999", "nan", "5" * 400, "\ufeff", "\0", "\uffff", "O", "B-",
+    "I-PER", "calm", "CALM ", "\u00a0", "\r", "-DOCSTART-", "# text", "[MASK] [SEP]", "x" * 5000, "x y " * 300,
+)  # fmt: skip
+
+
+def damage_cell(content: bytes, where: int, what: int) -> bytes:
+    """Returns a table in which one cell, chosen by `where`, is replaced, removed, repeated, or followed by a line."""
+    lines = content.decode().split("\n")
+    number = where % len(lines)
+    separator = "\t" if "\t" in lines[number] else "," if "," in lines[number] else " "
+    cells = lines[number].split(separator)
+    at = where // len(lines) % len(cells)
+    what %= len(CELLS) + 3
+    if what < len(CELLS):
+        cells[at] = CELLS[what]
+    elif what == len(CELLS):
+        del cells[at]
+    elif what == len(CELLS) + 1:
+        cells.insert(at, cells[at])
+    else:
+        cells[at] += "\n \t"
+    lines[number] = separator.join(cells)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 DAMAGE: dict[str, Callable[[bytes, int, int], bytes]] = {
-    "value": damage_json, "line": damage_lines, "cut": cut, "flip": flip, "whole": replace_all,
+    "value": damage_json, "line": damage_lines, "cell": damage_cell, "cut": cut, "flip": flip, "whole": replace_all,
 }  # fmt: skip
 
 
 def kinds_for(name: str) -> list[str]:
     """Returns the kinds of damage that suit a file; "place" puts something else in place of the file."""
     special = ["value"] * 4 if name.endswith(".json") else ["line"] * 2 if name.endswith(".jsonl") else []
+    special += ["cell"] * 4 if name.endswith((".tsv", ".csv", ".conll")) else []
     return [*special, "cut", "flip", "whole", "place"]
 
 
@@ -219,7 +247,8 @@ class World:
         self.roberta = _with_byte_level_vocabulary(folder / "bytes", self.bert)
         self.run = _run(folder / "run", self.text)
         self.tables = _tables(folder)
-        self.targets = [*self._models(), *self._inputs()]
+        self.tasks = Tasks(folder / "tasks", self.bert)
+        self.targets = [*self._models(), *self._inputs(), *self.tasks.targets()]
 
     def _models(self) -> Iterator[Target]:
         score = ("score", "The cat sees the house.")
@@ -265,6 +294,7 @@ class World:
         fill = ("fill-mask", f"--model={self.bert}")
         recipe = f"--config={ROOT}/configs/mini.py"
         return [
+            *self.tasks.arguments(),
             (*fill, "The [MASK].", "--top={}"), (*fill, "The [MASK].", "--targets={}"), (*fill, "The [MASK] {}"),
             (*score, "{}"), (*embed, f"--input={self.text}", "--batch-tokens={}"),
             (*embed, f"--input={self.text}", "--encoding={}"), (*embed, f"--input={self.text}", "--layers={}"),
@@ -369,3 +399,105 @@ def _tables(folder: Path) -> list[Path]:
         file.write("\n".join(texts))
     parquet.write_table(pyarrow.table({"text": texts}), folder / "a.parquet")
     return [folder / name for name in ("a.jsonl", "a.csv", "a.tsv", "a.txt.gz", "a.parquet")]
+
+
+# Fine-tuned models, and the labelled files that they are trained and used on
+
+KINDS = {  # the verb of a kind of task, its labels and its other settings, and the files that it reads
+    "classification": ("classify", ("calm", "busy"), {}, ("a.tsv", "a.csv", "a.jsonl", "a.parquet")),
+    "regression": ("classify", (), {"label": "score", "text": ("sentence", "second")}, ("a.tsv", "a.jsonl")),
+    "multi_label": ("classify", ("calm", "busy"), {"separator": ";"}, ("a.csv", "a.jsonl")),
+    "tagging": ("tag", ("B-PER", "I-PER", "O"), {}, ("words.conll", "words.jsonl")),
+    "span": ("answer", (), {"stride": 8}, ("squad.json", "squad.jsonl")),
+    "reranking": ("rank", (), {"text": ("sentence", "second"), "label": "flag"}, ("a.tsv", "a.csv")),
+}  # fmt: skip
+OUTPUTS = (".jsonl", ".csv", ".tsv", ".parquet")
+
+
+class Tasks:
+    """Models of every kind of task, and labelled files in a folder."""
+
+    def __init__(self, folder: Path, start: Path) -> None:
+        self.folder, self.start = folder, start
+        for kind, (_, labels, settings, _) in KINDS.items():
+            make_fine_tuned(folder / kind, kind, labels, **settings)
+        _labelled(folder)
+
+    def targets(self) -> Iterator[Target]:
+        for kind, (verb, _, _, names) in KINDS.items():
+            model = f"--model={self.folder / kind}"
+            for number, name in enumerate(names):
+                file = self.folder / name
+                ending = ".conll" if kind == "tagging" and number else ".json" if number and kind == "span" else (
+                    ".jsonl" if kind == "tagging" else OUTPUTS[number]
+                )  # fmt: skip
+                yield Target(file, (verb, model, f"--input={file}", f"--output={{new}}{ending}"))
+                yield Target(file, ("evaluate", model, f"--task.evaluation={file}", "--output={new}"))
+                yield Target(file, self._train(kind, f"task.train={file}"))
+            for name in ("config.json", "calibration/1.json"):
+                if (self.folder / kind / name).exists():
+                    yield Target(self.folder / kind / name, (verb, model, "the cat\tthe house"))
+        for name in ("train.tsv", "dev.tsv"):
+            for task in ("sst2", "cola"):
+                yield Target(self.folder / task / name, self._train(task, f"task.data={self.folder / task}"))
+
+    def _train(self, kind: str, *settings: str) -> tuple[str, ...]:
+        """Returns a run that reads its files and then ends, since there is no such metric."""
+        given = KINDS.get(kind, ("", (), {}, ()))[2]
+        texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        own = [f"task.{name}={value}" for name, value in texts.items()]
+        all_settings = (f"init_from={self.start}", "data.sequence_length=40", "task.metric=absent", *own, *settings)
+        return ("train", f"--config={ROOT}/configs/finetune.py:{kind}", "--workdir={new}",
+                *(f"--config.{setting}" for setting in all_settings))  # fmt: skip
+
+    def arguments(self) -> Iterator[tuple[str, ...]]:
+        """Yields commands with a place, {}, for a number or a text of an argument."""
+        for kind, (verb, _, _, names) in KINDS.items():
+            model, file = f"--model={self.folder / kind}", self.folder / names[0]
+            use = (verb, model, f"--input={file}")
+            for option in ("--field={}", "--encoding={}", "--format={}", "--output={}", "--output={new}{}"):
+                yield (*use, option)
+            yield (verb, model, "--step={}", "the cat\tthe house")
+            yield (verb, model, "--input={}")
+            yield (verb, model, "{}")
+            yield (verb, model, "a\t{}")
+            yield from (("evaluate", model, f"--{name}={{}}", "--output={new}") for name in EVALUATED)
+            yield ("evaluate", model, f"--task.evaluation={file}", "--rows={}")
+            yield from ((*self._train(kind, f"task.train={file}"), f"--config.task.{name}={{}}")
+                        for name in SETTINGS["task"])  # fmt: skip
+        yield ("rank", f"--model={self.folder / 'reranking'}", "--query={}", "the cat")
+        yield ("answer", f"--model={self.folder / 'span'}", "--context={}", "the cat")
+        yield ("train", f"--config={ROOT}/configs/finetune.py:{{}}", "--workdir={new}")
+
+
+def _labelled(folder: Path) -> None:
+    """Writes the same examples in every format that tasks are read from."""
+    rows = [
+        {"sentence": text, "second": other, "label": ("calm", "busy")[n % 2], "score": n / 7, "flag": str(n % 2)}
+        for n, (text, other) in enumerate(zip(sentences(24, seed=1), sentences(24, seed=2), strict=True))
+    ]
+    header = list(rows[0])
+    for ending, separator in ((".tsv", "\t"), (".csv", ",")):
+        lines = [separator.join(map(str, row.values())) for row in rows]
+        (folder / f"a{ending}").write_text("\n".join([separator.join(header), *lines]) + "\n")
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    tagged = [(words := row["sentence"].split(), ["B-PER", "I-PER", *["O"] * (len(words) - 2)]) for row in rows]
+    columns = ["".join(f"{word} {tag}\n" for word, tag in zip(*pair, strict=True)) for pair in tagged]
+    (folder / "words.conll").write_text("-DOCSTART- O\n\n" + "\n".join(columns))
+    (folder / "words.jsonl").write_text("".join(json.dumps({"words": w, "tags": t}) + "\n" for w, t in tagged))
+    questions = [
+        {"id": f"q{n}", "question": "who?", "answers": [{"text": row["second"][:3], "answer_start": 0}] * (n % 3 > 0)}
+        for n, row in enumerate(rows)
+    ]
+    contexts = [row["second"] for row in rows]
+    paragraphs = [{"context": text, "qas": [one]} for text, one in zip(contexts, questions, strict=True)]
+    (folder / "squad.json").write_text(json.dumps({"version": "v2.0", "data": [{"paragraphs": paragraphs}]}))
+    lines = [json.dumps(one | {"context": text}) + "\n" for text, one in zip(contexts, questions, strict=True)]
+    (folder / "squad.jsonl").write_text("".join(lines))
+    for task, header_line in (("sst2", "sentence\tlabel\n"), ("cola", "")):
+        (folder / task).mkdir()
+        for name, some in (("train.tsv", rows[:16]), ("dev.tsv", rows[16:])):
+            layout = "{sentence}\t{flag}\n" if header_line else "gj\t{flag}\t\t{sentence}\n"
+            lines = [layout.format(**row) for row in some]
+            (folder / task / name).write_text(header_line + "".join(lines))

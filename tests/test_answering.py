@@ -67,6 +67,9 @@ def test_questions_are_learned_and_the_threshold_is_that_of_the_selecting_set(tm
         )
         submission = json.loads((workdir / "predictions" / f"{name}.json").read_text())
         assert submission == {line["id"]: line["text"] for line in lines}
+        odds = json.loads((workdir / "predictions" / f"{name}.null_odds.json").read_text())
+        threshold = dev["null_threshold"]
+        assert all((odds[line["id"]] > threshold) == (line["text"] == "") for line in lines)
     # A run that starts from this one takes over its head: the same task.
     config = load_config(recipe, [f"init_from={workdir}", *settings, "train.steps=1"], start_settings)
     again = train(config, tmp_path / "again")

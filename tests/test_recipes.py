@@ -303,6 +303,7 @@ def test_one_setting_for_all_tasks_is_the_default_of_fine_tuning():
     ("spec", "message"),
     [
         ("finetune:SST-2", r"^finetune:SST-2 is not known; did you mean sst2\? It can be classification, "),
+        ("finetune:reranker", r"^finetune:reranker is not known; did you mean reranking\? It can be classification, "),
         ("finetune:rte:published", r"published is not one of sane, bert, roberta, mosaicbert, modernbert, modernb"),
         ("finetune:wnli:bert", r"settings are published for mnli, qnli, .*; remove :bert$"),
     ],

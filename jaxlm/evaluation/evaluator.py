@@ -55,16 +55,24 @@ def selector(evaluators: Sequence[Evaluator]) -> Evaluator | None:
 def before_and_after(first: Mapping[str, Mapping[str, Any]], last: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a table of each set's loss and accuracy before the first update and at the end of training.
 
-    Sets that are not measured by accuracy have the first of their other metrics, with its name.
+    Sets that are not measured by accuracy have the first of their other metrics, named in the heading, or behind the
+    figures if the sets have different ones.
     """
-    lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{'accuracy before':>18}{'after':>9}"]
-    for name, after in ((name, after) for name, after in last.items() if after.get("n", 1)):
-        others = [key for key, value in after.items() if key != "loss" and isinstance(value, float)]
-        metric = "accuracy" if "accuracy" in after or not others else others[0]
+    measured = {name: after for name, after in last.items() if after.get("n", 1)}
+    metrics = {name: _metric_shown(after) for name, after in measured.items()}
+    heading = next(iter(metrics.values()), "accuracy") if len({*metrics.values()}) < 2 else "metric"
+    lines = [f"{'evaluation set':<16}{'loss before':>14}{'after':>9}{f'{heading} before':>18}{'after':>9}"]
+    for name, after in measured.items():
+        metric = metrics[name]
         (loss, value), (last_loss, last_value) = (
             [math.nan if known.get(key) is None else known[key] for key in ("loss", metric)]
             for known in (first.get(name, {}), after)
         )
-        form, named = (".1%", "") if metric == "accuracy" else (".3f", f"  {metric}")
+        form, named = ".1%" if metric == "accuracy" else ".3f", "" if metric == heading else f"  {metric}"
         lines.append(f"{name:<16}{loss:>14.3f}{last_loss:>9.3f}{value:>18{form}}{last_value:>9{form}}{named}")
     return "\n".join(lines)
+
+
+def _metric_shown(metrics: Mapping[str, Any]) -> str:
+    others = [key for key, value in metrics.items() if key != "loss" and isinstance(value, float)]
+    return "accuracy" if "accuracy" in metrics or not others else others[0]

@@ -182,6 +182,15 @@ def submission(predictions: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {prediction["id"]: prediction["text"] for prediction in predictions}
 
 
+def null_odds(predictions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the margin of no answer for each id, which SQuAD 2.0's script reads with --na-prob-file."""
+    return {
+        prediction["id"]: prediction["null_score"]
+        - (prediction["n_best"][0]["score"] if prediction["n_best"] else NO_ANSWER)
+        for prediction in predictions
+    }
+
+
 def _loss(outputs: Outputs, examples: Examples) -> float:
     """Returns the mean loss of the windows with a label, in nats."""
     known = np.flatnonzero(examples.columns["weights"])

@@ -7,7 +7,7 @@ never sees them; their predictions are written in the order of their files.
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.reranking import Reranking
 from jaxlm.evaluation.retrieval import embedding_evaluation
 from jaxlm.evaluation.sequences import Classification, MultiLabel, Regression
-from jaxlm.evaluation.spans import Spans, submission
+from jaxlm.evaluation.spans import Spans, null_odds, submission
 from jaxlm.evaluation.submission import submission_file, write_glue
 from jaxlm.evaluation.tagging import Tagging
 from jaxlm.evaluation.task_evaluation import Calibrated, Outputs, TaskEvaluation
@@ -32,6 +32,7 @@ from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.json_output import as_json
 from jaxlm.step import Assembly
 from jaxlm.storage import write_text
+from jaxlm.text.labelled import Row
 
 # An evaluation, or a function that returns it where it depends on section `task`.
 TASKS: dict[str, TaskEvaluation | Callable[[Any], TaskEvaluation]] = {
@@ -120,12 +121,7 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
         evaluation = kind.fitted(fitted) if fitted and isinstance(kind, Calibrated) else kind
         if jax.process_index() == 0:
             predictions = list(evaluation.predictions(outputs, examples, data.labels, config.task))
-            write_predictions(predictions_file(workdir, name), predictions)
-            if file := submission_file(workdir, config.task, name):
-                write_glue(file, examples.rows, predictions)
-            if config.task.submission and isinstance(kind, Spans):
-                content = json.dumps(submission(predictions), ensure_ascii=False) + "\n"
-                write_text(predictions_file(workdir, name).with_suffix(".json"), content)
+            write_set(workdir, name, config, examples.rows, predictions)
         return evaluation.measure(outputs, examples, data.labels, config.task)
 
     calibrates = config.evaluation.calibrate and isinstance(kind, Calibrated)
@@ -134,7 +130,7 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
         selects = name == data.selects
         evaluators.append(Evaluator(
             name, config.evaluation.every if selects else 0, functools.partial(run, examples, selects),
-            functools.partial(_describe, kind),
+            functools.partial(describe_set, kind),
             selects=metric if selects else "", higher_is_better=kind.metrics[metric].higher_is_better,
             remark=functools.partial(kind.remark, name),
             fit=functools.partial(fit, examples) if selects and calibrates else None,
@@ -143,7 +139,7 @@ def task_evaluators(assembly: Assembly, data: TaskData, workdir: Path) -> list[E
     return evaluators
 
 
-def _describe(kind: TaskEvaluation, name: str, metrics: Metrics) -> str:
+def describe_set(kind: TaskEvaluation, name: str, metrics: Metrics) -> str:
     """Returns the metrics of a set as a line; a set without labels has none."""
     return kind.describe(name, metrics) if metrics["n"] else f"{name}: predicted; there are no labels to compare with"
 
@@ -151,6 +147,25 @@ def _describe(kind: TaskEvaluation, name: str, metrics: Metrics) -> str:
 def predictions_file(workdir: Path, name: str) -> Path:
     """Returns where the predictions of a set are written."""
     return workdir / "predictions" / f"{name}.jsonl"
+
+
+def write_set(
+    folder: Path, name: str, config: Any, rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes the predictions for a set into a folder, and with task.submission what its benchmark accepts.
+
+    predictions/NAME.jsonl has an object for each row. The others are submission/TASK.tsv for GLUE's test sets; for
+    questions, predictions/NAME.json and predictions/NAME.null_odds.json. Raises UserError.
+    """
+    written = predictions_file(folder, name)
+    write_predictions(written, predictions)
+    if file := submission_file(folder, config.task, name):
+        write_glue(file, rows, predictions)
+    if config.task.submission and config.train.objective == "span":
+        answers = {".json": submission(predictions), ".null_odds.json": null_odds(predictions)}
+        for ending, content in answers.items():
+            text = json.dumps(as_json(content), ensure_ascii=False) + "\n"
+            write_text(written.with_name(f"{name}{ending}"), text)
 
 
 def write_predictions(file: Path, predictions: Any) -> None:

@@ -8,10 +8,10 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
 from jaxlm.text.formats import ENDINGS, ending, lines, text_blocks
 from jaxlm.text.labelled import MOST_LINES, Row, check_file, read_table
 from jaxlm.typed import cut, shown
@@ -20,7 +20,7 @@ DOCUMENT = "-DOCSTART-"  # the word of a line that begins a document in CoNLL-20
 _log = logging.getLogger("jaxlm")
 
 
-def read_sentences(path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+def read_sentences(path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
     """Returns the sentences of a file that the setting `setting` names, in order.
 
     `labelled` ones must have tags. The columns of words and tags are task.words and task.tags: by default the first and
@@ -56,7 +56,7 @@ def place_of_word(row: Row, number: int) -> str:
 # CoNLL columns
 
 
-def _columns(path: Path, encoding: str, task: Any, labelled: bool) -> Iterator[Row]:
+def _columns(path: File, encoding: str, task: Any, labelled: bool) -> Iterator[Row]:
     """Yields the sentences of a file with a word in each line, and empty lines between sentences."""
     sentences = list(_sentences(path, encoding))
     if not sentences:
@@ -92,7 +92,7 @@ def _columns(path: Path, encoding: str, task: Any, labelled: bool) -> Iterator[R
         _log.warning("%s; their sentences are skipped", text)
 
 
-def _sentences(path: Path, encoding: str) -> Iterator[list[tuple[int, str]]]:
+def _sentences(path: File, encoding: str) -> Iterator[list[tuple[int, str]]]:
     """Yields the number and the text of each line of a sentence, and no sentence that is empty.
 
     Separators are empty lines, also with white space in them, and lines that begin a document.
@@ -133,7 +133,7 @@ def _exists(column: str, width: int) -> bool:
     return not column or not column.lstrip("-").isdecimal() or -width <= int(column) < width
 
 
-def _column(name: str, setting: str, path: Path, width: int) -> int:
+def _column(name: str, setting: str, path: File, width: int) -> int:
     """Returns the number of a column from 0. Raises UserError if the file has no such column."""
     if not re.fullmatch(r"-?\d{1,9}", name, re.ASCII) or not -width <= int(name) < width:
         raise UserError(
@@ -146,7 +146,7 @@ def _column(name: str, setting: str, path: Path, width: int) -> int:
 # Lists
 
 
-def _lists(path: Path, setting: str, config: Any, labelled: bool) -> Iterator[Row]:
+def _lists(path: File, setting: str, config: Any, labelled: bool) -> Iterator[Row]:
     """Yields the sentences of a file that has a list of words and a list of tags for each."""
     task = config.task
     words, tags = task.words or "words", task.tags or "tags"

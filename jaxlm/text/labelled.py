@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
 from jaxlm.text.formats import format_of, json_records, parquet_records, table_rows
 from jaxlm.text.tfds import tfds_records
 from jaxlm.typed import listed, shown
@@ -28,7 +29,7 @@ class Row(NamedTuple):
 
 
 def read_table(
-    path: Path, setting: str, settings: Any, columns: Mapping[str, str], header: bool, skip_bad_rows: bool
+    path: File, setting: str, settings: Any, columns: Mapping[str, str], header: bool, skip_bad_rows: bool
 ) -> list[Row]:
     """Returns the rows of a table.
 
@@ -58,14 +59,17 @@ def read_table(
     return rows
 
 
-def is_tfds(path: str | Path) -> bool:
+def is_tfds(path: str | File) -> bool:
     """Returns whether a path is tfds:NAME[/CONFIG][:VERSION][:SPLIT], a prepared data set of TensorFlow Datasets."""
     return str(path).startswith("tfds:")
 
 
-def check_file(path: Path, setting: str) -> None:
-    """Raises UserError unless a path is that of a file; `setting` names where the path comes from."""
-    if not os.path.isfile(path):
+def check_file(path: File, setting: str) -> None:
+    """Raises UserError unless a path is that of a file; `setting` names where the path comes from.
+
+    A file in an object store has been found there, so it is not looked for again.
+    """
+    if isinstance(path, Path) and not os.path.isfile(path):
         wrong = "is a folder, a pipe or a device" if os.path.exists(path) else "does not exist"
         raise UserError(f"{path} {wrong}: set {setting} to the file with the examples")
 
@@ -79,7 +83,7 @@ def _checked(values: Mapping[str, Any], columns: Mapping[str, str], place: str) 
 
 
 def _table(
-    path: Path, kind: str, encoding: str, columns: Mapping[str, str], header: bool, skip_bad_rows: bool
+    path: File, kind: str, encoding: str, columns: Mapping[str, str], header: bool, skip_bad_rows: bool
 ) -> Iterator[Row]:
     names: list[str] = []
     bad: list[int] = []
@@ -115,7 +119,7 @@ def text_in(row: Row, name: str, setting: str = "task.text") -> str:
     return value
 
 
-def without_bad_rows(path: Path, rows: Sequence[Row], wrong: Callable[[Row], str], skip_bad_rows: bool) -> list[Row]:
+def without_bad_rows(path: File, rows: Sequence[Row], wrong: Callable[[Row], str], skip_bad_rows: bool) -> list[Row]:
     """Returns the valid rows: those for which `wrong`, which describes the error in a row, returns "".
 
     With `skip_bad_rows`, the others are left out, and a warning counts them. Raises UserError for the first invalid row

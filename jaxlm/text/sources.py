@@ -8,7 +8,7 @@ lower case, accents and other normalization belong to the tokenizer.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
@@ -65,25 +65,26 @@ def source_fingerprint(path: str, settings: Any) -> str:
     return digest.hexdigest()
 
 
-def find_files(path: str, settings: Any) -> list[File]:
+def find_files(path: str, settings: Any, endings: Mapping[str, str] = ENDINGS) -> list[File]:
     """Returns the files of a path (a file, folder, glob or URL), sorted by name.
 
-    From a folder, these are all files below it with a known ending, except hidden ones. If data.format is set, they are
-    those with an ending of that format, or all files if none has such an ending.
+    From a folder, these are all files below it with a known ending, except hidden ones; `endings` are the known ones
+    with their formats. If data.format is set, they are those with an ending of that format, or all files if none has
+    such an ending.
 
     Raises UserError if there is no file.
     """
     kind, files = list_files(path)
     if kind == "folder":
         if settings.format == "auto":
-            found = [file for file in files if ending(file) in ENDINGS]
+            found = [file for file in files if ending(file) in endings]
         else:
-            found = [file for file in files if ENDINGS.get(ending(file)) == settings.format] or files
+            found = [file for file in files if endings.get(ending(file)) == settings.format] or files
         if not files:
             raise UserError(f"the folder {path} has no files (hidden files are not read); check the path")
         if not found:
             raise UserError(
-                f"none of the {len(files)} files in the folder {path} has a known ending ({', '.join(ENDINGS)}); "
+                f"none of the {len(files)} files in the folder {path} has a known ending ({', '.join(endings)}); "
                 "set data.format if they hold text"
             )
         return found

@@ -1,16 +1,17 @@
 """`jaxlm answer`: the answer to a question, a slice of its context."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.storage import local_path, read_text
-from jaxlm.text.formats import ending, format_of
+from jaxlm.text.files import File
+from jaxlm.text.formats import ENDINGS, ending, format_of
 from jaxlm.text.labelled import Row
+from jaxlm.use.task_input import TaskInput
 from jaxlm.use.task_model import TaskModel
-from jaxlm.use.task_verb import TaskVerb, run_verb
+from jaxlm.use.task_verb import TABLES, Predictions, TaskVerb, run_verb
 
 
 def answer(model: TaskModel, questions: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -46,19 +47,20 @@ def _without_answers(model: TaskModel, row: Row) -> Row:
     return Row(row.place, {**row.values, "answers": None})
 
 
-def _is_text(path: Path, settings: Any) -> bool:
-    of_squad = settings.format == "auto" and ending(path) == ".json"
-    return not of_squad and format_of(path, settings) == "text"
+def _is_text(file: File, settings: Any) -> bool:
+    of_squad = settings.format == "auto" and ending(file) == ".json"
+    return not of_squad and format_of(file, settings) == "text"
 
 
 def _given(model: TaskModel, row: Row) -> dict[str, Any]:
     return {"question": row.values["question"]}
 
 
-def show(found: dict[str, Any], row: Row, model: TaskModel) -> str:
-    """Returns a line with the score of the answer, the question and the answer."""
-    question, text = (" ".join(part.split()) for part in (row.values["question"], found["text"]))
-    return f"{found['score']:9.3f}  {question}  {text or '(no answer)'}"
+def show(model: TaskModel, predictions: Predictions) -> Iterator[str]:
+    """Yields a line with the score of the answer, the question and the answer."""
+    for row, found in predictions:
+        question, text = (" ".join(part.split()) for part in (row.values["question"], found["text"]))
+        yield f"{found['score']:9.3f}  {question}  {text or '(no answer)'}"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +78,12 @@ VERB = TaskVerb(
     ),
     "questions about the text of --context, or questions and their contexts, separated by a tab (default: the lines of "
     "--input or of standard input)",
-    _of_line, _given, show, ("id",), "", _without_answers, _is_text, _options,
+    TaskInput(
+        _of_line, "SQuAD's .json, or .jsonl, .parquet, .csv or .tsv with a question and its context in each row",
+        endings=ENDINGS | {".json": "squad"}, reads_lines=_is_text, unlabelled=_without_answers,
+        line_option="context",
+    ),
+    _given, show, (("id", "text", "start", "end", "score", "null_score", "n_best"),), (*TABLES, ".json"), _options,
 )  # fmt: skip
 
 

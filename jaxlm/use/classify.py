@@ -1,12 +1,14 @@
 """`jaxlm classify`: the class of each text or pair, its classes, or a number."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.text.labelled import Row
+from jaxlm.use.task_input import TaskInput
 from jaxlm.use.task_model import TaskModel
-from jaxlm.use.task_verb import TaskVerb, columns_of, run_verb
+from jaxlm.use.task_verb import Predictions, TaskVerb, columns_of, run_verb
 
 
 def texts_of(model: TaskModel, row: Row) -> list[str]:
@@ -30,13 +32,22 @@ def classify(model: TaskModel, texts: Sequence[str | Sequence[str]]) -> list[dic
     return model.predict(rows, "the texts")
 
 
+def _of_line(model: TaskModel, args: argparse.Namespace, text: str, place: str) -> Row:
+    return columns_of(model, text, place)
+
+
 def _given(model: TaskModel, row: Row) -> dict[str, Any]:
     texts = texts_of(model, row)
     return {"text": texts[0] if len(texts) == 1 else texts}
 
 
-def show(found: dict[str, Any], row: Row, model: TaskModel) -> str:
-    """Returns a line with what is predicted, and the text."""
+def show(model: TaskModel, predictions: Predictions) -> Iterator[str]:
+    """Yields a line with what is predicted, and the text."""
+    for row, found in predictions:
+        yield _line(model, row, found)
+
+
+def _line(model: TaskModel, row: Row, found: dict[str, Any]) -> str:
     text = " | ".join(" ".join(text.split()) for text in texts_of(model, row))
     if "value" in found:
         return f"{found['value']:10.4f}  {text}"
@@ -58,7 +69,8 @@ VERB = TaskVerb(
         "jaxlm classify --model=runs/sst2 --input=new.tsv --output=labels.jsonl",
     ),
     "texts; the two texts of a pair are separated by a tab (default: the lines of --input or of standard input)",
-    columns_of, _given, show, ("label", "labels", "value"),
+    TaskInput(_of_line, ".txt (a text or pair per line, empty lines included), .jsonl, .csv, .tsv or .parquet"),
+    _given, show, (("label", "probability", "probabilities"), ("labels", "probabilities"), ("value",)),
 )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from jaxlm.use.loading import Trained, add_model_options, load_named
 from jaxlm.use.parts import (
     append_part,
     check_identity,
+    check_not_read,
     check_replaceable,
     clear_line,
     finished_parts,
@@ -200,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--layers={args.layers}: expected integers separated by commas, such as 4,-1") from error
     check_options(args.input, records)  # before the model is loaded, so that a wrong path fails at once
     source = source_fingerprint(args.input, records)
-    _check_not_read(output, args.input, records)
+    check_not_read(output, args.input, find_files(args.input, records))
 
     trained = load_named(args, args.compute_dtype)
     check_replaceable(output, trained.directory, _holds_vectors, "vectors")
@@ -218,14 +219,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{result.tokens:,} tokens, {result.unknown_share:.2%} unknown; {result.seconds:.1f} s, "
               f"{result.tokens_per_second:,.0f} tokens/s, {result.padding:.0%} padding")  # fmt: skip
     return 0
-
-
-def _check_not_read(output: Path, path: str, records: RecordSettings) -> None:
-    """Raises UserError if `output` exists and is one of the files of the input, under whatever name."""
-    for file in find_files(path, records) if output.exists() else ():
-        if isinstance(file, Path) and output.samefile(file):
-            named = "the input" if str(file) == path else f"{file}, one of the files of --input={path}"
-            raise UserError(f"--output={output} is {named}; set another file")
 
 
 def _model_identity(trained: Trained) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from jaxlm.runtime import sharding
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.step import Assembly
-from jaxlm.storage import read_json
+from jaxlm.storage import local_path, read_json
 from jaxlm.typed import Record
 from jaxlm.use.assembly import assemble_trained
 from jaxlm.use.evaluate_task import SETTINGS, describe_task, evaluate_task
@@ -111,13 +111,14 @@ def main(argv: Sequence[str]) -> int:
         "evaluation and test sets of the run, or on the labelled files of --task.evaluation=FILE or NAME=FILE,...; "
         f"{', '.join(SETTINGS[1:])} say how they are read, by default as in the run.",
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
-        "                      [--task.evaluation=FILE [--task.key=VALUE ...]]\n"
+        "                      [--task.evaluation=FILE [--task.key=VALUE ...]] [--output=DIR]\n"
         "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
         "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME]\n"
         "                      [--per-token] [--rows=N] [--json]",
         formatter_class=HelpFormatter,
         epilog="examples:\n  jaxlm evaluate --model=runs/mini --data.path='docs/*.md' --data.format=text\n"
         "  jaxlm evaluate --model=runs/sst2 --task.evaluation=new.tsv\n"
+        "  jaxlm evaluate --model=runs/sst2 --task.test=new.tsv --output=predicted\n"
         "  jaxlm evaluate --model=runs/mini --tasks=blimp,crows_pairs --data=probes",
     )  # fmt: skip
     add_model_options(parser)
@@ -132,11 +133,16 @@ def main(argv: Sequence[str]) -> int:
         help="evaluate only the first N rows, or documents, of each set, or of each file of --tasks (default: all)",
     )  # fmt: skip
     add_probe_options(parser)
+    parser.add_argument("--output", metavar="DIR", help="fine-tuned models: a new folder for predictions/SET.jsonl, "
+                        "and with --task.submission=true for what GLUE's and SQuAD's servers and scripts read"
+                        )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(rest)
     if args.rows < 0:
         raise UserError(f"--rows={args.rows}: it cannot be negative")
     if args.tasks is not None:
+        if args.output is not None:
+            raise UserError("--output has no effect on --tasks: remove it")
         _check_no_text(overrides, args.whole_documents)
         return evaluate_tasks(args)
     for option, given in (("--data", args.data), ("--variant", args.variant), ("--per-token", args.per_token)):
@@ -148,6 +154,8 @@ def main(argv: Sequence[str]) -> int:
     of_text = any(override.startswith("data.path=") for override in overrides)
     if trained.fine_tuned and not of_text:
         return _evaluate_task(trained, overrides, args)
+    if args.output is not None:
+        raise UserError("--output is for the predictions of a fine-tuned model on labelled examples: remove it")
     whole_documents = of_text if args.whole_documents is None else args.whole_documents
     _check_overrides(overrides, of_text, whole_documents)
     _require_masked_lm(trained)
@@ -173,7 +181,8 @@ def main(argv: Sequence[str]) -> int:
 def _evaluate_task(trained: Trained, overrides: Sequence[str], args: argparse.Namespace) -> int:
     if args.whole_documents is not None:
         raise UserError("--whole-documents has no effect on labelled examples: remove it")
-    results = evaluate_task(trained, overrides, args.rows)
+    output = None if args.output is None else local_path("--output", args.output)
+    results = evaluate_task(trained, overrides, args.rows, output)
     if args.json:
         print_json(results)
     else:

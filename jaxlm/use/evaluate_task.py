@@ -7,51 +7,82 @@ from typing import Any
 import numpy as np
 
 from jaxlm.config import apply_override, check_config, config_from_dict, config_to_dict
-from jaxlm.data.tasks.table import check_task, task_files
+from jaxlm.data.tasks.known import read_test
+from jaxlm.data.tasks.table import check_settings, task_files
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
-from jaxlm.evaluation.task_sets import evaluation_of
+from jaxlm.evaluation.task_sets import describe_set, evaluation_of, write_set
+from jaxlm.typed import listed
 from jaxlm.use.loading import Trained
-from jaxlm.use.task_model import TaskModel
+from jaxlm.use.task_model import TaskModel, check_columns
 
 # The settings that can change which files are evaluated, and how they are read.
 SETTINGS = (
-    "task.evaluation", "task.data", "task.text", "task.label", "task.separator", "task.header", "task.bad_rows",
-    "data.format", "data.encoding",
+    "task.evaluation", "task.test", "task.submission", "task.data", "task.text", "task.label",
+    "task.separator", "task.header", "task.bad_rows", "data.format", "data.encoding",
 )  # fmt: skip
+OWN = {"predictions", "submission"}  # what is written into the folder of --output
 
 
-def evaluate_task(trained: Trained, overrides: Sequence[str] = (), rows: int = 0) -> dict[str, Metrics]:
+def evaluate_task(
+    trained: Trained, overrides: Sequence[str] = (), rows: int = 0, output: Path | None = None
+) -> dict[str, Metrics]:
     """Returns the metrics of each set by its name, on the first `rows` of each, 0 for all.
 
     They are computed as at the end of the run, so that those of its own files equal the ones in results.json. Without
     `overrides`, such as "task.evaluation=dev=dev.tsv", the sets are the evaluation and test sets of the run; with
-    task.evaluation they are its files, relative to the current folder unless task.data is given. Raises UserError.
+    task.evaluation or task.test they are these files, relative to the current folder unless task.data is given. The
+    predictions are written into the folder `output`, as a run writes them. Raises UserError.
     """
     model = TaskModel(trained)
     model.config = _config(trained, overrides)
     task = model.config.task
-    own = not _given(overrides, "task.evaluation")
-    tests = task_files(task, "test") if own else {}
+    tests = task_files(task, "test")
     files = task_files(task, "evaluation") | tests
     if not files:
         raise UserError(f"{trained.directory} has no evaluation set; give a file with --task.evaluation=FILE")
-    return {name: _measured(model, name, path, name in tests, rows) for name, path in files.items()}
+    if task.submission and _given(overrides, "task.submission") and output is None:
+        raise UserError("--task.submission=true writes files: name their folder with --output=DIR")
+    if task.submission and output is not None and rows:
+        raise UserError(f"--rows={rows} leaves rows out of a submission: remove it, or set --task.submission=false")
+    if output is not None:
+        _check_folder(output)
+    return {name: _measured(model, name, path, name in tests, rows, output) for name, path in files.items()}
 
 
 def describe_task(trained: Trained, results: dict[str, Metrics]) -> str:
     """Returns the metrics of each set as a line."""
     evaluation = evaluation_of(trained.config)
-    return "\n".join(evaluation.describe(name, metrics) for name, metrics in results.items())
+    return "\n".join(describe_set(evaluation, name, metrics) for name, metrics in results.items())
 
 
-def _measured(model: TaskModel, name: str, path: Path, is_test: bool, rows: int) -> Metrics:
-    setting = "test" if is_test else "evaluation"
-    found = model.kind.read(path, f"--task.{setting}", model.config, labelled=not is_test)
+def _measured(model: TaskModel, name: str, path: Path, is_test: bool, rows: int, output: Path | None) -> Metrics:
+    if is_test:
+        found = read_test(model.kind, path, model.config, "--task.test")
+    else:
+        found = model.kind.read(path, "--task.evaluation", model.config, labelled=True)
     examples = model.encode(found[:rows] if rows else found, str(path))
     if not is_test and not (examples.columns.get("weights", np.ones(1)) > 0).any():
-        raise UserError(f"{path}: no example has a label in {model.config.task.label}; set --task.label")
-    return model.measure(examples)
+        raise UserError(
+            f"{path}: no example has a label in {model.config.task.label}; set --task.label, or give the"
+            " file with --task.test to predict it"
+        )
+    outputs = model.outputs(examples)
+    if output is not None:
+        output.mkdir(exist_ok=True)
+        write_set(output, name, model.config, examples.rows, list(model.predictions(outputs, examples)))
+    return model.measure(outputs, examples)
+
+
+def _check_folder(output: Path) -> None:
+    """Raises UserError if a folder has anything else than predictions, or cannot be made."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is not a folder; set a new one")
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {output.parent}; set a folder in an existing one")
+    others = sorted({entry.name for entry in output.iterdir()} - OWN) if output.exists() else []
+    if others:
+        raise UserError(f"--output={output} has other files ({listed(others, 3)}); set a new folder")
 
 
 def _given(overrides: Sequence[str], key: str) -> bool:
@@ -61,8 +92,8 @@ def _given(overrides: Sequence[str], key: str) -> bool:
 def _config(trained: Trained, overrides: Sequence[str]) -> Any:
     """Returns the config of the run with other files. Raises UserError for settings that would have no effect."""
     config = config_from_dict(config_to_dict(trained.config), "config")
-    if _given(overrides, "task.evaluation"):
-        config.task.data = ""
+    if _given(overrides, "task.evaluation") or _given(overrides, "task.test"):
+        config.task.update(data="", evaluation=(), test=(), submission=False)
     for override in overrides:
         key = override.partition("=")[0]
         if key not in SETTINGS:
@@ -71,6 +102,7 @@ def _config(trained: Trained, overrides: Sequence[str]) -> Any:
                 f" {', '.join(SETTINGS)}"
             )
         apply_override(config, override)
+    check_columns(trained, "--task.text", config.task.text)
     check_config(config)
-    check_task(config)
+    check_settings(config)
     return config

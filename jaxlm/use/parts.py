@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.storage import local_path, parse_json, read_json, write_text
+from jaxlm.text.files import File
 
 RECORD = "parts.jsonl"  # a line for each part
 
@@ -21,6 +22,14 @@ def output_path(name: str, endings: Collection[str]) -> Path:
         problem = "it is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
         raise UserError(f"--output={output}: {problem}; set a file in an existing folder")
     return output
+
+
+def check_not_read(output: Path, path: str, files: Iterable[File]) -> None:
+    """Raises UserError if an existing output is one of the files of --input=`path`, under whatever name."""
+    for file in files if output.exists() else ():
+        if isinstance(file, Path) and output.samefile(file):
+            named = "the input" if str(file) == path else f"{file}, one of the files of --input={path}"
+            raise UserError(f"--output={output} is {named}; set another file")
 
 
 def check_replaceable(output: Path, directory: Path, is_own: Callable[[Path], bool], content: str) -> None:
@@ -75,10 +84,11 @@ def append_part(folder: Path, part: dict[str, int]) -> None:
         file.write(json.dumps(part) + "\n")
 
 
-def show_rate(what: str, count: int, rate: float) -> None:
-    """Shows progress on a terminal."""
+def show_rate(what: str, count: int, rate: float, total: int = 0) -> None:
+    """Shows progress on a terminal; `total` is 0 if it is not known."""
     if sys.stderr.isatty():
-        print(f"\r{count:,} {what}, {rate:,.0f} {what}/s \x1b[K", end="", file=sys.stderr, flush=True)
+        of = f" of {total:,}" if total else ""
+        print(f"\r{count:,}{of} {what}, {rate:,.0f} {what}/s \x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def clear_line() -> None:

@@ -1,6 +1,5 @@
 """The predictions for the rows of a file, written in parts so that a stopped command can continue."""
 
-import json
 import shutil
 import time
 import zipfile
@@ -13,15 +12,14 @@ import numpy as np
 from jaxlm.data.examples import fingerprint
 from jaxlm.evaluation.task_evaluation import Outputs
 from jaxlm.runtime.checksums import params_sha256
-from jaxlm.runtime.json_output import as_json
-from jaxlm.storage import atomic_path, beside, lock, parse_json, sync_directory
+from jaxlm.storage import atomic_path, beside, lock, sync_directory
 from jaxlm.text.labelled import Row
 from jaxlm.use.parts import append_part, check_identity, clear_line, finished_parts, show_rate
+from jaxlm.use.prediction_formats import WRITERS
 from jaxlm.use.task_model import TaskModel, joined_outputs
 from jaxlm.version import __version__
 
 PART_SEGMENTS = 4096  # least segments in a part, but in the last
-ENDINGS = (".jsonl",)
 
 
 class Predicted(NamedTuple):
@@ -33,7 +31,7 @@ class Predicted(NamedTuple):
 
 
 def predict_file(model: TaskModel, rows: list[Row], name: str, output: Path) -> Predicted:
-    """Writes what a model predicts for each row, in order, as one JSON object per line.
+    """Writes what a model predicts for each row, in order, in the format that the ending of `output` names.
 
     Outputs are collected in a hidden folder beside `output`, which is written when all are complete, with the same
     bytes whether the command was interrupted or not. `name` is that of the input, for messages. Raises UserError.
@@ -58,25 +56,14 @@ def predict_file(model: TaskModel, rows: list[Row], name: str, output: Path) -> 
                 append_part(folder, {"batches": len(held), "segments": count})
                 segments, held, count = segments + count, [], 0
             rate = (segments + count - first) / (time.monotonic() - begin)
-            show_rate("texts", segments + count, rate)
-        with atomic_path(output) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for prediction in model.predictions(joined_outputs(iter(parts)), examples):
-                file.write(json.dumps(as_json(prediction), ensure_ascii=False) + "\n")
+            rows_done = int(np.searchsorted(examples.first, segments + count, "right")) - 1
+            show_rate("rows", rows_done, rate * len(rows) / len(examples.tokens), len(rows))
+        with atomic_path(output) as temporary, open(temporary, "wb") as file:
+            WRITERS[output.suffix](file, model.predictions(joined_outputs(iter(parts)), examples))
         sync_directory(output.parent)  # before the parts are removed
         shutil.rmtree(folder)
     clear_line()
     return Predicted(len(rows), examples.truncated, time.monotonic() - begin)
-
-
-def holds_predictions(file: Path, keys: tuple[str, ...]) -> bool:
-    """Returns whether a file begins with a JSON object whose first key is one of `keys`, as predictions do."""
-    with open(file, "rb") as stream:
-        line = stream.readline(2**20)
-    try:
-        found = parse_json(line)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and next(iter(found), "") in keys
 
 
 def _identity(model: TaskModel, examples: Any) -> dict[str, Any]:

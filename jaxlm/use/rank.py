@@ -1,13 +1,14 @@
 """`jaxlm rank`: passages in the order of how well they answer a query."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.text.labelled import Row
+from jaxlm.use.task_input import TaskInput
 from jaxlm.use.task_model import TaskModel
-from jaxlm.use.task_verb import TaskVerb, columns_of, run_verb
+from jaxlm.use.task_verb import Predictions, TaskVerb, columns_of, run_verb
 
 
 def rank(model: TaskModel, query: str, passages: Sequence[str]) -> list[dict[str, Any]]:
@@ -23,7 +24,7 @@ def rank(model: TaskModel, query: str, passages: Sequence[str]) -> list[dict[str
 
 def _of_line(model: TaskModel, args: argparse.Namespace, text: str, place: str) -> Row:
     if args.query is None:
-        return columns_of(model, args, text, place)
+        return columns_of(model, text, place, "; or give the query of all passages with --query")
     first, second = model.config.task.text
     return Row(place, {first: args.query, second: text})
 
@@ -33,9 +34,17 @@ def _given(model: TaskModel, row: Row) -> dict[str, Any]:
     return {"query": query, "passage": passage}
 
 
-def show(found: dict[str, Any], row: Row, model: TaskModel) -> str:
-    """Returns a line with the rank, the score and the passage."""
-    return f"{found['rank']:4}  {found['score']:9.3f}  {' '.join(str(row.values[model.config.task.text[1]]).split())}"
+def show(model: TaskModel, predictions: Predictions) -> Iterator[str]:
+    """Yields a line with the rank, the score and the passage; if there are several queries, under each of them."""
+    queries: dict[str, list[tuple[int, str]]] = {}
+    for row, found in predictions:
+        query, passage = (row.values[name] or "" for name in model.config.task.text)
+        line = f"{found['rank']:4}  {found['score']:9.3f}  {' '.join(passage.split())}"
+        queries.setdefault(query.strip(), []).append((found["rank"], line))
+    for query, lines in queries.items():
+        if len(queries) > 1:
+            yield " ".join(query.split())
+        yield from (line for _, line in sorted(lines))
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +62,8 @@ VERB = TaskVerb(
     ),
     "passages for --query, or queries and passages, separated by a tab (default: the lines of --input or of standard "
     "input)",
-    _of_line, _given, show, ("score",), options=_options, order=lambda found: found["rank"],
+    TaskInput(_of_line, ".txt (a passage or pair per line), .jsonl, .csv, .tsv or .parquet", line_option="query"),
+    _given, show, (("score", "rank"),), options=_options,
 )  # fmt: skip
 
 

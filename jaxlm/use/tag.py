@@ -1,14 +1,17 @@
 """`jaxlm tag`: a tag for each word of a sentence."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
+from jaxlm.text.formats import ENDINGS
 from jaxlm.text.labelled import Row
+from jaxlm.use.prediction_formats import conll_lines
+from jaxlm.use.task_input import TaskInput
 from jaxlm.use.task_model import TaskModel
-from jaxlm.use.task_verb import TaskVerb, run_verb
+from jaxlm.use.task_verb import Predictions, TaskVerb, run_verb
 
 
 def tag(model: TaskModel, sentences: Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
@@ -33,7 +36,7 @@ def _without_tags(model: TaskModel, row: Row) -> Row:
     return Row(row.place, {**row.values, "tags": None})
 
 
-def _is_text(path: Path, settings: Any) -> bool:
+def _is_text(file: File, settings: Any) -> bool:
     """Returns whether a line is a sentence; a .txt file has CoNLL columns, as in training, unless --format says so."""
     return settings.format == "text"
 
@@ -42,10 +45,12 @@ def _of_line(model: TaskModel, args: argparse.Namespace, text: str, place: str) 
     return _row(text.split(), place)
 
 
-def show(found: dict[str, Any], row: Row, model: TaskModel) -> str:
-    """Returns the words with their tags, a word a line, and an empty line, as in CoNLL files."""
-    return "".join(f"{word}\t{tag}\n" for word, tag in zip(found["words"], found["tags"], strict=True))
+def show(model: TaskModel, predictions: Predictions) -> Iterator[str]:
+    """Yields the words with their tags, a word a line, and an empty line after a sentence, as in CoNLL files."""
+    return conll_lines(found for _, found in predictions)
 
+
+_COLUMNS = dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "text")  # endings of CoNLL columns
 
 VERB = TaskVerb(
     "tag",
@@ -58,7 +63,11 @@ VERB = TaskVerb(
         "jaxlm tag --model=runs/ner --input=new.conll --output=tags.jsonl",
     ),
     "sentences (default: the sentences of --input, or the lines of standard input)",
-    _of_line, lambda model, row: {}, show, ("words",), "words", _without_tags, _is_text,
+    TaskInput(
+        _of_line, "CoNLL columns, .jsonl or .parquet", "words", has_header=False, endings=ENDINGS | _COLUMNS,
+        reads_lines=_is_text, unlabelled=_without_tags,
+    ),
+    lambda model, row: {}, show, (), (".jsonl", ".parquet", ".conll"),
 )  # fmt: skip
 
 

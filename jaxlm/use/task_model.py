@@ -94,9 +94,9 @@ class TaskModel:
         examples = self.encode(rows, name)
         return list(self.predictions(self.outputs(examples), examples))
 
-    def measure(self, examples: Examples) -> Metrics:
-        """Returns the metrics of the task over examples with labels."""
-        return self.evaluation.measure(self.outputs(examples), examples, self.labels, self.config.task)
+    def measure(self, outputs: Outputs, examples: Examples) -> Metrics:
+        """Returns the metrics of the task over the examples with labels."""
+        return self.evaluation.measure(outputs, examples, self.labels, self.config.task)
 
     @functools.cached_property
     def _outputs_of(self) -> Callable:
@@ -113,12 +113,31 @@ def joined_outputs(batches: Iterator[Outputs]) -> Outputs:
     return found
 
 
+def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None:
+    """Raises UserError unless a model reads as many texts as an option names columns."""
+    if trained.config.train.objective == "span":
+        return  # where data/tasks/spans.py checks them
+    own = trained.config.task.text
+    if len(columns) != len(own):
+        reads = "one text" if len(own) == 1 else "pairs of texts"
+        raise UserError(
+            f"{option}={','.join(columns)}: {trained.directory} reads {reads}, so that {len(own)} column"
+            f"{'s' * (len(own) > 1)} must be named, as {','.join(own)} in its run"
+        )
+
+
 def require_task(trained: Trained, verb: str) -> None:
     """Raises UserError unless a verb can use the head of a model."""
     directory, objective = trained.directory, trained.config.train.objective
     objectives = [name for name, of in VERBS.items() if of == verb]
     names = " or ".join([", ".join(objectives[:-1]), objectives[-1]] if len(objectives) > 1 else objectives)
     needs = f"{verb} needs a model that was fine-tuned with train.objective={names}"
+    if trained.source and trained.task:
+        raise UserError(
+            f"{directory} is a Hugging Face directory, whose head for {trained.task.objective} {verb} does not read:"
+            " name the work directory that it was exported from, or use it in Transformers, or train on from it with"
+            " --config.init_from"
+        )
     if not trained.fine_tuned:
         what = f"is a {objective} language model" if trained.has_head else "is an encoder without the head of a task"
         raise UserError(f"{directory} {what}; {needs}, as `jaxlm train --config=finetune` does")

@@ -9,7 +9,7 @@ from jaxlm.cli import VERBS
 from jaxlm.errors import UserError
 from jaxlm.runtime.json_output import as_json, only_json, print_json, print_json_list, wants_json
 from tests.conftest import ROOT, environment, mini_overrides
-from tests.untrained import make_workdir
+from tests.untrained import make_fine_tuned, make_workdir
 
 BERT = {"activation": "gelu", "norm_position": "post", "embedding_norm": True, "token_types": 2}
 
@@ -81,6 +81,10 @@ def folder(tmp_path_factory):
     """A folder with a model and with files for every verb; the model's weights and text make warnings likely."""
     folder = tmp_path_factory.mktemp("json")
     (make_workdir(folder / "run", **BERT) / "metrics.jsonl").touch()
+    make_fine_tuned(folder / "classifier")
+    make_fine_tuned(folder / "tagger", "tagging", ("B-PER", "I-PER", "O"))
+    make_fine_tuned(folder / "reader", "span", (), stride=8)
+    make_fine_tuned(folder / "ranker", "reranking", (), text=("query", "passage"))
     (folder / "texts.txt").write_text("The cat sees the house.\nthe cat 語 a\x07b\n" + "the cat " * 40 + "\n")
     return folder
 
@@ -96,6 +100,10 @@ def verbs(text_file, cache):
         "fill-mask": ["--model=run", "The cat [MASK] the house.", "x[MASK]", "--targets=an,the,colour"],
         "embed": ["--model=run", "--input=texts.txt", "--output=vectors.npy"],
         "score": ["--model=run", "The cat.", "The 語 cat."],
+        "classify": ["--model=classifier", "--input=texts.txt", "--output=labels.parquet"],
+        "tag": ["--model=tagger", "The 語 cat", ""],
+        "answer": ["--model=reader", "--context=texts.txt", "Who sees?"],
+        "rank": ["--model=ranker", "--query=cat", "The 語 cat.", "a river"],
         "evaluate": ["--model=run", *text],
         "export": ["--workdir=run", "--to=exported"],
         "bench": [*config, "--batch=64", "--length=128", "--steps=1", "--warmup=0", "--profile"],
@@ -103,12 +111,8 @@ def verbs(text_file, cache):
     }
 
 
-OF_TASKS = {"classify", "tag", "answer", "rank"}  # which need fine-tuned models: see their own tests
-
-
 def test_every_verb_that_answers_with_data_has_the_option():
-    found = set(verbs("text", "cache")) | OF_TASKS
-    assert set(VERBS) - {"train", "completion"} == found  # a run's data are in metrics.jsonl
+    assert set(VERBS) - {"train", "completion"} == set(verbs("text", "cache"))  # a run's data are in metrics.jsonl
 
 
 WALK = """
@@ -142,7 +146,8 @@ def test_every_verb_prints_one_json_object(folder, text_file, cache):
     assert all(isinstance(content, dict) for content in answers.values())
     assert answers["evaluate"][str(text_file)]["n"] > 0
     assert len(answers["score"]["texts"]) == len(answers["fill-mask"]["texts"]) == 2
-    assert answers["embed"]["vectors"] == 3
+    assert answers["embed"]["vectors"] == answers["classify"]["examples"] == 3
+    assert [len(answers[verb]["predictions"]) for verb in ("tag", "answer", "rank")] == [2, 1, 2]
     assert answers["prepare"]["stores"]["train/0"]["documents"] > 300
     assert "model.safetensors" in answers["export"]["files"]
     assert answers["bench"]["input_tokens_per_second"] > 0

@@ -110,7 +110,7 @@ def test_files_that_are_not_as_expected_get_one_sentence(write, content, message
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (question(), r"a\.jsonl, line 1 lacks context"),
+        (question(), r"a\.jsonl, line 1: there is no column context; the columns are"),
         (question(context="x", answers=[{"text": "x"}]), r"a\.jsonl, line 1: answers, item 0 lacks answer_start"),
         (question(context="x") | {"answers": {"text": ["x"], "answer_start": []}}, r"1 text but 0 answer_start"),
         (question(context="\ud800"), r"line 1: context contains half of a surrogate pair"),
@@ -127,3 +127,24 @@ def test_other_formats_and_missing_files_are_named(write, tmp_path):
         read(write("id\tquestion\n", "a.tsv"))
     with pytest.raises(UserError, match=r"absent\.json does not exist: set task\.train"):
         read(tmp_path / "absent.json")
+
+
+def test_questions_to_be_predicted_lie_in_tables_with_named_columns(write):
+    rows = [("Who?", CONTEXT.replace("\r\n", " ")), ("Why?", "a, b")]
+    wanted = [{"id": str(n), "question": q, "context": c, "answers": None} for n, (q, c) in enumerate(rows, 1)]
+    tables = {
+        "a.csv": ("question,context\n" + "".join(f'"{q}","{c}"\n' for q, c in rows), ("question", "context"), True),
+        "a.tsv": ("".join(f"{c}\t{q}\n" for q, c in rows), ("1", "0"), False),
+        "a.jsonl": ("".join(json.dumps({"q": q, "c": c}) + "\n" for q, c in rows), ("q", "c"), True),
+    }
+    config = default_config().data
+    for name, (content, columns, header) in tables.items():
+        found = read_questions(write(content, name), "--input", config, False, columns, header)
+        assert [row.values for row in found] == wanted
+    assert read(write("id,question,context\nx7,Who?,Ana\n", "b.csv"), labelled=False)[0].values["id"] == "x7"
+    for name, labelled, message in [
+        ("a.jsonl", False, "line 1: there is no column question; the columns are q, c: set task.text"),
+        ("a.csv", True, "has the format csv, but questions are read from SQuAD's JSON"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read(write(tables[name][0], name), labelled=labelled)

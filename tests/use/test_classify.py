@@ -121,7 +121,7 @@ def test_other_models_are_refused(folder, classifier, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--input=/nowhere.tsv"], "/nowhere.tsv does not exist: set --input to the file with the examples"),
+        (["--input=/nowhere.tsv"], "there is no file or folder /nowhere.tsv; check the path"),
         (["--input=a.tsv", "the cat"], "give either texts or --input, not both"),
         (["--field=a", "the cat"], "--field applies to the file of --input, which is not given"),
         (["--no-header", "the cat"], "--header applies to the file of --input, which is not given"),
@@ -129,7 +129,10 @@ def test_other_models_are_refused(folder, classifier, capsys):
         (["--input=a.txt", "--field=text"], "--field has no effect on text files, as a.txt is: remove it"),
         (["--input=a.odd"], "set the format, for example --format=text"),
         (["--input=empty.txt"], "empty.txt contains no text"),
-        (["--output=a.csv", "the cat"], "--output=a.csv: the name must end in .jsonl, which sets the format"),
+        (
+            ["--output=a.npy", "the cat"],
+            "--output=a.npy: the name must end in .jsonl, .csv, .tsv, .parquet, which sets the format",
+        ),
         (["--input=a.jsonl", "--output=a.jsonl"], "--output=a.jsonl is the input; set another file"),
         (["--output=a.jsonl", "the cat"], "--output=a.jsonl exists and does not contain predictions"),
         (["--step=7", "the cat"], "there is no checkpoint 7 in"),

@@ -1,7 +1,6 @@
 """Multiple choice: a context and several texts, one of which is right."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from jaxlm.data.examples import Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row, label_in, read_table, text_in, without_bad_rows
 from jaxlm.typed import cut
 
@@ -21,7 +21,7 @@ class Choice:
     blank; "role" is the number of the choice, "labels" that of the right one in all segments of an example.
     """
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         task = config.task
         _check(task)
         columns = dict.fromkeys(task.text, "task.text") | dict.fromkeys(task.choices, "task.choices")

@@ -1,18 +1,18 @@
 """The interface of a kind of task: what the rows of its files mean."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from jaxlm.data.examples import Examples
 from jaxlm.data.text_encoder import TextEncoder
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row
 
 
 class TaskKind(Protocol):
     """How the rows of a labelled file become examples. `task` is that section of the config."""
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         """Returns the rows of a file, which `setting` names; `labelled` ones must have labels. Raises UserError."""
         ...
 

@@ -26,11 +26,8 @@ def test_entries(task: Any) -> tuple[str, ...]:
     return (*task.test, *(entry for entry in known.test if entry.partition("=")[0] not in named))
 
 
-def check_known(config: Any) -> None:
-    """Raises UserError if files of a known task are missing, or if it has no format of submissions.
-
-    It runs before anything is read, so that all missing files are named at once.
-    """
+def check_submission(config: Any) -> None:
+    """Raises UserError if task.submission is set for a task that has no format of submissions."""
     task = config.task
     known = KNOWN_TASKS.get(task.name)
     if task.submission and config.train.objective != "span" and not (known and known.submissions):
@@ -39,6 +36,15 @@ def check_known(config: Any) -> None:
             f"task.submission: {'this task' if known is None else task.name} has no format of submissions; these known"
             f" tasks have one: {able}, and train.objective=span"
         )
+
+
+def check_known(config: Any) -> None:
+    """Raises UserError if files of a known task are missing, or if it is of another kind.
+
+    It runs before anything is read, so that all missing files are named at once.
+    """
+    task = config.task
+    known = KNOWN_TASKS.get(task.name)
     if not known:
         return
     if known.objective != config.train.objective:
@@ -59,17 +65,17 @@ def check_known(config: Any) -> None:
         )
 
 
-def read_test(kind: TaskKind, path: Path, config: Any) -> list[Row]:
+def read_test(kind: TaskKind, path: Path, config: Any, setting: str = "task.test") -> list[Row]:
     """Returns the rows of a test file, which may lack labels, in the columns of task.text. Raises UserError.
 
     The test file of a known task may have a header where its other files have none (CoLA's, in GLUE).
     """
     known = KNOWN_TASKS.get(config.task.name)
     if not known or not known.test_text or path.name not in _test_files(known):
-        return kind.read(path, "task.test", config, labelled=False)
+        return kind.read(path, setting, config, labelled=False)
     theirs = config_from_dict(config_to_dict(config), "config")
     theirs.task.update(text=known.test_text, header=True)
-    rows = kind.read(path, "task.test", theirs, labelled=False)
+    rows = kind.read(path, setting, theirs, labelled=False)
     columns = dict(zip(config.task.text, known.test_text, strict=True))
     return [Row(place, {**values, **{ours: values[name] for ours, name in columns.items()}}) for place, values in rows]
 

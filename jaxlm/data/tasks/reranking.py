@@ -1,7 +1,6 @@
 """Queries and passages, and whether a passage answers its query."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from jaxlm.data.examples import Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row, label_in, read_table, text_in
 from jaxlm.typed import cut
 
@@ -21,7 +21,7 @@ class Reranking:
     An example is the pair, one segment. Equal queries belong together; they need not be neighbours in the file.
     """
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         task = config.task
         if len(task.text) != 2:
             raise UserError(

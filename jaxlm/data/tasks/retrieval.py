@@ -1,7 +1,6 @@
 """Texts that belong together, or are similar to a degree: what an embedding model learns from."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxlm.data.examples import Examples
 from jaxlm.data.tasks.sequences import number_in
 from jaxlm.data.text_encoder import EncodedTexts, TextEncoder
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row, read_table, text_in, without_bad_rows
 from jaxlm.typed import shown
 
@@ -25,7 +25,7 @@ class Retrieval:
     compare similarities, "labels" is the similarity in task.label, and "weights" is 0 where it is blank.
     """
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         task = config.task
         _check(task)
         columns = dict.fromkeys(task.text, "task.text")

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from jaxlm.data.examples import Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row, label_in, read_table, text_in
 from jaxlm.typed import cut, listed, shown
 
@@ -28,7 +28,7 @@ class Sequences:
 
     target: str
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         task = config.task
         columns = dict.fromkeys(task.text, "task.text") | ({task.label: "task.label"} if labelled else {})
         rows = read_table(path, setting, config.data, columns, task.header, task.bad_rows == "skip")

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +10,10 @@ import numpy as np
 from jaxlm.data.examples import Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
+from jaxlm.settings import SETTINGS
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row
-from jaxlm.text.squad import read_questions
+from jaxlm.text.squad import COLUMNS, read_questions
 from jaxlm.typed import cut
 
 MOST_IDS = 3  # that a message names
@@ -39,9 +40,16 @@ class Spans:
     the end of each token in the context, in characters, -1 for tokens that are not of the context.
     """
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
-        rows = read_questions(path, setting, config.data, labelled)
-        check_answers(path, rows, config.task.misplaced)
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
+        task = config.task
+        columns = COLUMNS if task.text == SETTINGS["task"]["text"].default else task.text
+        if len(columns) != 2:
+            raise UserError(
+                f"task.text={','.join(columns)}: train.objective=span needs two columns, such as {','.join(COLUMNS)}"
+            )
+        rows = read_questions(path, setting, config.data, labelled, columns, task.header)
+        if labelled:
+            check_answers(path, rows, task.misplaced)
         return rows
 
     def identity(self, row: Row, task: Any) -> str:
@@ -96,7 +104,7 @@ class Spans:
         return [encoding.ids[:most] for encoding in encodings]
 
 
-def check_answers(path: Path, rows: Sequence[Row], most: float) -> None:
+def check_answers(path: File, rows: Sequence[Row], most: float) -> None:
     """Warns of answers that are not in their context where the file says; above a share of `most`, raises UserError."""
     wrong, count = [], 0
     for row in rows:

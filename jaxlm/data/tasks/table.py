@@ -19,7 +19,7 @@ from jaxlm.data.examples import (
 from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.choice import CHOICE
 from jaxlm.data.tasks.kind import TaskKind
-from jaxlm.data.tasks.known import check_known, path_of, read_test, test_entries
+from jaxlm.data.tasks.known import check_known, check_submission, path_of, read_test, test_entries
 from jaxlm.data.tasks.reranking import RERANKING
 from jaxlm.data.tasks.retrieval import EMBEDDING
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
@@ -46,9 +46,16 @@ _log = logging.getLogger("jaxlm")
 
 def check_task(config: Any) -> None:
     """Raises UserError for settings of section `task` that do not fit, before any file is read."""
+    check_settings(config)
+    check_known(config)
+
+
+def check_settings(config: Any) -> None:
+    """Raises UserError for settings of section `task` that do not fit, without a look at the files of a known task."""
     task = config.task
     if not task.train:
         raise UserError(f"train.objective={config.train.objective} needs task.train, a file of labelled examples")
+    check_submission(config)
     if len(task.text) not in (1, 2) or not all(task.text):
         raise UserError(f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma")
     if len({*task.text, task.label}) <= len(task.text):
@@ -78,7 +85,6 @@ def check_task(config: Any) -> None:
             raise UserError(f"task.class_weights={entry}: expected LABEL=WEIGHT with a weight above 0, or balanced")
     if len({phase.sequence_length for phase in phases_of(config)}) > 1:
         raise UserError("train.phases: sequence_length cannot change in fine-tuning; set data.sequence_length")
-    check_known(config)
 
 
 def task_files(task: Any, name: str) -> dict[str, Path]:

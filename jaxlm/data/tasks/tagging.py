@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.data.word_encoder import encode_words, windows
 from jaxlm.errors import UserError
 from jaxlm.text.conll import place_of_word, read_sentences
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row
 from jaxlm.typed import cut, listed
 
@@ -26,7 +26,7 @@ class Tagging:
     0 elsewhere, and there "labels" and "weights".
     """
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         rows = read_sentences(path, setting, config, labelled)
         scheme = config.task.scheme
         for row in rows:
