@@ -376,7 +376,7 @@ def finetune(kind, start, *overrides):
 def test_an_embedding_model_goes_on_with_its_pooling_and_prompts(text_file, tmp_path):
     start = write_checkpoint(tmp_path / "bert", text_file, head=False)
     assert finetune("embedding", start).pooling == "auto"
-    prompts = {"prompts": {"query": "q: ", "passage": "p: "}}
+    prompts = {"prompts": {"query": "q: ", "document": "p: "}}
     write_settings(start, pooling={"pooling_mode": "lasttoken"}, config_sentence_transformers=prompts)
     task = finetune("embedding", start)
     assert (task.pooling, task.query_prompt, task.document_prompt) == ("lasttoken", "q: ", "p: ")

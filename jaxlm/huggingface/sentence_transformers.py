@@ -19,8 +19,7 @@ _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# The prompts that encode_query and encode_document look for, in this order.
-_OF_ROLE = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_ROLES = ("query", "document")  # prompts that every model has; empty if the directory has none
 _LEGACY_POOLINGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
                     "lasttoken")  # fmt: skip
 
@@ -39,11 +38,9 @@ class SentenceModel(NamedTuple):
     def prompt(self, name: str | None) -> str:
         """Returns the prompt with a name, as `encode(prompt_name=...)`; None is the default one, and "query" and
         "document" are those of encode_query and encode_document. Raises UserError."""
-        names = _OF_ROLE.get(name or "", (name,) if name else ())
-        found = next((known for known in names if known in self.prompts), None)
-        if found is None and name is not None and name not in _OF_ROLE:
+        if name is not None and name not in (*_ROLES, *self.prompts):
             raise UserError(f"prompt={cut(name)}: the model has no such prompt; it has {listed(self.prompts)}")
-        prompt = self.prompts.get(self.default_prompt if found is None else found, "")
+        prompt = self.prompts.get(self.default_prompt if name is None else name, "")
         if prompt and not self.pools_prompt:
             raise UserError(
                 "the model sets include_prompt=false (pooling without the prompt), which jaxlm does not support"

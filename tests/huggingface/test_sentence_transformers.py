@@ -25,8 +25,10 @@ def write_settings(root, transformer="", pooling=OLD, kinds=("Transformer", "Poo
     """Writes a sentence-transformers directory without weights; returns that of its Transformer module."""
     paths = {"Transformer": transformer, "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [
-        {"path": paths.get(kind, kind), "type": kind if "." in kind else f"{OLD_MODULES}{kind}"} for kind in kinds
-    ]
+        {"idx": number, "name": str(number), "path": paths.get(kind, kind),
+         "type": kind if "." in kind else f"{OLD_MODULES}{kind}"}
+        for number, kind in enumerate(kinds)
+    ]  # fmt: skip
     (root / "1_Pooling").mkdir(parents=True, exist_ok=True)
     (root / transformer).mkdir(exist_ok=True)
     (root / "modules.json").write_text(json.dumps(modules))

@@ -233,7 +233,7 @@ def test_prompts_are_found_as_by_sentence_transformers(checkpoint, tmp_path):
     content = {"prompts": prompts, "default_prompt_name": "other", "truncate_dim": 10}
     model = checkpoint._replace(directory=write_settings(tmp_path, config_sentence_transformers=content))
     assert settings_for(model).dimensions == 10
-    for name, prompt in {None: "every ", "query": "the ", "document": "a ", "passage": "a "}.items():
+    for name, prompt in {None: "every ", "query": "the ", "document": "", "passage": "a "}.items():
         assert settings_for(model, prompt=name).prompt == prompt
     with pytest.raises(UserError, match=r"prompt=corpus: the model has no such prompt; it has query, passage, other"):
         settings_for(model, prompt="corpus")
