@@ -369,7 +369,7 @@ def test_the_weights_of_a_checkpoint_contain_the_head_of_its_task(tmp_path, capl
 
 def finetune(kind, start, *overrides):
     """Returns section task of the config of a run from a directory."""
-    settings = [f"init_from={start}", "task.train=a.tsv", *overrides]
+    settings = [f"init_from={start}", "task.train=a.tsv", "data.sequence_length=32", *overrides]
     return load_config_and_start(f"{ROOT / 'configs' / 'finetune.py'}:{kind}", settings)[0].task
 
 

@@ -100,8 +100,8 @@ def read_sentence_model(directory: Path) -> SentenceModel | None:
 def write_sentence_model(model: SentenceModel, width: int, pooler: bool, to: Path) -> None:
     """Writes what makes the directory of an encoder a sentence-transformers directory.
 
-    The form is the older one, which newer versions read too. `width` is that of the encoder; `pooler` says whether its class in
-    Transformers has a pooler, which would be new and is not needed.
+    The form is the older one, which newer versions read too. `width` is that of the encoder; `pooler` says whether its
+    class in Transformers has a pooler, which would be new and is not needed.
     """
     kinds = {"Transformer": "", "Pooling": "1_Pooling"} | ({"Normalize": "2_Normalize"} if model.normalise else {})
     modules = [
