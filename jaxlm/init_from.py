@@ -12,17 +12,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxlm.config import config_from_dict, config_to_dict, load_config, phases_of
+from jaxlm.config import config_from_dict, config_to_dict, full_name, load_config, phases_of
 from jaxlm.data.tasks.table import KINDS
 from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion, task_heads
 from jaxlm.huggingface.families import FAMILIES
+from jaxlm.huggingface.sentence_transformers import read_sentence_model
 from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
 from jaxlm.model.narrowing import keep_units
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
+from jaxlm.settings import SETTINGS
 from jaxlm.storage import read_json
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids
 from jaxlm.typed import listed
@@ -32,6 +34,8 @@ _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", 
         "reinitialize_layers", "remove_units")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
+# Settings of section `task` that say how a text becomes a vector.
+_EMBEDDING = ("pooling", "query_prompt", "document_prompt")
 _log = logging.getLogger("jaxlm")
 
 
@@ -52,12 +56,25 @@ class Start:
     pooling: str = ""  # likewise of task.pooling
     trained_on: str = ""  # of a work directory: the known task or the training file that it was fine-tuned on
     dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of heads, by their kind
+    vectors: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the settings _EMBEDDING of a work directory
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings that a run takes over, by section."""
         task = {name: value for name, value in (("head", self.head), ("pooling", self.pooling)) if value}
         return {"model": self.model, "tokenizer": self.tokenizer, "task": task}
+
+    def embedding_settings(self) -> Mapping[str, str]:
+        """Returns the settings of section `task` that a run with train.objective=embedding takes over: those of a model
+        that was made to embed texts. Raises UserError if they are not supported."""
+        model = read_sentence_model(self.directory) if self.source else None
+        if model is None:
+            return self.vectors
+        try:
+            pooling = model.checked_pooling() if model.pooling else "auto"
+            return dict(zip(_EMBEDDING, (pooling, model.prompt("query"), model.prompt("document")), strict=True))
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from error
 
     @functools.cached_property
     def task(self) -> TaskSettings | None:
@@ -68,7 +85,7 @@ class Start:
 
     def why_new_head(self, objective: str, labels: tuple[str, ...], task: TaskSettings | None) -> str:
         """Returns why its head cannot go on with an objective, outputs of these names and a task; "" if it can."""
-        if self.objective != objective and {self.objective, objective} != {"regression", "reranker"}:
+        if self.objective != objective and {self.objective, objective} != {"regression", "reranking"}:
             return f"was trained for {self.objective}, not {objective}"
         if not task_heads.same_labels(self.labels, labels):
             return f"was trained for other labels ({listed(self.labels, 5)}, not {listed(labels, 5)})"
@@ -209,8 +226,9 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
             dropouts = {kind: task["dropout"]} if kind and task["dropout"] is not None else {}
             return Start(
                 name, Path(name), before["model"], {"path": before["tokenizer"]["path"]}, None, None,
-                head=task["head"], pooling=task["pooling"], dropouts=dropouts,
+                head=task["head"], pooling=task["pooling"], dropouts=dropouts, vectors=_vectors(before),
             )  # fmt: skip
+    vectors: Mapping[str, str] = {}
     directory, step = split_step(Path(name).expanduser())
     directory = conversion.locate(name if step is None else directory)
     if conversion.is_checkpoint(directory):
@@ -229,7 +247,8 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         objective = config.train.objective
         model = config_to_dict(config)["model"] | {"rotary_base": phases_of(config)[-1].rotary_base}
         step = step if step is not None else (selected_step(directory, config) or (None,))[0]
-        labels, head, pooling = config.task.labels, config.task.head, config.task.pooling
+        vectors = _vectors(config_to_dict(config))
+        labels, head, pooling = config.task.labels, config.task.head, "" if vectors else config.task.pooling
         trained_on = config.task.train if config.task.name == "none" else config.task.name
         tokenizer = {"path": str((directory / "tokenizer").absolute()), "words": config.tokenizer.words}
         before_it = directory / conversion.SOURCE_CONFIG
@@ -256,7 +275,15 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
         pooling,
         trained_on,
         dropouts,
+        vectors,
     )
+
+
+def _vectors(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Returns how the run with this config makes vectors of texts; nothing if it does not."""
+    if config["train"]["objective"] != "embedding":
+        return {}
+    return {name: config["task"][name] for name in _EMBEDDING}
 
 
 def selected_step(directory: Path, config: Any) -> tuple[int, str] | None:
@@ -293,6 +320,11 @@ def load_config_and_start(
     config = load_config(spec, overrides, settings)
     if found and config.task.dropout is None:  # which rate it is depends on the objective
         config.task.dropout = found[0].dropouts.get(task_heads.KINDS.get(config.train.objective, ""))
+    if found and config.train.objective == "embedding":
+        named = {full_name(override.partition("=")[0]) for override in overrides}
+        for key, value in found[0].embedding_settings().items():
+            if f"task.{key}" not in named and config.task[key] == SETTINGS["task"][key].default:
+                config.task[key] = value
     return config, found[0] if found else None
 
 

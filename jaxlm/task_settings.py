@@ -65,8 +65,8 @@ TASK_SETTINGS: dict[str, Setting] = {
     "pooling": S(
         "auto",
         "how the states of an example become one vector; auto: as in the head's family, mean in ModernBERT, else"
-        " cls, the state of the first token",
-        ("auto", "cls", "mean", "max"),
+        " cls, the state of the first token; for embedding, as in init_from if it makes vectors, else mean",
+        ("auto", "cls", "mean", "max", "lasttoken"),
     ),
     "dropout": S(None, "dropout of the head; none: model.dropout", kind=float, within="[0,1)"),
     "class_weights": S(

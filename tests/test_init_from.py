@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jaxlm import cli
 from jaxlm.config import load_config, save_config
 from jaxlm.errors import UserError
-from jaxlm.init_from import resolve, start_settings
+from jaxlm.init_from import load_config_and_start, resolve, start_settings
 from jaxlm.run import set_up
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.tokenizer.tokenizer import load_tokenizer
@@ -24,8 +24,9 @@ from jaxlm.use.loading import load_trained
 from tests.conftest import ROOT, write_checkpoint
 from tests.huggingface.test_conversion import load as load_golden
 from tests.huggingface.test_conversion import write as write_golden
+from tests.huggingface.test_sentence_transformers import write_settings
 from tests.huggingface.test_task_heads import write as write_head
-from tests.untrained import make_workdir
+from tests.untrained import make_fine_tuned, make_workdir
 from tests.use.test_export import add_vocabulary
 
 CONTINUE = str(ROOT / "configs" / "continue.py")
@@ -352,7 +353,7 @@ def test_the_head_of_a_task_comes_with_its_settings_and_says_when_it_cannot_go_o
 def test_a_head_of_one_number_goes_on_as_a_reranker(tmp_path):
     start = resolve(str(write_head(tmp_path, "bert_number")))
     assert start.objective == "regression"
-    assert start.why_new_head("reranker", (), start.task) == ""
+    assert start.why_new_head("reranking", (), start.task) == ""
     assert start.why_new_head("classification", ("0",), start.task)
 
 
@@ -364,3 +365,38 @@ def test_the_weights_of_a_checkpoint_contain_the_head_of_its_task(tmp_path, capl
     assert params["task_head"]["kernel"].shape == (24, 3)
     np.testing.assert_array_equal(params["task_head"]["transform"]["kernel"], params["pooler"]["kernel"])
     assert "ignored" not in caplog.text
+
+
+def finetune(kind, start, *overrides):
+    """Returns section task of the config of a run from a directory."""
+    settings = [f"init_from={start}", "task.train=a.tsv", "data.sequence_length=32", *overrides]
+    return load_config_and_start(f"{ROOT / 'configs' / 'finetune.py'}:{kind}", settings)[0].task
+
+
+def test_an_embedding_model_goes_on_with_its_pooling_and_prompts(text_file, tmp_path):
+    start = write_checkpoint(tmp_path / "bert", text_file, head=False)
+    assert finetune("embedding", start).pooling == "auto"
+    prompts = {"prompts": {"query": "q: ", "document": "p: "}}
+    write_settings(start, pooling={"pooling_mode": "lasttoken"}, config_sentence_transformers=prompts)
+    task = finetune("embedding", start)
+    assert (task.pooling, task.query_prompt, task.document_prompt) == ("lasttoken", "q: ", "p: ")
+    task = finetune("embedding", start, "task.pooling=mean", "task.query_prompt=", "task.document_prompt=text: ")
+    assert (task.pooling, task.query_prompt, task.document_prompt) == ("mean", "", "text: ")
+    task = finetune("classification", start)
+    assert (task.pooling, task.query_prompt) == ("auto", "")  # the head of a classifier has a pooling of its own
+
+    write_settings(start, pooling={"pooling_mode": "weightedmean"})
+    with pytest.raises(UserError, match=r"bert: the model sets the pooling to weightedmean; jaxlm supports mean, cls"):
+        finetune("embedding", start)
+    write_settings(start, kinds=("Transformer", "Pooling", "Dense"))
+    with pytest.raises(UserError, match="a module Dense, which jaxlm does not support"):
+        finetune("embedding", start)
+
+
+def test_a_run_goes_on_with_the_vectors_of_another_one(tmp_path):
+    start = make_fine_tuned(
+        tmp_path / "run", "embedding", (), text=("a", "b"), pooling="max", query_prompt="q: ", document_prompt="d: "
+    )
+    task = finetune("embedding", start)
+    assert (task.pooling, task.query_prompt, task.document_prompt) == ("max", "q: ", "d: ")
+    assert finetune("classification", start).pooling == "auto"

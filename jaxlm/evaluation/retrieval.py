@@ -1,7 +1,7 @@
 """Evaluation of vectors: retrieval among all texts of a set, or the correlation of cosines with similarities."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -44,19 +44,14 @@ class Retrieval(_Vectors):
     }  # fmt: skip
 
     def measure(self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any) -> Metrics:
-        found = _search(unit_vectors(outputs), examples, task.temperature)
-        return ranking_metrics(found.ranks) | {
-            "loss": float(np.mean(found.losses)) if found.losses else math.nan,
-            "n": len(found.ranks),
-            "documents": found.documents,
-        }
+        return retrieval_metrics(search(_by_cosine(unit_vectors(outputs)), examples, task.temperature))
 
     def predictions(
         self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any
     ) -> Iterator[dict[str, Any]]:
         """Yields the cosine of the two texts of each example, and the rank of the second among the documents."""
         vectors = unit_vectors(outputs)
-        ranks = _search(vectors, examples, task.temperature).rank_of_row
+        ranks = search(_by_cosine(vectors), examples, task.temperature).rank_of_row
         for cosine, rank in zip(_cosines(vectors, examples).tolist(), ranks, strict=True):
             yield {"cosine": cosine, "rank": rank}
 
@@ -102,7 +97,7 @@ class Similarity(_Vectors):
         )
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """What a search of all queries finds."""
 
     ranks: list[np.ndarray]  # of the relevant documents of each query
@@ -123,13 +118,38 @@ def _cosines(vectors: np.ndarray, examples: Examples) -> np.ndarray:
     return (vectors[first].astype(np.float64) * vectors[first + 1]).sum(1)
 
 
-def _search(vectors: np.ndarray, examples: Examples, temperature: float) -> _Found:
-    """Compares every query with every document; a query's own text is not among its documents."""
+def _by_cosine(vectors: np.ndarray) -> Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """Returns the argument of `search` that scores the segments by the products of their vectors [n, D]."""
+
+    def against(documents: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        index = vectors[documents].T
+        return lambda queries: vectors[queries] @ index
+
+    return against
+
+
+def retrieval_metrics(found: Found) -> Metrics:
+    """Returns the metrics of a search, with the number of queries n and that of documents."""
+    return ranking_metrics(found.ranks) | {
+        "loss": float(np.mean(found.losses)) if found.losses else math.nan,
+        "n": len(found.ranks),
+        "documents": found.documents,
+    }
+
+
+def search(
+    scores_against: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]], examples: Examples, temperature: float
+) -> Found:
+    """Compares every query with every document; a query's own text is not among its documents.
+
+    Called with the segments of the documents, `scores_against` returns the function that scores them for the segments
+    of queries, [queries, documents]. The loss is that of scores divided by the temperature.
+    """
     role, text = examples.columns["role"], examples.columns["text"]
     query_texts, query_segments = np.unique(text[role == ANCHOR], return_index=True)
     query_segments = np.flatnonzero(role == ANCHOR)[query_segments]
     document_texts, document_segments = np.unique(text[role != ANCHOR], return_index=True)
-    documents = vectors[np.flatnonzero(role != ANCHOR)[document_segments]]
+    scores_of = scores_against(np.flatnonzero(role != ANCHOR)[document_segments])
     row_queries = np.searchsorted(query_texts, text[role == ANCHOR])
     row_documents = np.searchsorted(document_texts, text[role == POSITIVE])
     relevant: list[list[int]] = [[] for _ in query_texts]
@@ -139,13 +159,13 @@ def _search(vectors: np.ndarray, examples: Examples, temperature: float) -> _Fou
     losses: list[float] = []
     rank_of_pair: dict[tuple[int, int], int] = {}
     for first in range(0, len(query_texts), QUERIES):
-        block = vectors[query_segments[first : first + QUERIES]] @ documents.T
+        block = scores_of(query_segments[first : first + QUERIES])
         for number, scores in enumerate(block, first):
             wanted = np.unique(relevant[number])
             known = document_texts == query_texts[number]
             known[wanted] = False
             scores = np.where(known, -np.inf, scores)  # the query itself
-            marked = np.zeros(len(documents), bool)
+            marked = np.zeros(len(document_texts), bool)
             marked[wanted] = True
             ranks.append(relevant_ranks(scores, marked))
             losses.append(_nats(scores / temperature, marked))
@@ -153,7 +173,7 @@ def _search(vectors: np.ndarray, examples: Examples, temperature: float) -> _Fou
             found = zip(best_first.tolist(), ranks[-1].tolist(), strict=True)
             rank_of_pair |= {(number, document): rank for document, rank in found}
     pairs = zip(row_queries.tolist(), row_documents.tolist(), strict=True)
-    return _Found(ranks, losses, [rank_of_pair[pair] for pair in pairs], len(documents))
+    return Found(ranks, losses, [rank_of_pair[pair] for pair in pairs], len(document_texts))
 
 
 def _nats(logits: np.ndarray, relevant: np.ndarray) -> float:

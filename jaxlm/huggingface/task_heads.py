@@ -28,7 +28,7 @@ from jaxlm.typed import shown
 
 # The objective that trains a head -> the kind of head.
 KINDS = {
-    "classification": "sequence", "multi_label": "sequence", "regression": "sequence", "reranker": "sequence",
+    "classification": "sequence", "multi_label": "sequence", "regression": "sequence", "reranking": "sequence",
     "tagging": "token", "span": "span", "choice": "choice",
 }  # fmt: skip
 STYLES = {"sequence": SEGMENT_HEADS, "token": TOKEN_HEADS, "span": SPAN_HEADS, "choice": CHOICE_HEADS}
@@ -44,7 +44,7 @@ _PROBLEMS = {
     "classification": "single_label_classification",
     "multi_label": "multi_label_classification",
     "regression": "regression",
-    "reranker": "regression",
+    "reranking": "regression",
 }
 # The keys of config.json that belong to a head, in any family.
 _HEAD_KEYS = ("id2label", "label2id", "problem_type", "num_labels", "_num_labels")
@@ -142,7 +142,7 @@ def task_of_config(config: Any, encoder: EncoderConfig) -> TaskSettings | None:
     objective, task = config.train.objective, config.task
     if objective not in KINDS:
         return None
-    labels = () if objective in ("regression", "reranker", "span", "choice") else tuple(task.labels)
+    labels = () if objective in ("regression", "reranking", "span", "choice") else tuple(task.labels)
     return resolve_head(TaskSettings(objective, labels, task.head, task.pooling, task.dropout), encoder)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from jax import Array
 from jaxlm.data.packing import SEGMENTS, batch_tokens_for, pack
 from jaxlm.data.unknown import Spelling, spelling_of_ids
 from jaxlm.errors import NotFinite, UserError
-from jaxlm.huggingface.sentence_transformers import POOLINGS, EmbedSettings, embed_settings
+from jaxlm.huggingface.sentence_transformers import SentenceModel, read_sentence_model
 from jaxlm.model.heads import MaskedLM, encode
-from jaxlm.model.pooling import pool_segments
+from jaxlm.model.pooling import POOLINGS, pool_segments
 from jaxlm.objectives.embedding import embedding_pooling
 from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.hardware import check_memory
@@ -23,6 +23,18 @@ from jaxlm.use.loading import Trained
 TOO_LONG = ("truncate", "refuse")
 GROUP_TEXTS, GROUP_CHARACTERS = 4096, 2**24  # most texts and characters that are tokenized and packed together
 CHARACTERS = 2**20  # most characters of one text that are tokenized
+
+
+class EmbedSettings(NamedTuple):
+    """How the vector of a text is computed."""
+
+    pooling: str = "mean"  # one of POOLINGS, over all tokens, including begin and end
+    normalise: bool = False  # scale to length 1
+    layers: tuple[int, ...] = (-1,)  # whose states are averaged: 0 is the embeddings, 1 the first layer, -1 the last
+    longest: int = 512  # maximum number of tokens, including begin and end
+    prompt: str = ""  # prepended to each text
+    dimensions: int = 0  # the first ones that are kept; 0: all
+    rescale: bool = False  # scale to length 1 again, after dimensions are removed
 
 
 class Embedder:
@@ -44,7 +56,7 @@ class Embedder:
         self._params = _cast_kernels({"encoder": trained.params["encoder"]}, trained.execution.compute_dtype)
         count = trained.encoder.layers + 1
         self._layers = tuple(sorted({layer % count for layer in settings.layers}))
-        self.width = trained.encoder.width
+        self.width = settings.dimensions or trained.encoder.width
         self.texts = self.tokens = self.computed = self.truncated = 0
         self.spelling = Spelling(0, 0, 0)
 
@@ -59,7 +71,7 @@ class Embedder:
         for batch in pack(sequences, self.batch_tokens, self.settings.longest, self.tokenizer.pad_id):
             vectors = _pooled(
                 self._model, self._params, batch.tokens, batch.segment_ids,
-                self.settings.pooling, self.settings.normalise, self._layers,
+                self.settings._replace(layers=self._layers, longest=0, prompt=""),
             )  # fmt: skip
             pooled.append((batch, vectors))
             self.computed += batch.tokens.size
@@ -94,33 +106,61 @@ class Embedder:
 
 def settings_for(
     trained: Trained, pooling: str | None = None, normalise: bool | None = None, layers: Sequence[int] = (-1,),
-    prompt: str | None = None,
+    prompt: str | None = None, dimensions: int | None = None,
 ) -> EmbedSettings:  # fmt: skip
     """Returns how a model embeds texts, replaced by the arguments that are given.
 
-    A model that was trained with train.objective=embedding has the pooling and the prompts of its training, and
-    vectors of length 1; `prompt` is "query" or "document". Raises UserError if it was trained with prompts and none is
-    chosen, and for a prompt of another model.
+    A sentence-transformers directory, and a model trained with train.objective=embedding, say how; any other model uses
+    the mean. `prompt` is the name of a prompt: "query", "document", or another one of the directory. Raises UserError
+    for settings of the directory that are not supported, for a prompt that the model does not have, and if it was
+    trained with different prompts for queries and documents and none is chosen.
     """
-    settings = embed_settings(trained.directory, trained.longest, pooling, normalise, layers)
-    task = trained.config.task
-    trained_to_embed = not trained.source and trained.config.train.objective == "embedding"
-    if not trained_to_embed:
-        if prompt is not None:
-            raise UserError(f"prompt={prompt}: {trained.directory} has no prompts for queries and documents; omit it")
-        return settings
-    if prompt not in (None, "query", "document"):
-        raise UserError(f"prompt={prompt} is not one of query, document")
-    if prompt is None and (task.query_prompt or task.document_prompt):
+    model = sentence_model(trained)
+    longest = trained.longest
+    if prompt is not None and (model is None or not model.prompts):
+        raise UserError(f"prompt={prompt}: {trained.directory} has no prompts; omit it")
+    if model is None:
+        model = SentenceModel("mean", False)
+    elif prompt is None and not trained.source and len(set(model.prompts.values())) > 1:
+        task = trained.config.task
         raise UserError(
             f"{trained.directory} was trained with prompts (task.query_prompt={task.query_prompt!r},"
             f" task.document_prompt={task.document_prompt!r}); set prompt to query or document"
         )
-    return settings._replace(
-        pooling=pooling or embedding_pooling(task),
-        normalise=normalise is None or normalise,
-        prompt={"query": task.query_prompt, "document": task.document_prompt}.get(prompt or "", ""),
-    )
+    if (
+        trained.source and model.longest
+    ):  # it replaces the limit of tokenizer_config.json, but the model has no more positions
+        longest = min(model.longest, trained.encoder.max_positions - trained.encoder.position_offset)
+    kept = model.dimensions if dimensions is None else dimensions
+    if dimensions is not None and not 1 <= dimensions <= trained.encoder.width:
+        raise UserError(f"dimensions={dimensions}: must be from 1 to {trained.encoder.width}, the width of the model")
+    try:
+        return EmbedSettings(
+            model.checked_pooling() if pooling is None else pooling,
+            model.normalise if normalise is None else normalise,
+            tuple(layers),
+            longest,
+            model.prompt(prompt),
+            0 if kept >= trained.encoder.width else kept,
+            bool(normalise),
+        )
+    except UserError as error:
+        raise UserError(f"{trained.directory}: {error}") from error
+
+
+def sentence_model(trained: Trained) -> SentenceModel | None:
+    """Returns how a model that was made to embed texts does it, here or in a sentence-transformers directory; None for
+    another model. Raises UserError."""
+    if trained.source:
+        return read_sentence_model(trained.directory)
+    task = trained.config.task
+    if trained.config.train.objective != "embedding":
+        return None
+    return SentenceModel(
+        embedding_pooling(task), True, trained.longest,
+        {"query": task.query_prompt, "document": task.document_prompt},
+        "document" if task.query_prompt == task.document_prompt != "" else "",
+    )  # fmt: skip
 
 
 def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -137,17 +177,23 @@ def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-@partial(jit, static_argnames=("model", "pooling", "normalise", "layers"))
+@partial(jit, static_argnames=("model", "settings"))
 def _pooled(
-    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, pooling: str, normalise: bool,
-    layers: tuple[int, ...],
+    model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, settings: EmbedSettings
 ) -> Array:  # fmt: skip
     """Returns a vector for each segment id from 1 to SEGMENTS, float32 [B, SEGMENTS, D]; zeros for unused ids."""
-    states = _mean_of_layers(model, params, tokens, segment_ids, layers)
-    vectors = pool_segments(states, segment_ids, SEGMENTS, pooling)
-    if normalise:
-        vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    states = _mean_of_layers(model, params, tokens, segment_ids, settings.layers)
+    vectors = pool_segments(states, segment_ids, SEGMENTS, settings.pooling)
+    if settings.normalise:
+        vectors = _unit(vectors)
+    if settings.dimensions:
+        vectors = vectors[..., : settings.dimensions]
+        vectors = _unit(vectors) if settings.rescale else vectors
     return vectors
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _mean_of_layers(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, layers: tuple[int, ...]) -> Array:

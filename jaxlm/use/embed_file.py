@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.data.unknown import Spelling, check_spelling
 from jaxlm.errors import UserError
-from jaxlm.huggingface.sentence_transformers import POOLINGS
+from jaxlm.model.pooling import POOLINGS
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
 
     trained = load_named(args, args.compute_dtype)
     check_replaceable(output, trained.directory, _holds_vectors, "vectors")
-    settings = settings_for(trained, args.pooling, args.normalise, layers, args.prompt)
+    settings = settings_for(trained, args.pooling, args.normalise, layers, args.prompt, args.dimensions)
     embedder = Embedder(trained, settings, args.too_long, args.batch_tokens)
     identity = {"input": source, **records._asdict(), **_model_identity(trained), **settings._asdict()}
     identity |= {"layers": list(layers), "too_long": args.too_long, "batch_tokens": embedder.batch_tokens}
@@ -258,8 +258,11 @@ def _parser() -> argparse.ArgumentParser:
                         "directory's setting, otherwise mean)")  # fmt: skip
     parser.add_argument("--normalise", action=argparse.BooleanOptionalAction, help="scale vectors to length 1, so that "
                         "the dot product is the cosine (default: the directory's setting, otherwise no)")  # fmt: skip
-    parser.add_argument("--prompt", choices=("query", "document"), help="prompt of a model that was trained with "
-                        "task.query_prompt and task.document_prompt")  # fmt: skip
+    parser.add_argument("--prompt", metavar="NAME", help="prompt before each text: query, document, or the name of "
+                        "another one of a sentence-transformers directory (default: its default prompt)")  # fmt: skip
+    parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N dimensions of each vector, such "
+                        "as one of task.dimensions; they are scaled to length 1 again only with --normalise (default: "
+                        "all, or the directory's truncate_dim)")  # fmt: skip
     parser.add_argument("--layers", default="-1", help="layers whose states are averaged, such as 4,-1: 0 is the "
                         "embeddings, 1 the first layer, -1 the last (default -1)")  # fmt: skip
     parser.add_argument("--too-long", choices=TOO_LONG, default="truncate", help="a text longer than the model's "

@@ -17,7 +17,12 @@ from jaxlm.errors import UserError
 from jaxlm.huggingface import conversion, family_config, task_heads
 from jaxlm.huggingface.copying import copy_checkpoint, copy_files, with_dtype
 from jaxlm.huggingface.refit import refit, refit_params
-from jaxlm.huggingface.sentence_transformers import copy_modules, sentence_transformers_root
+from jaxlm.huggingface.sentence_transformers import (
+    copy_modules,
+    sentence_transformers_root,
+    write_dimensions,
+    write_sentence_model,
+)
 from jaxlm.huggingface.task_heads import Target
 from jaxlm.huggingface.weights import some_of
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
@@ -25,10 +30,13 @@ from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import beside, local_path, read_json, reason, write_text
 from jaxlm.typed import Record
+from jaxlm.use.embed import sentence_model
 from jaxlm.use.loading import Trained, add_model_options, load_named, load_trained
 from jaxlm.use.model_card import is_causal, loading_call, model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
+# In config.json: the scores of sentence-transformers' CrossEncoder are the logits, as those of `jaxlm rank`.
+CROSS_ENCODER = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
@@ -38,17 +46,20 @@ _log = logging.getLogger("jaxlm")
 
 
 def export(
-    name: str | Path, to: str | Path, family: str | None = None, dtype: str | None = None, step: int | str | None = None
-) -> Path:
+    name: str | Path, to: str | Path, family: str | None = None, dtype: str | None = None,
+    step: int | str | None = None, dimensions: int | None = None,
+) -> Path:  # fmt: skip
     """Writes the model of a work directory or Hugging Face directory to the directory `to`, and returns it.
 
     A Hugging Face directory is copied whole, in the dtypes that it has, unless `family` or `dtype` is another. A work
     directory is written as the family of its original checkpoint, or else as the first that can express the model, in
-    float32 by default; step is that of `jaxlm.load`. Raises UserError, with nothing written, if the family cannot
-    express a setting, which is named, if a tensor holds values that the dtype cannot hold, or if `to` is not empty.
+    float32 by default; step is that of `jaxlm.load`. A model trained with train.objective=embedding becomes a
+    sentence-transformers directory; `dimensions` is the number of dimensions that its vectors have when they are
+    loaded from there, all by default. Raises UserError, with nothing written, if the family cannot express a setting,
+    which is named, if a tensor holds values that the dtype cannot hold, or if `to` is not empty.
     """
     to = _target(to, dtype)
-    return export_trained(load_trained(name, step=step), to, family, dtype)
+    return export_trained(load_trained(name, step=step), to, family, dtype, dimensions)
 
 
 def _target(to: str | Path, dtype: str | None) -> Path:
@@ -61,13 +72,17 @@ def _target(to: str | Path, dtype: str | None) -> Path:
     return to
 
 
-def export_trained(trained: Trained, to: Path, family: str | None = None, dtype: str | None = None) -> Path:
+def export_trained(
+    trained: Trained, to: Path, family: str | None = None, dtype: str | None = None, dimensions: int | None = None
+) -> Path:
     """Writes a model that has been loaded; otherwise as `export`."""
     if is_causal(trained):
         _log.warning(EXPORT_NOTE)
     source, root = trained.source, sentence_transformers_root(trained.directory) if trained.source else None
     whole = source is not None and family in (None, source.family.name)
     target = Target(source.family, [], "") if source and whole else _target_of(trained, family)
+    vectors = None if source else sentence_model(trained)
+    _check_dimensions(dimensions, trained, root is not None or vectors is not None)
 
     partial = beside(to, "partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,6 +97,10 @@ def export_trained(trained: Trained, to: Path, family: str | None = None, dtype:
             _write_tokenizer(trained, inside, token_types=trained.encoder.token_types > 1, copied=True)
         else:
             _convert(trained, target, inside, dtype or "float32")
+        if vectors:
+            write_sentence_model(vectors, trained.encoder.width, target.family.has_pooler, partial)
+        if dimensions:
+            write_dimensions(partial, dimensions)
         if not (partial / "README.md").is_file():
             write_text(partial / "README.md", model_card(trained, target.family, partial, inside, to.name))
         copy_files(trained.directory, partial, ["curve.png"])
@@ -95,6 +114,18 @@ def export_trained(trained: Trained, to: Path, family: str | None = None, dtype:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return to
+
+
+def _check_dimensions(dimensions: int | None, trained: Trained, embeds: bool) -> None:
+    """Raises UserError if vectors cannot be cut to the first `dimensions`, or the model is not exported to embed."""
+    width = trained.encoder.width
+    if dimensions is not None and not embeds:
+        raise UserError(
+            f"--dimensions={dimensions}: {trained.directory} is not exported as a sentence-transformers directory; omit"
+            " it, or train the model with train.objective=embedding"
+        )
+    if dimensions is not None and not 1 <= dimensions <= width:
+        raise UserError(f"--dimensions={dimensions}: must be from 1 to {width}, the width of the model")
 
 
 def _target_of(trained: Trained, wanted: str | None) -> Target:
@@ -140,6 +171,8 @@ def _convert(trained: Trained, target: Target, to: Path, dtype: str) -> None:
     config = with_dtype(config, dtype) | {"architectures": [kind.masked_lm if "head" in params else kind.base]}
     if task and not target.headless:
         config = task_heads.head_config(kind, encoder, task, config)
+        if task.objective == "reranking":
+            config |= CROSS_ENCODER
     write_text(to / "config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     _write_tokenizer(trained, to, token_types=encoder.token_types > 1, copied=False)
 
@@ -164,7 +197,10 @@ def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool
     if names and complete:
         return
     separators = separators_of_pairs(trained.config.model.position_offset)
-    files = trained.tokenizer.transformers_files(trained.longest, token_types, separators)
+    # CrossEncoder cuts pairs to this length, as the run did; other classes only if their user asks for it.
+    ranks = not trained.source and trained.config.train.objective == "reranking"
+    longest = trained.config.data.sequence_length if ranks else trained.longest
+    files = trained.tokenizer.transformers_files(longest, token_types, separators)
     for name, content in files.items():
         (to / name).write_bytes(content)
 
@@ -172,7 +208,8 @@ def _write_tokenizer(trained: Trained, to: Path, token_types: bool, copied: bool
 def main(argv: Sequence[str]) -> int:
     """Runs `jaxlm export --model=DIR --to=DIR`."""
     parser = argparse.ArgumentParser(
-        prog="jaxlm export", description="Write a model as a directory that Hugging Face Transformers loads.",
+        prog="jaxlm export", description="Write a model as a directory that Hugging Face Transformers loads, or, if it"
+        " was trained with train.objective=embedding, sentence-transformers.",
         formatter_class=HelpFormatter, epilog="example:\n  jaxlm export --model=runs/mini --to=runs/mini-exported",
     )  # fmt: skip
     add_model_options(parser, "--workdir")
@@ -184,9 +221,13 @@ def main(argv: Sequence[str]) -> int:
         "--dtype",
         help=f"dtype of the weights: {', '.join(DTYPES)} (default: float32; a Hugging Face directory keeps its own)",
     )
+    parser.add_argument(
+        "--dimensions", type=int, metavar="N", help="a model that embeds texts: sentence-transformers keeps the first N"
+        " dimensions of each vector (truncate_dim), such as one of task.dimensions (default: all)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(argv)
-    to = export_trained(load_named(args), _target(args.to, args.dtype), args.family, args.dtype)
+    to = export_trained(load_named(args), _target(args.to, args.dtype), args.family, args.dtype, args.dimensions)
     files = {str(file.relative_to(to)): file.stat().st_size for file in sorted(to.rglob("*")) if file.is_file()}
     if args.json:
         config = next(file for file in (to / "config.json", *sorted(to.glob("*/config.json"))) if file.is_file())

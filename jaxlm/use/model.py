@@ -73,20 +73,22 @@ class Model:
     def embed(
         self, texts: Sequence[str], pooling: str | None = None, normalise: bool | None = None,
         layers: Sequence[int] = (-1,), too_long: str = "truncate", batch_tokens: int = 0, prompt: str | None = None,
+        dimensions: int | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Returns the texts' vectors, float32 [n, D], in order.
 
-        `pooling` ("mean", "cls" or "max") and `normalise` default to the settings of a sentence-transformers directory,
-        or of a model trained to embed, otherwise to the mean over all tokens, not normalised. `prompt`, "query" or
-        "document", selects the prompt of a model that was trained with task.query_prompt and task.document_prompt. The
-        states of `layers` are averaged (0 is the embeddings,
-        -1 the last layer). A text longer than the model's maximum length is truncated, or with too_long="refuse" raises
-        UserError. The vector of an empty text is that of begin and end alone.
+        `pooling` ("mean", "cls", "max" or "lasttoken") and `normalise` default to the settings of a
+        sentence-transformers directory, or of a model trained to embed, otherwise to the mean over all tokens, not
+        normalised. `prompt` is "query" or "document", as in sentence-transformers' encode_query and encode_document, or
+        the name of another prompt of the directory. The states of `layers` are averaged (0 is the embeddings, -1 the
+        last layer). `dimensions` keeps the first ones of each vector, by default as the directory says; they are scaled
+        to length 1 again only with normalise=True. A text longer than the model's maximum length is truncated, or with
+        too_long="refuse" raises UserError. The vector of an empty text is that of begin and end alone.
         """
         _check_texts(texts)
         if not isinstance(layers, Sequence) or not all(isinstance(layer, int) for layer in layers):
             raise UserError("layers must be a list of int; pass [layer] for a single one")
-        settings = settings_for(self.trained, pooling, normalise, layers, prompt)
+        settings = settings_for(self.trained, pooling, normalise, layers, prompt, dimensions)
         embedder = Embedder(self.trained, settings, too_long, batch_tokens)
         vectors = embedder(texts)
         check_spelling({"the texts": embedder.spelling}, self.tokenizer)

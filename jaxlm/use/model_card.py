@@ -61,12 +61,23 @@ def model_card(trained: Trained, family: Family, directory: Path, transformer: P
     if causal:
         tag, kind = "feature-extraction", "language model trained causally,"
     call = loading_call(directory, name)
+    if trained.config.train.objective == "reranking" and _task_of(transformer):
+        library, tag, kind = "sentence-transformers", "text-ranking", "reranker"
+        call = f"CrossEncoder({name!r})"
     use = [f"from {library.replace('-', '_')} import {call.partition('(')[0].partition('.')[0]}", "", f"model = {call}"]
     if tag == "fill-mask":
         use = [
             "from transformers import pipeline", "", f'fill = pipeline("fill-mask", model="{name}")',
             f'print(fill("The capital of France is {mask}."))',
         ]  # fmt: skip
+    elif tag == "sentence-similarity":
+        use += [
+            'queries = model.encode_query(["When was the harbour built?"])',
+            'documents = model.encode_document(["The harbour was built in 1904."])',
+            "print(model.similarity(queries, documents))",
+        ]
+    elif tag == "text-ranking":
+        use.append('print(model.predict([("When was the harbour built?", "The harbour was built in 1904.")]))')
     elif tag in ("text-classification", "token-classification"):
         use = ["from transformers import pipeline", "", f'classify = pipeline("{tag}", model="{name}")',
                'print(classify("The harbour was quiet."))']  # fmt: skip
@@ -79,7 +90,8 @@ def model_card(trained: Trained, family: Family, directory: Path, transformer: P
         "```python", *use, "```",
         *(["", f"{EXPORT_NOTE[0].upper()}{EXPORT_NOTE[1:]}."] if causal else []),
     ]  # fmt: skip
-    return "\n".join([*head, *(_training(trained, bool(_task_of(transformer))) if not trained.source else [])]) + "\n"
+    complete = not trained.task_head or bool(_task_of(transformer))
+    return "\n".join([*head, *(_training(trained, complete) if not trained.source else [])]) + "\n"
 
 
 def is_causal(trained: Trained) -> bool:
@@ -104,14 +116,14 @@ def _all_params(trained: Trained) -> dict[str, Any]:
     return trained.params | ({"head": trained.task_head} if trained.task_head else {})
 
 
-def _training(trained: Trained, has_head: bool) -> list[str]:
+def _training(trained: Trained, complete: bool) -> list[str]:
     events = read_metrics(trained.directory)
     start: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "start"), {})
     lines = ["", "## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(trained, start).items()]
     scores = [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]
     if not OBJECTIVES[trained.config.train.objective].predicts_tokens:
-        lines += _task_results(trained, [e for e in scores if e["step"] == trained.step], has_head)
+        lines += _task_results(trained, [e for e in scores if e["step"] == trained.step], complete)
     elif scores:
         lines += ["", *_held_out_table(scores)]
     if (trained.directory / "curve.png").is_file():
@@ -134,11 +146,11 @@ def _held_out_table(scores: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
 
 
-def _task_results(trained: Trained, scores: list[dict[str, Any]], has_head: bool) -> list[str]:
+def _task_results(trained: Trained, scores: list[dict[str, Any]], complete: bool) -> list[str]:
     """Returns the metrics of the reported sets with n and how the step was chosen, from results.json.
 
-    If that is about another step, returns those of `scores`, the evaluations of the step that is exported. has_head
-    says whether the head is exported with the encoder.
+    If that is about another step, returns those of `scores`, the evaluations of the step that is exported.
+    `complete` says whether the head of the task, if it has one, is exported with the encoder.
     """
     file = trained.directory / "results.json"
     results = Record(file, read_json(file)) if file.is_file() else Record(file, {})
@@ -162,7 +174,7 @@ def _task_results(trained: Trained, scores: list[dict[str, Any]], has_head: bool
         f"| {name} | {sets[name]['n']:,} | {' | '.join(_number(metrics.get(key), 4) for key in names)} |"
         for name, metrics in rows.items()
     ]
-    how += "" if has_head else " They need the head of the task, which is not part of this directory."
+    how += "" if complete else " They need the head of the task, which is not part of this directory."
     columns = " | ".join(name.replace("_", " ") for name in names)
     return ["", "## Evaluation", "", how, "", f"| set | n | {columns} |", "|---" * (2 + len(names)) + "|", *table]
 

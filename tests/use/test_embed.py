@@ -1,5 +1,4 @@
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +6,13 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import UserError
-from jaxlm.huggingface.sentence_transformers import embed_settings
 from jaxlm.model.heads import encode
 from jaxlm.use import embed as module
-from jaxlm.use.embed import Embedder, EmbedSettings, groups_of
+from jaxlm.use.embed import Embedder, EmbedSettings, groups_of, settings_for
 from jaxlm.use.loading import load_trained
 from jaxlm.use.model import Model
-from tests.conftest import sentences
+from tests.conftest import sentences, write_checkpoint
+from tests.huggingface.test_sentence_transformers import OLD, write_settings
 from tests.untrained import LENGTH, make_workdir
 
 TEXTS = ["", "The cat.", *sentences(30, seed=5), "a", "Every student sees the house " * 9]
@@ -50,13 +49,19 @@ def states(trained, text):
     return np.stack([x[0] for x in (layers["embeddings"]["__call__"][0], *of_layers, final)])
 
 
-POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0)}
+POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0), "lasttoken": lambda x: x[-1]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pooling", "normalise", "layers"),
-    [("mean", False, (-1,)), ("mean", True, (1, -1)), ("cls", False, (0,)), ("max", True, (2, 1))],
+    [
+        ("mean", False, (-1,)),
+        ("mean", True, (1, -1)),
+        ("cls", False, (0,)),
+        ("max", True, (2, 1)),
+        ("lasttoken", False, (-1,)),
+    ],
 )
 def test_vectors_equal_those_of_each_text_alone(trained, pooling, normalise, layers):
     found = Model(trained).embed(TEXTS, pooling, normalise, layers)
@@ -111,7 +116,7 @@ def test_text_that_the_vocabulary_cannot_spell_is_refused_or_reported(trained, c
 
 
 def test_few_programs_are_compiled(trained):
-    settings = embed_settings(trained.directory, trained.longest)
+    settings = settings_for(trained)
     Embedder(trained, settings)(sentences(300))
     before = module._pooled.program._cache_size()
     for seed in range(5):
@@ -121,14 +126,14 @@ def test_few_programs_are_compiled(trained):
 
 def test_texts_that_are_too_long_are_truncated_and_counted_or_refused(trained):
     texts = ["short", "The old captain sees the house. " * 20, "The old captain sees the house. " * 30]
-    embedder = Embedder(trained, embed_settings(trained.directory, trained.longest))
+    embedder = Embedder(trained, settings_for(trained))
     first, second, third = embedder(texts)
     assert embedder.truncated == 2
     assert second == pytest.approx(third, abs=1e-5)
     assert not np.allclose(first, second, atol=0.1)
     assert embedder.tokens <= 3 * LENGTH
     with pytest.raises(UserError, match=r"text 2 is longer than the model's maximum of 40 tokens .*'The old captain"):
-        Embedder(trained, embed_settings(trained.directory, trained.longest), too_long="refuse")(texts)
+        Embedder(trained, settings_for(trained), too_long="refuse")(texts)
 
 
 def test_groups_contain_every_text_and_are_bounded(monkeypatch):
@@ -160,10 +165,13 @@ def test_parameters_that_are_not_finite_raise(trained):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"pooling": "sum"}, "pooling=sum is not one of mean, cls, max"),
+        ({"pooling": "sum"}, "pooling=sum is not one of mean, cls, max, lasttoken"),
         ({"layers": (3,)}, "layers=3: must be from 0 .* to 2 for this model"),
         ({"layers": ()}, "layers="),
         ({"too_long": "cut"}, "too_long=cut is not one of"),
+        ({"dimensions": 17}, "dimensions=17: must be from 1 to 16, the width of the model"),
+        ({"dimensions": 0}, "dimensions=0: must be from 1 to 16"),
+        ({"prompt": "query"}, "prompt=query: .* has no prompts; omit it"),
         ({"batch_tokens": -1}, "batch_tokens=-1: must not be negative"),
         ({"texts": "one text"}, "list of str"),
         ({"texts": [1]}, "list of str"),
@@ -174,69 +182,79 @@ def test_invalid_arguments_raise_one_sentence(trained, arguments, error):
         Model(trained).embed(**({"texts": ["x"]} | arguments))
 
 
+def test_dimensions_are_the_first_ones_and_are_scaled_on_request(trained):
+    model, texts = Model(trained), ["the cat", "a river"]
+    whole = model.embed(texts, normalise=True)
+    assert model.embed(texts, dimensions=5) == pytest.approx(model.embed(texts)[:, :5], abs=1e-6)
+    cut = model.embed(texts, normalise=True, dimensions=5)
+    assert cut == pytest.approx(whole[:, :5] / np.linalg.norm(whole[:, :5], axis=1, keepdims=True), abs=1e-6)
+
+
 # sentence-transformers directories
 
-OLD = {"word_embedding_dimension": 16, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
 
-
-def write_settings(root, transformer="", pooling=OLD, kinds=("Transformer", "Pooling", "Normalize"), **files):
-    paths = {"Transformer": transformer, "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
-    modules = [{"path": paths.get(kind, kind), "type": f"sentence_transformers.models.{kind}"} for kind in kinds]
-    (root / "1_Pooling").mkdir(parents=True, exist_ok=True)
-    (root / transformer).mkdir(exist_ok=True)
-    (root / "modules.json").write_text(json.dumps(modules))
-    (root / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    for name, content in files.items():
-        folder = root if name.startswith("config") else root / transformer
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return root / transformer
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, text_file):
+    return load_trained(write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "bert", text_file, head=False))
 
 
 @pytest.mark.parametrize("transformer", ["", "0_Transformer"])
-def test_settings_of_a_sentence_transformers_directory_are_read(trained, tmp_path, transformer):
+def test_a_sentence_transformers_directory_says_how_texts_are_embedded(checkpoint, tmp_path, transformer):
     directory = write_settings(tmp_path, transformer, sentence_bert_config={"max_seq_length": 24})
-    model = trained._replace(directory=directory)
-    assert embed_settings(model.directory, model.longest) == EmbedSettings("cls", True, (-1,), 24, "")
-    expected = EmbedSettings("max", False, (1, -1), 24, "")
-    assert embed_settings(model.directory, model.longest, "max", False, (1, -1)) == expected
+    model = checkpoint._replace(directory=directory)
+    assert settings_for(model) == EmbedSettings("cls", True, (-1,), 24)
+    assert settings_for(model, "max", False, (1, -1)) == EmbedSettings("max", False, (1, -1), 24)
     write_settings(tmp_path, transformer, {"pooling_mode": "max"}, ("Transformer", "Pooling"))
-    assert embed_settings(model.directory, model.longest)[:2] == ("max", False)
+    assert settings_for(model)[:2] == ("max", False)
+    assert settings_for(model, normalise=True, dimensions=8)[5:] == (8, True)
 
 
-def test_the_default_is_the_mean_of_all_tokens(trained, tmp_path):
-    assert embed_settings(trained.directory, trained.longest) == EmbedSettings("mean", False, (-1,), LENGTH, "")
+def test_the_limit_of_the_transformer_module_replaces_that_of_the_tokenizer(checkpoint, tmp_path):
+    model = checkpoint._replace(directory=tmp_path, longest=20)
+    for limit, longest in [(24, 24), (16, 16), (100, 40)]:  # the model has 40 positions
+        write_settings(tmp_path, sentence_bert_config={"max_seq_length": limit})
+        assert settings_for(model).longest == longest
+    write_settings(tmp_path, sentence_bert_config={}, sentence_roberta_config={"max_seq_length": 9})
+    assert settings_for(model).longest == 9
+    write_settings(tmp_path, sentence_roberta_config={})
+    assert settings_for(model).longest == 20
+
+
+def test_the_default_is_the_mean_of_all_tokens(trained, checkpoint, tmp_path):
+    assert settings_for(trained) == EmbedSettings("mean", False, (-1,), LENGTH, "")
     write_settings(tmp_path)
-    other = trained._replace(directory=tmp_path / "sub")  # the modules.json of its parent does not name it
     (tmp_path / "sub").mkdir()
-    assert embed_settings(other.directory, other.longest).pooling == "mean"
+    other = checkpoint._replace(directory=tmp_path / "sub")  # the modules.json of its parent does not name it
+    assert settings_for(other).pooling == "mean"
 
 
-def test_a_default_prompt_is_prepended_to_each_text(trained, tmp_path):
-    content = {"prompts": {"query": "The cat "}, "default_prompt_name": "query"}
-    directory = write_settings(tmp_path, pooling={"pooling_mode": "mean"}, config_sentence_transformers=content)
-    found = Model(trained._replace(directory=directory)).embed(["sees"], normalise=False)
-    assert found == pytest.approx(Model(trained).embed(["The cat sees"]), abs=1e-5)
+def test_prompts_are_found_as_by_sentence_transformers(checkpoint, tmp_path):
+    prompts = {"query": "the ", "passage": "a ", "other": "every "}
+    content = {"prompts": prompts, "default_prompt_name": "other", "truncate_dim": 10}
+    model = checkpoint._replace(directory=write_settings(tmp_path, config_sentence_transformers=content))
+    assert settings_for(model).dimensions == 10
+    for name, prompt in {None: "every ", "query": "the ", "document": "", "passage": "a "}.items():
+        assert settings_for(model, prompt=name).prompt == prompt
+    with pytest.raises(UserError, match=r"prompt=corpus: the model has no such prompt; it has query, passage, other"):
+        settings_for(model, prompt="corpus")
+    found = Model(model).embed(["cat"], prompt="query")
+    plain = Model(checkpoint).embed(["the cat"], pooling="cls", normalise=True)
+    assert found == pytest.approx(plain[:, :10], abs=1e-5)
+
+
+def test_a_directory_without_prompts_has_none_to_name(checkpoint, tmp_path):
+    model = checkpoint._replace(directory=write_settings(tmp_path))
+    with pytest.raises(UserError, match=r"prompt=query: .* has no prompts; omit it"):
+        settings_for(model, prompt="query")
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"pooling": OLD | {"pooling_mode_mean_tokens": True}}, "sets the pooling to cls and mean; jaxlm supports"),
-        ({"pooling": {"pooling_mode": "lasttoken"}}, "sets the pooling to lasttoken"),
-        ({"pooling": {}}, "sets the pooling to nothing"),
-        (
-            {"pooling": {"pooling_mode_mean_tokens": "1e-12"}},
-            "pooling_mode_mean_tokens='1e-12': expected true or false",
-        ),
-        ({"pooling": {"pooling_mode": 3}}, "pooling_mode=3: expected text"),
-        ({"kinds": ("Transformer", "Normalize")}, "has no Pooling module; set the pooling with --pooling"),
-        ({"kinds": ("Pooling",)}, "has no Transformer module in "),
-        (
-            {"config_sentence_transformers": {"prompts": {"query": "q"}, "default_prompt_name": "document"}},
-            r"config_sentence_transformers\.json: prompts lacks document",
-        ),
-        ({"kinds": ("Transformer", "Pooling", "Dense")}, "a module Dense, which jaxlm does not support"),
-        ({"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
+        ({"pooling": {"pooling_mode": "weightedmean"}}, "sets the pooling to weightedmean"),
+        ({"pooling": {"pooling_mode": ["cls", "max"]}}, "sets the pooling to cls and max"),
+        ({"kinds": ("Transformer",)}, "has no Pooling module; set the pooling with --pooling"),
         (
             {
                 "pooling": {"pooling_mode": "mean", "include_prompt": False},
@@ -246,6 +264,6 @@ def test_a_default_prompt_is_prepended_to_each_text(trained, tmp_path):
         ),
     ],
 )
-def test_unsupported_settings_are_named(trained, tmp_path, changes, error):
+def test_unsupported_settings_are_named(checkpoint, tmp_path, changes, error):
     with pytest.raises(UserError, match=error):
-        embed_settings(write_settings(tmp_path, **changes), trained.longest)
+        settings_for(checkpoint._replace(directory=write_settings(tmp_path, **changes)))

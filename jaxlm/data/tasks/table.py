@@ -3,7 +3,7 @@
 import itertools
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from jaxlm.data.tasks.tagging import TAGGING
 from jaxlm.data.text_encoder import TextEncoder, separators_of_pairs
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
+from jaxlm.text.labelled import Row
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 KINDS: dict[str, TaskKind] = {
@@ -96,10 +97,18 @@ def task_files(task: Any, name: str) -> dict[str, Path]:
     return found
 
 
-def read_task(config: Any) -> TaskData:
-    """Returns the examples of section `task`, tokenized. Raises UserError that names the file and the row at fault."""
+class TaskRows(NamedTuple):
+    """The rows of the files of section `task`."""
+
+    train: list[Row]
+    sets: dict[str, list[Row]]  # by name: evaluation and test sets, and the part of the training set that selects
+    labels: tuple[str, ...]  # names of the outputs
+    selects: str  # the set that selects; "" if none does
+
+
+def read_rows(config: Any) -> TaskRows:
+    """Returns the rows that a run trains on, selects by and reports on. Raises UserError."""
     task, kind = config.task, KINDS[config.train.objective]
-    tokenizer = _tokenizer(config)
     paths = {_TRAIN: path_of(task, task.train)}
     paths |= task_files(task, "evaluation") | (tests := task_files(task, "test"))
     rows = {
@@ -117,6 +126,17 @@ def read_task(config: Any) -> TaskData:
     elif selects != "none" and selects not in rows.keys() - {_TRAIN} - tests.keys():
         names = ", ".join([*task_files(task, "evaluation"), "split", "none"])
         raise UserError(f"evaluation.select={selects} is not an evaluation set; it can be {names}")
+    return TaskRows(rows.pop(_TRAIN), rows, labels, "" if selects == "none" else selects)
+
+
+def read_task(config: Any) -> TaskData:
+    """Returns the examples of section `task`, tokenized. Raises UserError that names the file and the row at fault."""
+    task, kind = config.task, KINDS[config.train.objective]
+    tokenizer = _tokenizer(config)
+    train_rows, set_rows, labels, selects = read_rows(config)
+    rows = {_TRAIN: train_rows} | set_rows
+    tests = task_files(task, "test")
+    paths = {_TRAIN: path_of(task, task.train)} | task_files(task, "evaluation") | tests
     encoder = encoder_for(config, tokenizer)
     sets = {name: kind.encode(found, labels, encoder, task) for name, found in rows.items()}
     for name, examples in sets.items():
@@ -129,7 +149,6 @@ def read_task(config: Any) -> TaskData:
     _check_labels(train, labels, task)
     content = fingerprint(sets | {_TRAIN: train}, labels, encoder.longest, tokenizer.fingerprint)
     directory = paths[_TRAIN].parent.absolute()
-    selects = "" if selects == "none" else selects
     return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id)
 
 
