@@ -244,7 +244,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " labelled examples (section task). classification: one label per example; multi_label: several;"
             " regression: a number; tagging: a tag per word; span: the part of a context that answers a question;"
             " embedding: vectors whose cosine says what belongs together; reranking: whether a passage answers a"
-            " query; choice: which of several texts is right",
+            " query; choice: which of several texts is right; template: the word of a label at the mask in a text",
             (
                 "masked",
                 "causal",
@@ -256,6 +256,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
                 "embedding",
                 "reranking",
                 "choice",
+                "template",
             ),
         ),
         "steps": S(
@@ -419,6 +420,22 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             ("auto", "words", "characters"),
         ),
         "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
+        "template": S(
+            "",
+            "template: text with columns of the files in braces and one mask, such as '{sentence} It was [MASK].'; it"
+            " replaces task.text",
+        ),
+        "label_words": S(
+            (),
+            "template: words of the labels, one token each, as LABEL=WORD or LABEL=WORD/WORD; empty: the labels' own"
+            " names",
+        ),
+        "softmax": S(
+            "labels",
+            "template: what the loss compares the words of the right label with: those of the other labels, or the"
+            " whole vocabulary (arXiv 2502.03793)",
+            ("labels", "vocabulary"),
+        ),
         "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
         "negatives": S((), "embedding: columns with texts that do not belong to the first text of the row"),
         "loss": S(

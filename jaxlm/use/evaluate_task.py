@@ -72,5 +72,5 @@ def _config(trained: Trained, overrides: Sequence[str]) -> Any:
             )
         apply_override(config, override)
     check_config(config)
-    check_task(config)
+    check_task(config, training=False)
     return config

@@ -15,7 +15,6 @@ from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.weights import Reader, tensor_names
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
-from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.storage import read_json
@@ -110,7 +109,7 @@ def _training(trained: Trained, has_head: bool) -> list[str]:
     lines = ["", "## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(trained, start).items()]
     scores = [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]
-    if not OBJECTIVES[trained.config.train.objective].predicts_tokens:
+    if trained.fine_tuned:
         lines += _task_results(trained, [e for e in scores if e["step"] == trained.step], has_head)
     elif scores:
         lines += ["", *_held_out_table(scores)]

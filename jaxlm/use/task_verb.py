@@ -14,7 +14,7 @@ from jaxlm.storage import check_named, standard_input_lines
 from jaxlm.text.formats import format_of, lines, text_blocks
 from jaxlm.text.labelled import Row, check_file
 from jaxlm.text.records import FORMATS
-from jaxlm.use.loading import add_model_options, load_named
+from jaxlm.use.loading import Trained, add_model_options, load_named
 from jaxlm.use.parts import check_replaceable, output_path
 from jaxlm.use.predict_file import ENDINGS, holds_predictions, predict_file
 from jaxlm.use.task_model import TaskModel, require_task
@@ -51,6 +51,8 @@ class TaskVerb(NamedTuple):
     reads_lines: Callable[[Path, Any], bool] = is_text  # whether a line of a file is a text, by its path and format
     options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None  # adds its own options
     order: Callable[[Prediction], Any] = lambda prediction: 0  # the order in which predictions are shown
+    # What the verb makes of a model that was loaded, by its own options.
+    prepare: Callable[[Trained, argparse.Namespace], Trained] = lambda trained, args: trained
 
 
 def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
@@ -68,7 +70,7 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
     if typed is not None and not typed:
         raise UserError("no text given: pass it as an argument, with --input, or on standard input")
 
-    trained = load_named(args, args.compute_dtype)
+    trained = verb.prepare(load_named(args, args.compute_dtype), args)
     require_task(trained, verb.name)
     if output:
         check_replaceable(output, trained.directory, lambda file: holds_predictions(file, verb.keys), "predictions")
@@ -96,14 +98,14 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
 
 
 def columns_of(model: TaskModel, args: argparse.Namespace, text: str, place: str) -> Row:
-    """Returns the row of a text, or of two texts separated by a tab if the model reads pairs. Raises UserError."""
+    """Returns the row of a text, or of several separated by tabs if the model reads pairs. Raises UserError."""
     columns = model.config.task.text
     texts = [text] if len(columns) == 1 else text.split("\t")
     if len(texts) != len(columns):
-        raise UserError(
-            f"{place}: expected two texts separated by one tab, since the model was trained on pairs"
-            f" ({' and '.join(columns)}), but there are {len(texts) - 1} tabs"
-        )
+        expected = "two texts separated by one tab, since the model was trained on pairs"
+        if len(columns) > 2:
+            expected = f"{len(columns)} texts separated by tabs, one for each column of the template"
+        raise UserError(f"{place}: expected {expected} ({' and '.join(columns)}), but there are {len(texts) - 1} tabs")
     return Row(place, dict(zip(columns, texts, strict=True)))
 
 

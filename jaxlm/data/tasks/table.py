@@ -25,6 +25,9 @@ from jaxlm.data.tasks.retrieval import EMBEDDING
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from jaxlm.data.tasks.spans import SPANS
 from jaxlm.data.tasks.tagging import TAGGING
+from jaxlm.data.tasks.template import OBJECTIVE as TEMPLATES
+from jaxlm.data.tasks.template import TEMPLATE, check_template, label_tokens
+from jaxlm.data.templates import parse_template
 from jaxlm.data.text_encoder import TextEncoder, separators_of_pairs
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
@@ -39,17 +42,19 @@ KINDS: dict[str, TaskKind] = {
     "reranking": RERANKING,
     "choice": CHOICE,
     "span": SPANS,
+    "template": TEMPLATE,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
 
 
-def check_task(config: Any) -> None:
+def check_task(config: Any, training: bool = True) -> None:
     """Raises UserError for settings of section `task` that do not fit, before any file is read."""
     task = config.task
-    if not task.train:
+    check_template(config)
+    if training and not task.train:
         raise UserError(f"train.objective={config.train.objective} needs task.train, a file of labelled examples")
-    if len(task.text) not in (1, 2) or not all(task.text):
+    if config.train.objective != TEMPLATES and (len(task.text) not in (1, 2) or not all(task.text)):
         raise UserError(f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma")
     if len({*task.text, task.label}) <= len(task.text):
         raise UserError(f"task.text={','.join(task.text)} and task.label={task.label}: must be different columns")
@@ -94,6 +99,8 @@ def read_task(config: Any) -> TaskData:
     """Returns the examples of section `task`, tokenized. Raises UserError that names the file and the row at fault."""
     task, kind = config.task, KINDS[config.train.objective]
     tokenizer = _tokenizer(config)
+    if config.train.objective == TEMPLATES:
+        parse_template(task.template).before_mask(tokenizer)
     paths = {_TRAIN: path_of(task, task.train)}
     paths |= task_files(task, "evaluation") | (tests := task_files(task, "test"))
     rows = {
@@ -102,6 +109,7 @@ def read_task(config: Any) -> TaskData:
         if (setting := "task.evaluation" if name else "task.train")
     }
     labels = kind.labels(rows[_TRAIN], task)  # before the split: the part that selects may have a rare one to itself
+    words = label_tokens(config, labels, tokenizer)
     selects = config.evaluation.select
     if selects == "split":
         identities = [kind.identity(row, task) for row in rows[_TRAIN]]
@@ -124,7 +132,7 @@ def read_task(config: Any) -> TaskData:
     content = fingerprint(sets | {_TRAIN: train}, labels, encoder.longest, tokenizer.fingerprint)
     directory = paths[_TRAIN].parent.absolute()
     selects = "" if selects == "none" else selects
-    return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id)
+    return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id, words)
 
 
 def shared_labels(config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
