@@ -1,4 +1,4 @@
-"""A template learned from labelled rows: the masked-LM head goes on, and the result is still a masked language model."""
+"""A template learned from labelled rows: the masked-LM head goes on, and the result is a masked language model."""
 
 import json
 
