@@ -88,7 +88,9 @@ def test_a_template_is_learned_used_and_exported(config, folder, tmp_path, capsy
     out = tmp_path / "out"
     assert cli.main(["export", f"--workdir={run}", f"--to={out}"]) == 0
     assert json.loads((out / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
-    assert "| dev | 60 |" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "| dev | 60 |" in card
+    assert f"at the mask of the template `{TEMPLATE}`: busy (music), calm (harbour, house)." in card
     tokens = model.tokenize(f"{sentence} it was [MASK].")[None]
     np.testing.assert_array_equal(load(out).logits(tokens), model.logits(tokens))
     assert load_trained(run).has_head

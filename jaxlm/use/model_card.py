@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxlm.config import config_to_dict, default_config, phase_number, phases_of
+from jaxlm.data.tasks.template import words_of_labels
 from jaxlm.errors import UserError
 from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
@@ -162,6 +163,11 @@ def _task_results(trained: Trained, scores: list[dict[str, Any]], has_head: bool
         for name, metrics in rows.items()
     ]
     how += "" if has_head else " They need the head of the task, which is not part of this directory."
+    task = trained.config.task
+    if task.template:
+        found = words_of_labels(task, task.labels)
+        words = ", ".join(f"{label} ({', '.join(of_label)})" for label, of_label in found.items())
+        how += f" The labels are predicted by the word at the mask of the template `{task.template}`: {words}."
     columns = " | ".join(name.replace("_", " ") for name in names)
     return ["", "## Evaluation", "", how, "", f"| set | n | {columns} |", "|---" * (2 + len(names)) + "|", *table]
 

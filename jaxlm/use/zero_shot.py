@@ -28,16 +28,16 @@ def with_template(trained: Trained, template: str, label_words: Sequence[str]) -
             f"{directory} has no masked-LM head, which fills the mask of task.template; name a model that has one"
             " (...ForMaskedLM), or fine-tune this one with `jaxlm train --config=finetune`"
         )
-    if not label_words:
+    labels = tuple(given_words(label_words))
+    if len(labels) < 2:
         raise UserError(
-            "task.template needs task.label_words, the labels and their words at the mask, such as"
+            "task.template needs task.label_words, two or more labels and their words at the mask, such as"
             " positive=great,negative=terrible"
         )
     config = config_from_dict(config_to_dict(trained.config), "config")
     defaults = {name: setting.default for name, setting in SETTINGS["data"].items()}  # not those of a training text
     config.data.update(defaults | {"sequence_length": min(trained.longest, LONGEST_TEXT)})
     config.train.update(objective=OBJECTIVE, phases=())
-    labels = tuple(given_words(label_words))
     config.task.update(template=template, label_words=tuple(label_words), labels=labels)
     resolve_template(config)
     check_config(config)
