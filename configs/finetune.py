@@ -2,8 +2,8 @@
 
 command:  jaxlm train --config=configs/finetune.py --workdir=runs/finetune --config.init_from=DIR
           --config.task.train=SST-2/train.tsv --config.task.evaluation=SST-2/dev.tsv
-variants: :multi_label, :regression, :tagging, :span, :embedding, :reranking, :choice; a known task, whose folder
-          task.data names: :cola, :sst2, :mrpc, :stsb, :qqp, :mnli, :qnli, :rte, :wnli, :sick_relatedness,
+variants: :multi_label, :regression, :tagging, :span, :embedding, :reranking, :choice, :template; a known task, whose
+          folder task.data names: :cola, :sst2, :mrpc, :stsb, :qqp, :mnli, :qnli, :rte, :wnli, :sick_relatedness,
           :sick_entailment, :ag_news, :ag_news_original, :trecqa, :conll2003, :wnut17, :squad, :squad2
           finetune:TASK:MODEL has the published setting of bert, roberta, mosaicbert, modernbert or modernbert_large
 hardware: 2 CPU cores
@@ -27,7 +27,9 @@ from jaxlm.errors import UserError
 from jaxlm.settings import REQUIRED
 from jaxlm.text.known_tasks import KNOWN_TASKS
 
-KINDS = ("classification", "multi_label", "regression", "tagging", "span", "embedding", "reranking", "choice")
+KINDS = (
+    "classification", "multi_label", "regression", "tagging", "span", "embedding", "reranking", "choice", "template"
+)  # fmt: skip
 TEXTS = {
     "embedding": ("anchor", "positive"), "reranking": ("query", "passage"), "choice": ("context",),
     "span": ("question", "context"),

@@ -183,6 +183,14 @@ class Start:
             f" {intermediate} in init_from, or remove the requirement with --config.task.intermediate="
         )
 
+    def check_masked_lm_head(self) -> None:
+        """Raises UserError unless there is a masked-LM head among the weights."""
+        if not self.has_head:
+            raise UserError(
+                f"{self.name} has no masked-LM head, with which train.objective=template predicts words; start from a"
+                " model that has one (...ForMaskedLM), or use train.objective=classification, which needs none"
+            )
+
     def check_weights(self) -> None:
         """Raises UserError if the weights cannot be read, do not fit their config, or hold NaN or infinity.
 

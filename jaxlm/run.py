@@ -30,6 +30,8 @@ from jaxlm.data.rows import RowSource
 from jaxlm.data.table import DATA, Data
 from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.table import KINDS, shared_labels
+from jaxlm.data.tasks.template import OBJECTIVE as TEMPLATES
+from jaxlm.data.tasks.template import resolve_template
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Evaluator, Metrics
 from jaxlm.evaluation.table import EVALUATORS
@@ -254,6 +256,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     """
     config = config_from_dict(config_to_dict(config), "config")
     _check_start(config)
+    resolve_template(config)
     before = _config_of_workdir(workdir)
     _agree_on_config(config)
     _resolve_execution(config, before)
@@ -280,6 +283,8 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
         start.check(any_size, config.model.extend_positions, config.model.remove_units)
         start.check_task(config.task.intermediate)
+        if config.train.objective == TEMPLATES:
+            start.check_masked_lm_head()
         start.check_weights()
 
     config.task.intermediate = config.task.intermediate or (start.trained_on if start else "")

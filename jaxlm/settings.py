@@ -215,7 +215,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " labelled examples (section task). classification: one label per example; multi_label: several;"
             " regression: a number; tagging: a tag per word; span: the part of a context that answers a question;"
             " embedding: vectors whose cosine says what belongs together; reranking: whether a passage answers a"
-            " query; choice: which of several texts is right",
+            " query; choice: which of several texts is right; template: the word of a label at the mask in a text",
             (
                 "masked",
                 "causal",
@@ -227,6 +227,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
                 "embedding",
                 "reranking",
                 "choice",
+                "template",
             ),
         ),
         "steps": S(

@@ -114,6 +114,21 @@ TASK_SETTINGS: dict[str, Setting] = {
         ("auto", "words", "characters"),
     ),
     "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
+    "template": S(
+        "",
+        "template: text with columns of the files in braces and one mask, such as '{sentence} It was [MASK].'; it"
+        " replaces task.text",
+    ),
+    "label_words": S(
+        (),
+        "template: words of the labels, one token each, as LABEL=WORD or LABEL=WORD/WORD; empty: the labels' own names",
+    ),
+    "softmax": S(
+        "labels",
+        "template: what the loss compares the words of the right label with: those of the other labels, or the"
+        " whole vocabulary (arXiv 2502.03793)",
+        ("labels", "vocabulary"),
+    ),
     "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
     "negatives": S((), "embedding: columns with texts that do not belong to the first text of the row"),
     "loss": S(

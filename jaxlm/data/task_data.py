@@ -28,6 +28,7 @@ class TaskData:
     selects: str  # the set that selects the best checkpoint; "" if none does
     labels: tuple[str, ...]  # names of the outputs; () if the kind has none
     pad_id: int
+    label_tokens: tuple[tuple[int, ...], ...] = ()  # of the words of each label, if examples are templates
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
@@ -36,7 +37,7 @@ class TaskData:
 
     @property
     def facts(self) -> DataFacts:
-        return facts_of(self.tokenizer, self.counts, self.labels)
+        return facts_of(self.tokenizer, self.counts, self.labels, self.label_tokens)
 
     def rows(self, config: Any, phases: Sequence[Phase], seed: int, multiple: int) -> RowSource:
         """Returns the rows of training; the number of rows in a batch is a multiple of `multiple`."""

@@ -83,6 +83,13 @@ def truncated_sizes(sizes: Sequence[int], room: int, policy: str) -> list[int] |
         number = 0 if policy == "first" else 1
         sizes[number] -= excess
         return sizes if sizes[number] > 0 else None
-    # As in Transformers: the longer text loses tokens until it is as long as the other, then both in turn.
-    shorter = min(*sizes, room // 2)
-    return [shorter, room - shorter] if sizes[0] <= sizes[1] else [room - shorter, shorter]
+    # As in Transformers: the longest text loses tokens until it is as long as the next, then both in turn, and so on.
+    left, count = room, len(sizes)
+    for size in sorted(sizes):
+        if size * count > left:
+            break
+        left, count = left - size, count - 1
+    longest = sorted(range(len(sizes)), key=lambda number: (-sizes[number], -number))
+    for order, number in enumerate(longest[:count]):
+        sizes[number] = left // count + (order < left % count)
+    return sizes

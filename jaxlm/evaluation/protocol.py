@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxlm.data.examples import SPLIT
+from jaxlm.data.tasks.template import words_of_labels
 from jaxlm.evaluation.evaluator import Evaluator
 
 
@@ -18,6 +19,7 @@ def describe_protocol(
     return {
         "task": config.task.name,
         "objective": train.objective,
+        **_template(config),
         "init_from": config.model.init_from,
         "intermediate_task": config.task.intermediate or None,
         "reinitialized_layers": config.model.reinitialize_layers,
@@ -34,6 +36,15 @@ def describe_protocol(
         "epochs": round(last_step / updates_per_epoch, 3),
         **_selection(config, selects, best),
     }  # fmt: skip
+
+
+def _template(config: Any) -> dict[str, Any]:
+    """Returns what the model was asked, if examples were templates."""
+    if config.train.objective != "template":
+        return {}
+    task = config.task
+    words = {label: list(words) for label, words in words_of_labels(task, task.labels).items()}
+    return {"template": task.template, "label_words": words, "softmax": task.softmax}
 
 
 def _selection(config: Any, selects: Evaluator | None, best: tuple[int, float] | None) -> dict[str, Any]:

@@ -44,6 +44,7 @@ TASKS: dict[str, TaskEvaluation | Callable[[Any], TaskEvaluation]] = {
     "reranking": Reranking(),
     "choice": Choice(),
     "span": Spans(),
+    "template": Classification(),
 }
 
 

@@ -15,13 +15,16 @@ from jaxlm.model.layers import Dense, Norm, activate, kernel_init, multiply
 
 
 class MaskedLMHead(nn.Module):
-    """Returns vocabulary logits float32 [..., V] of states [..., D]; `table` [V, E] is the kernel of a tied output."""
+    """Returns vocabulary logits float32 [..., V] of states [..., D]; `table` [V, E] is the kernel of a tied output.
+
+    With `tokens` int32 [K], returns the logits [..., K] of these alone.
+    """
 
     config: EncoderConfig
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
+    def __call__(self, x: Array, table: Array, tokens: np.ndarray | None = None) -> Array:
         config = self.config
         if config.head_transform:
             x = Dense(config.embedding_width, config.head_bias, config, self.execution, name="transform")(x)
@@ -31,11 +34,14 @@ class MaskedLMHead(nn.Module):
         bias = None
         if config.output_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
+            bias = bias if tokens is None else bias[tokens]
         if config.tied_output:
+            table = table if tokens is None else table[tokens]
             logits = multiply(x, table, self.execution, bias, transposed=True, unrounded=True)
         else:
             shape = (config.embedding_width, config.vocab_size)
             kernel = self.param("kernel", kernel_init(config, "logits"), shape)
+            kernel = kernel if tokens is None else kernel[:, tokens]
             logits = multiply(x, kernel, self.execution, bias, unrounded=True)
         return logits
 
@@ -53,8 +59,8 @@ class MaskedLM(nn.Module):
     def encode(self, *args, **kwargs) -> Array:
         return self.encoder(*args, **kwargs)
 
-    def predict(self, states: Array) -> Array:
-        return self.head(states, self.encoder.embeddings.token.embedding)
+    def predict(self, states: Array, tokens: np.ndarray | None = None) -> Array:
+        return self.head(states, self.encoder.embeddings.token.embedding, tokens)
 
     def __call__(self, tokens: Array, segment_ids: Array | None = None) -> Array:
         return self.predict(self.encoder(tokens, segment_ids))
@@ -65,9 +71,9 @@ def encode(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array | No
     return cast(Array, model.apply({"params": params}, tokens, segment_ids, method="encode", **more))
 
 
-def predict(model: MaskedLM, params: dict, states: Array) -> Array:
-    """Returns vocabulary logits float32 [..., V] of states [..., D]."""
-    return cast(Array, model.apply({"params": params}, states, method="predict"))
+def predict(model: MaskedLM, params: dict, states: Array, tokens: np.ndarray | None = None) -> Array:
+    """Returns vocabulary logits float32 [..., V] of states [..., D]; with tokens int32 [K], only theirs, [..., K]."""
+    return cast(Array, model.apply({"params": params}, states, tokens, method="predict"))
 
 
 class ReplacedTokenHead(nn.Module):

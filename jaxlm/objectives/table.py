@@ -20,6 +20,7 @@ from jaxlm.objectives.r_drop import RDrop
 from jaxlm.objectives.sequences import SequenceObjective
 from jaxlm.objectives.spans import SpanObjective
 from jaxlm.objectives.tagging import TaggingObjective
+from jaxlm.objectives.template import TemplateObjective
 from jaxlm.objectives.wrapped import Wrapped
 
 OBJECTIVES: dict[str, type[Any]] = {
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, type[Any]] = {
     "embedding": EmbeddingObjective,
     "reranking": SequenceObjective,
     "choice": ChoiceObjective,
+    "template": TemplateObjective,
 }
 
 # The objectives that are put around that of the task, by the setting of section `task` that asks for them.

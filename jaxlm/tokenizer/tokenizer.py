@@ -151,15 +151,16 @@ class Tokenizer:
         return [Encoding(tokens, starts[end - len(tokens) : end]) for tokens, end in zip(ids, ends, strict=True)]
 
     def encode_with_offsets(
-        self, text: str, find_mask: bool = False, find_special: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, text: str, find_mask: bool = False, find_special: bool = False,
+        within: Sequence[tuple[int, int]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Returns the ids of a text, int32 [n], and the begin and end of each token in characters, int32 [n, 2].
 
         Offsets refer to the text as given. They exclude white space before a token. Tokens that share a character (its
         bytes, or the parts of ½) have the same offsets; a token that is only a space marker is empty. `find_mask` and
-        `find_special` are those of `encode`.
+        `find_special` are those of `encode`; elsewhere than `within` these parts of the text, special tokens are text.
         """
-        ids, firsts, ends, _ = self._spans(text, self._names_in(text, find_mask, find_special))
+        ids, firsts, ends, _ = self._spans(text, self._names_in(text, find_mask, find_special), within)
         return ids, np.stack([firsts, ends], 1).astype(np.int32)
 
     def pretoken_starts(self, text: str) -> np.ndarray:
@@ -228,16 +229,23 @@ class Tokenizer:
         names = self._special_names if find_special else self._mask_name if find_mask else {}
         return {token: name for token, name in names.items() if token in text}
 
-    def _spans(self, text: str, names: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _spans(
+        self, text: str, names: dict[str, str], within: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Returns the ids of a text, the begin and the end of each token in it, and the word boundaries.
 
-        `names` are the internal names of the special tokens to find.
+        `names` are the internal names of the special tokens to find, `within` parts of the text or all of it.
         """
+
+        def named(match: re.Match[str]) -> str:
+            inside = within is None or any(first <= match.start() and match.end() <= last for first, last in within)
+            return names[match[0]] if inside else match[0]
+
         (text,), _, codes = _without_hidden([text])
         hidden = text
         if names:
             longest_first = sorted(names, key=len, reverse=True)
-            hidden = re.sub("|".join(map(re.escape, longest_first)), lambda match: names[match[0]], text)
+            hidden = re.sub("|".join(map(re.escape, longest_first)), named, text)
         ids, begins, ends = self._backend.encode_spans(hidden)
         invisible = self._backend.is_invisible(codes)
         firsts = first_visible(begins, invisible)

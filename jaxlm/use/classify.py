@@ -1,4 +1,4 @@
-"""`jaxlm classify`: the class of each text or pair, its classes, or a number."""
+"""`jaxlm classify`: the class of each text or pair, its classes, or a number; also by a template without training."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,9 +6,11 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.text.labelled import Row
+from jaxlm.use.loading import Trained
 from jaxlm.use.task_input import TaskInput
 from jaxlm.use.task_model import TaskModel
 from jaxlm.use.task_verb import Predictions, TaskVerb, columns_of, run_verb
+from jaxlm.use.zero_shot import as_options, with_template
 
 
 def texts_of(model: TaskModel, row: Row) -> list[str]:
@@ -27,6 +29,8 @@ def classify(model: TaskModel, texts: Sequence[str | Sequence[str]]) -> list[dic
         parts = [text] if isinstance(text, str) else list(text)
         if len(parts) != len(columns) or not all(isinstance(part, str) for part in parts):
             expected = "a str" if len(columns) == 1 else "a pair of str, since the model was trained on pairs"
+            if len(columns) > 2:
+                expected = f"{len(columns)} str, one for each column of the template ({', '.join(columns)})"
             raise UserError(f"text {number} must be {expected}")
         rows.append(Row(f"text {number}", dict(zip(columns, parts, strict=True))))
     return model.predict(rows, "the texts")
@@ -58,19 +62,46 @@ def _line(model: TaskModel, row: Row, found: dict[str, Any]) -> str:
     return f"{chosen or '(no label)'}  {text}"
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--template", metavar="TEXT", help="classify with a masked language model that was not fine-tuned: a text with "
+        "a column in braces and one mask, such as '{text} It was [MASK].'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label-words", metavar="LABEL=WORD,...", help="with --template: the labels and the words that stand for them "
+        "at the mask, one token each; WORD/WORD for several, LABEL alone for its own name",
+    )  # fmt: skip
+
+
+def _prepare(trained: Trained, args: argparse.Namespace) -> Trained:
+    """Returns the model, with --template as a classifier. Raises UserError."""
+    if args.template is None:
+        if args.label_words is not None:
+            raise UserError("--label-words applies to --template, which is not given")
+        return trained
+    words = [entry for entry in (args.label_words or "").split(",") if entry.strip()]
+    try:
+        return with_template(trained, args.template, words)
+    except UserError as error:
+        raise UserError(as_options(str(error))) from error
+
+
 VERB = TaskVerb(
     "classify",
     "Print for each text its label and the label's probability; the labels whose probability is above one half, if the "
     "model was trained with several per text; or its number. The model is a work directory that was fine-tuned with "
-    "train.objective=classification, multi_label or regression. Probabilities, texts and columns are those of the run, "
-    "so that the predictions for its evaluation set are those in its folder predictions.",
+    "train.objective=classification, multi_label, regression or template. Probabilities, texts and columns are those "
+    "of the run, so that the predictions for its evaluation set are those in its folder predictions. With --template "
+    "and --label-words, any masked language model predicts the label whose word best fills the mask.",
     (
         "jaxlm classify --model=runs/sst2 'A warm, funny film.' 'It drags.'",
         "jaxlm classify --model=runs/sst2 --input=new.tsv --output=labels.jsonl",
+        "jaxlm classify --model=runs/mini --template='{text} It was [MASK].' --label-words=good,bad 'It drags.'",
     ),
     "texts; the two texts of a pair are separated by a tab (default: the lines of --input or of standard input)",
     TaskInput(_of_line, ".txt (a text or pair per line, empty lines included), .jsonl, .csv, .tsv or .parquet"),
     _given, show, (("label", "probability", "probabilities"), ("labels", "probabilities"), ("value",)),
+    options=_options, prepare=_prepare,
 )  # fmt: skip
 
 

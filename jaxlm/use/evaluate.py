@@ -38,6 +38,7 @@ from jaxlm.use.assembly import assemble_trained
 from jaxlm.use.evaluate_task import SETTINGS, describe_task, evaluate_task
 from jaxlm.use.loading import Trained, add_model_options, load_named
 from jaxlm.use.probes import add_probe_options, evaluate_tasks
+from jaxlm.use.zero_shot import with_template
 
 LONGEST_ROW = 512  # tokens of a text's rows, unless data.sequence_length is set or the model reads fewer
 # The settings of section `data` that can change how a text is read or evaluated.
@@ -45,6 +46,7 @@ TEXT_SETTINGS = (
     "path", "format", "document", "field", "encoding", "deduplicate", "max_document_characters", "max_megabytes",
     "sequence_length", "prepend_begin", "cache", "workers",
 )  # fmt: skip
+ZERO_SHOT = ("task.template", "task.label_words")  # which make a classifier of a masked language model
 PREFIXES = ("--data.", "--task.")  # of settings that can be given without --config
 
 
@@ -109,7 +111,8 @@ def main(argv: Sequence[str]) -> int:
         "those of `jaxlm config data`, whatever the model was trained on. 15% of the tokens are masked, the same for "
         "every model with the same tokenizer. A fine-tuned model is evaluated with the metrics of its run, on the "
         "evaluation and test sets of the run, or on the labelled files of --task.evaluation=FILE or NAME=FILE,...; "
-        f"{', '.join(SETTINGS[1:])} say how they are read, by default as in the run.",
+        f"{', '.join(SETTINGS[1:])} say how they are read, by default as in the run. With task.template and "
+        "task.label_words a masked language model is evaluated on them without training.",
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
         "                      [--task.evaluation=FILE [--task.key=VALUE ...]] [--output=DIR]\n"
         "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
@@ -150,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"{option} applies to --tasks, which is not given; a text is read with --data.path")
     for override in overrides:  # before the model is loaded
         find_setting(override.partition("=")[0])
-    trained = load_named(args)
+    trained, overrides = _as_classifier(load_named(args), overrides)
     of_text = any(override.startswith("data.path=") for override in overrides)
     if trained.fine_tuned and not of_text:
         return _evaluate_task(trained, overrides, args)
@@ -176,6 +179,20 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("\n\n".join(describe(name, result) for name, result in results.items()))
     return 0
+
+
+def _as_classifier(trained: Trained, overrides: list[str]) -> tuple[Trained, list[str]]:
+    """Returns the model, with task.template as a classifier without training, and the other overrides."""
+    given = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ZERO_SHOT}
+    if not given:
+        return trained, overrides
+    config = default_config()
+    for key, value in given.items():
+        apply_override(config, f"{key}={value}")
+    if not config.task.template:
+        raise UserError("--task.label_words applies to --task.template, which is not given")
+    trained = with_template(trained, config.task.template, config.task.label_words)
+    return trained, [override for override in overrides if override.partition("=")[0] not in given]
 
 
 def _evaluate_task(trained: Trained, overrides: Sequence[str], args: argparse.Namespace) -> int:

@@ -104,5 +104,5 @@ def _config(trained: Trained, overrides: Sequence[str]) -> Any:
         apply_override(config, override)
     check_columns(trained, "--task.text", config.task.text)
     check_config(config)
-    check_settings(config)
+    check_settings(config, training=False)
     return config

@@ -3,7 +3,6 @@
 import argparse
 import functools
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from jaxlm.runtime.compiling import jit
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json_list
 from jaxlm.storage import standard_input_lines
+from jaxlm.tokenizer.single_words import not_words, tokens_of_word
 from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.tokenizer.words import word_boundaries
 from jaxlm.use.loading import Trained, add_model_options, load_named, require_head
@@ -56,7 +56,7 @@ def fill_mask(trained: Trained, text: str, top: int = 5, targets: Sequence[str] 
     logits = _logits_at(trained, rows, positions)
     if not np.isfinite(logits).all():
         raise NotFinite(f"the prediction for {text!r}")
-    logits[:, _not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf
+    logits[:, not_words(tokenizer, trained.encoder.vocab_size)] = -np.inf
     spans = offsets[masked].tolist()
     if targets:
         return [
@@ -105,18 +105,6 @@ def _logits_at(trained: Trained, rows: list[np.ndarray], positions: list[np.ndar
 def _logits(model: MaskedLM, params: dict, tokens: Array, segment_ids: Array, positions: Array) -> Array:
     """Returns the logits float32 [B, P, V] at positions int32 [B, P] of tokens int32 [B, L]."""
     return map_predictions(model, params, tokens, segment_ids, positions, (), lambda logits: logits)
-
-
-@functools.lru_cache(maxsize=4)
-def _not_words(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """Returns the ids that add no visible text: special tokens, spaces, and unused rows of the token table."""
-    return np.array([id for id in range(vocab_size) if id >= tokenizer.vocab_size or not tokenizer.text_of(id).strip()])
-
-
-@functools.lru_cache(maxsize=4)
-def _continuations(tokenizer: Tokenizer) -> dict[str, int]:
-    """Returns the ids of the tokens that continue a word, by their text."""
-    return {tokenizer.text_of(id): id for id in range(tokenizer.vocab_size) if not tokenizer.starts_word(id)}
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:
@@ -202,22 +190,14 @@ def _target_ids(
 def _target_id(tokenizer: Tokenizer, before: str, target: str, vocab_size: int) -> int:
     """Returns the token of a word that follows the text `before`: the variant, with or without a leading space, that
     the tokenizer produces there. Raises UserError if that is not one token, or a token without visible text."""
-    stem = before.rstrip()
-    before = before[len(stem) - len(re.split(r"\s", stem)[-1]) :]  # the last word is enough context
-    ids, offsets = tokenizer.encode_with_offsets(before + target, find_special=True)
-    inside = offsets[:, 1] > len(before)
-    own = ids[inside].tolist()
-    if own and offsets[inside, 0].min() < len(before):  # the tokenizer would merge it with the text before it
-        spelled = "".join(tokenizer.text_of(int(id)) for id in tokenizer.encode(target).ids)
-        continuations = _continuations(tokenizer)
-        own = [continuations[spelled]] if spelled in continuations else own
+    own = tokens_of_word(tokenizer, before, target)
     pieces = [tokenizer.token(id) for id in own]
     if len(own) != 1:
         raise UserError(
             f"the target {target!r} is not one token here but {' '.join(pieces) or 'nothing'}, and a mask stands for"
             " one token: use `jaxlm score` with whole sentences to compare such words"
         )
-    if own[0] in _not_words(tokenizer, vocab_size):
+    if own[0] in not_words(tokenizer, vocab_size):
         raise UserError(f"the vocabulary has no word for the target {target!r}, only {pieces[0]}: remove it")
     return own[0]
 

@@ -22,6 +22,7 @@ from jaxlm.use.rank import rank
 from jaxlm.use.score import Score, score
 from jaxlm.use.tag import tag
 from jaxlm.use.task_model import TaskModel, require_task
+from jaxlm.use.zero_shot import with_template
 
 
 class Model:
@@ -36,6 +37,7 @@ class Model:
         self.trained = trained
         self.tokenizer, self.params, self.config = trained.tokenizer, trained.params, trained.encoder
         self.longest = trained.longest
+        self._zero_shot: tuple[tuple[str, ...], TaskModel] | None = None  # for the last template
 
     def tokenize(self, text: str) -> np.ndarray:
         """Returns the token ids of a text with begin and end, int32 [L]; special tokens in the text, such as the mask,
@@ -127,17 +129,29 @@ class Model:
         _check_texts(text)
         return [fill_mask(self.trained, one, top, targets) for one in text]
 
-    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    def classify(
+        self, texts: Sequence[str] | Sequence[tuple[str, ...]], template: str = "", label_words: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Returns what a fine-tuned model predicts for each text, or each pair of texts, in order.
 
         A dict has "label", "probability" and "probabilities" (by label); or, if the model was trained with several
         labels per text, "labels" (those with a probability above one half) and "probabilities"; or "value", a number.
         For the texts of an evaluation set, they are those that the run wrote. A text longer than in training is
         truncated, with a warning. Raises UserError if the model has no such head, or reads pairs and is given texts.
+
+        With `template`, such as "{text} It was [MASK].", and `label_words`, such as ["good=great", "bad=terrible"], a
+        masked language model predicts the label whose word best fills the mask, without training. A word is one token
+        of the vocabulary; "good=great/fine" gives a label two, whose probabilities add up.
         """
         if not isinstance(texts, Sequence) or isinstance(texts, str):
             raise UserError("texts must be a list of str, or of pairs of str; pass [text] for a single one")
-        return classify(self._task("classify"), texts)
+        if not template:
+            return classify(self._task("classify"), texts)
+        _check_texts(label_words, "label_words")
+        key = template, *label_words
+        if self._zero_shot is None or self._zero_shot[0] != key:
+            self._zero_shot = key, TaskModel(with_template(self.trained, template, label_words))
+        return classify(self._zero_shot[1], texts)
 
     def tag(self, sentences: Sequence[str] | Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """Returns {"words": [...], "tags": [...]} for each sentence, a list of words or a str with spaces between them.

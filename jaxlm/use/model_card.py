@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from jaxlm.config import config_to_dict, default_config, phase_number, phases_of
+from jaxlm.data.tasks.template import words_of_labels
 from jaxlm.errors import UserError
 from jaxlm.huggingface.conversion import is_buffer
 from jaxlm.huggingface.families import Family
 from jaxlm.huggingface.weights import Reader, tensor_names
 from jaxlm.objectives.causal_lm import EXPORT_NOTE
-from jaxlm.objectives.table import OBJECTIVES
 from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.storage import read_json
@@ -122,7 +122,7 @@ def _training(trained: Trained, complete: bool) -> list[str]:
     lines = ["", "## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(trained, start).items()]
     scores = [e for e in events if e["kind"] == "evaluation" and e["step"] in (0, trained.step)]
-    if not OBJECTIVES[trained.config.train.objective].predicts_tokens:
+    if trained.fine_tuned:
         lines += _task_results(trained, [e for e in scores if e["step"] == trained.step], complete)
     elif scores:
         lines += ["", *_held_out_table(scores)]
@@ -175,6 +175,11 @@ def _task_results(trained: Trained, scores: list[dict[str, Any]], complete: bool
         for name, metrics in rows.items()
     ]
     how += "" if complete else " They need the head of the task, which is not part of this directory."
+    task = trained.config.task
+    if task.template:
+        found = words_of_labels(task, task.labels)
+        words = ", ".join(f"{label} ({', '.join(of_label)})" for label, of_label in found.items())
+        how += f" The labels are predicted by the word at the mask of the template `{task.template}`: {words}."
     columns = " | ".join(name.replace("_", " ") for name in names)
     return ["", "## Evaluation", "", how, "", f"| set | n | {columns} |", "|---" * (2 + len(names)) + "|", *table]
 

@@ -73,6 +73,7 @@ def _identity(model: TaskModel, examples: Any) -> dict[str, Any]:
         "model": params_sha256(model.params),
         "objective": model.objective,
         "labels": list(model.labels),
+        "label_words": list(model.config.task.label_words),
         "architecture": repr(model.trained.encoder),
         "compute_dtype": model.compute_dtype,
         "devices": f"{jax.device_count()} {jax.devices()[0].platform}",

@@ -15,6 +15,7 @@ from jaxlm.config import config_from_dict, config_to_dict
 from jaxlm.data.examples import Examples, warn_of_truncation
 from jaxlm.data.facts import facts_of
 from jaxlm.data.tasks.table import KINDS, encoder_for
+from jaxlm.data.tasks.template import label_tokens
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import NotFinite, UserError
 from jaxlm.evaluation.calibration import read_calibration
@@ -29,7 +30,7 @@ from jaxlm.use.loading import Trained
 
 VERBS = {  # by train.objective
     "classification": "classify", "multi_label": "classify", "regression": "classify", "tagging": "tag",
-    "span": "answer", "reranking": "rank",
+    "span": "answer", "reranking": "rank", "template": "classify",
 }  # fmt: skip
 
 
@@ -49,7 +50,8 @@ class TaskModel:
         self.labels = tuple(self.config.task.labels)
         self.encoder = encoder_for(self.config, trained.tokenizer)
         self.compute_dtype = trained.task_dtype
-        facts = facts_of(trained.tokenizer, trained.counts, self.labels)
+        words = label_tokens(self.config, self.labels, trained.tokenizer)
+        facts = facts_of(trained.tokenizer, trained.counts, self.labels, words)
         config = config_from_dict(config_to_dict(trained.config), "config")
         self._assembly = assemble_trained(trained, config, facts, self.objective, self.compute_dtype)
         head = {} if trained.task_head is None else {"head": trained.task_head}

@@ -8,7 +8,7 @@ from jaxlm.errors import UserError
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json, print_json_list
 from jaxlm.text.labelled import Row
-from jaxlm.use.loading import add_model_options, load_named
+from jaxlm.use.loading import Trained, add_model_options, load_named
 from jaxlm.use.parts import check_not_read, check_replaceable, output_path
 from jaxlm.use.predict_file import predict_file
 from jaxlm.use.prediction_formats import holds_predictions
@@ -33,6 +33,8 @@ class TaskVerb(NamedTuple):
     keys: tuple[tuple[str, ...], ...]  # of its predictions, where these cannot be taken for labelled examples
     outputs: tuple[str, ...] = TABLES  # the endings of --output
     options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None  # adds its own options
+    # What the verb makes of a model that was loaded, by its own options.
+    prepare: Callable[[Trained, argparse.Namespace], Trained] = lambda trained, args: trained
 
 
 def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
@@ -44,7 +46,7 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
         check_not_read(output, args.input, files)
     typed = [] if files else typed_texts(args)
 
-    trained = load_named(args, args.compute_dtype)
+    trained = verb.prepare(load_named(args, args.compute_dtype), args)
     require_task(trained, verb.name)
     if output:
         check_replaceable(output, trained.directory, lambda file: holds_predictions(file, verb.keys), "predictions")
@@ -70,14 +72,16 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
 
 
 def columns_of(model: TaskModel, text: str, place: str, remedy: str = "") -> Row:
-    """Returns the row of a text, or of two texts separated by a tab if the model reads pairs. Raises UserError."""
+    """Returns the row of a text, or of several separated by tabs if the model reads pairs. Raises UserError."""
     columns = model.config.task.text
     texts = [text] if len(columns) == 1 else text.split("\t")
     if len(texts) != len(columns):
+        expected = "two texts separated by one tab, since the model was trained on pairs"
+        if len(columns) > 2:
+            expected = f"{len(columns)} texts separated by tabs, one for each column of the template"
         raise UserError(
-            f"{place}: expected two texts separated by one tab, since the model was trained on pairs"
-            f" ({' and '.join(columns)}), but there {'is 1 tab' if len(texts) == 2 else f'are {len(texts) - 1} tabs'}"
-            f"{remedy}"
+            f"{place}: expected {expected} ({' and '.join(columns)}), but there"
+            f" {'is 1 tab' if len(texts) == 2 else f'are {len(texts) - 1} tabs'}{remedy}"
         )
     return Row(place, dict(zip(columns, texts, strict=True)))
 

@@ -21,6 +21,14 @@ def test_the_longer_text_is_cut_first_and_nothing_more_than_needed(sizes, room):
         assert min(shorter, *cut) == shorter or sum(sizes) <= room
 
 
+@given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=5), room=st.integers(0, 60))
+def test_of_several_texts_the_longest_loses_one_token_after_another(sizes, room):
+    expected = list(sizes)
+    while sum(expected) > room:
+        expected[max(range(len(sizes)), key=lambda number: (expected[number], -sizes[number], -number))] -= 1
+    assert sorted(truncated_sizes(sizes, room, "longest_first")) == sorted(expected)
+
+
 def test_longest_first_is_that_of_transformers():
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))

@@ -32,3 +32,14 @@ def test_without_selection_the_last_step_is_reported():
     assert protocol["selected_by"] is None
     assert protocol["selection"] is None
     assert protocol["intermediate_task"] is None
+
+
+def test_the_protocol_of_a_template_has_what_the_model_was_asked():
+    config = load_config("finetune:rte", SETTINGS)
+    assert "template" not in describe_protocol(config, None, None, 50, 20.0)
+    config.train.objective = "template"
+    config.task.update(template="{a}? [MASK], {b}", labels=("no", "yes"), label_words=("no=No/Never", "yes=Yes"))
+    protocol = describe_protocol(config, None, None, 50, 20.0)
+    assert protocol["template"] == "{a}? [MASK], {b}"
+    assert protocol["label_words"] == {"no": ["No", "Never"], "yes": ["Yes"]}
+    assert protocol["softmax"] == "labels"

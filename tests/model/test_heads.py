@@ -186,3 +186,14 @@ def test_gathered_positions_and_their_gradients():
     np.testing.assert_array_equal(gathered, np.stack([states[0, positions[0]], states[1, positions[1]]]))
     grad = jax.grad(lambda states: gather_positions(states, positions).sum())(states)
     np.testing.assert_array_equal(grad[..., 0], [[1, 0, 0, 2, 0], [0, 1, 0, 0, 2]])
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied_output": False, "head_transform": False}, {"output_bias": False}])
+def test_the_logits_of_some_tokens_are_those_among_all(changes):
+    config = architecture(**changes)
+    model, params = MaskedLM(config), random_params(config)
+    states = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, config.width)), "float32")
+    tokens = np.array([7, 2, 31])
+    some = quickly(lambda params, states: predict(model, params, states, tokens))(params, states)
+    every = quickly(lambda params, states: predict(model, params, states))(params, states)
+    np.testing.assert_allclose(some, every[..., tokens], rtol=1e-5, atol=1e-5)

@@ -418,3 +418,17 @@ def test_a_byte_token_has_length_one(tokenizers):
         assert tokenizer.piece_bytes()[ids].sum() == 4 + (name == "bytes")
         assert tokenizer.decode(ids) == "🦙"
         assert tokenizer.text_of(int(ids[-1])) == "\ufffd"
+
+
+@pytest.mark.parametrize("name", ["unigram", "wordpiece", "byte_level", "metaspace"])
+def test_special_tokens_are_found_within_the_given_parts_only(tokenizers, name):
+    tokenizer = tokenizers[name]
+    mask = tokenizer.mask_token
+    text = f"the {mask} and {mask}"
+    spans = {(0, len(text)): 2, (len(text) - len(mask), len(text)): 1, (0, 5): 0}
+    for span, count in spans.items():
+        ids, offsets = tokenizer.encode_with_offsets(text, find_special=True, within=[span])
+        assert (ids == tokenizer.mask_id).sum() == count
+        assert offsets[-1, 1] == len(text)
+    plain, _ = tokenizer.encode_with_offsets(text)
+    assert tokenizer.encode_with_offsets(text, find_special=True, within=[])[0].tolist() == plain.tolist()

@@ -11,6 +11,8 @@ from jaxlm.text.known_tasks import KNOWN_TASKS, KnownTask
 from jaxlm.text.labelled import Row, is_tfds
 from jaxlm.typed import listed
 
+_ALSO = {"classification": ("template",)}  # other objectives that learn from the same files
+
 
 def path_of(task: Any, name: str) -> Path:
     """Returns the path of a file of section `task`, or a name tfds:... as it is."""
@@ -47,7 +49,7 @@ def check_known(config: Any) -> None:
     known = KNOWN_TASKS.get(task.name)
     if not known:
         return
-    if known.objective != config.train.objective:
+    if config.train.objective not in (known.objective, *_ALSO.get(known.objective, ())):
         raise UserError(
             f"task.name={task.name} is for train.objective={known.objective}, not {config.train.objective}; set"
             " task.name=none for files of your own"

@@ -25,6 +25,9 @@ from jaxlm.data.tasks.retrieval import EMBEDDING
 from jaxlm.data.tasks.sequences import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from jaxlm.data.tasks.spans import SPANS
 from jaxlm.data.tasks.tagging import TAGGING
+from jaxlm.data.tasks.template import OBJECTIVE as TEMPLATES
+from jaxlm.data.tasks.template import TEMPLATE, check_template, label_tokens
+from jaxlm.data.templates import parse_template
 from jaxlm.data.text_encoder import TextEncoder, separators_of_pairs
 from jaxlm.data.unknown import check_spelling, spelling_of_ids
 from jaxlm.errors import UserError
@@ -40,6 +43,7 @@ KINDS: dict[str, TaskKind] = {
     "reranking": RERANKING,
     "choice": CHOICE,
     "span": SPANS,
+    "template": TEMPLATE,
 }
 _TRAIN = ""  # the name of the training examples among the sets, whose names are not empty
 _log = logging.getLogger("jaxlm")
@@ -51,13 +55,17 @@ def check_task(config: Any) -> None:
     check_known(config)
 
 
-def check_settings(config: Any) -> None:
-    """Raises UserError for settings of section `task` that do not fit, without a look at the files of a known task."""
+def check_settings(config: Any, training: bool = True) -> None:
+    """Raises UserError for settings of section `task` that do not fit, without a look at the files of a known task.
+
+    Only training needs task.train.
+    """
     task = config.task
-    if not task.train:
+    check_template(config)
+    if training and not task.train:
         raise UserError(f"train.objective={config.train.objective} needs task.train, a file of labelled examples")
     check_submission(config)
-    if len(task.text) not in (1, 2) or not all(task.text):
+    if config.train.objective != TEMPLATES and (len(task.text) not in (1, 2) or not all(task.text)):
         raise UserError(f"task.text={','.join(task.text)}: must name one column, or two columns separated by a comma")
     if len({*task.text, task.label}) <= len(task.text):
         raise UserError(f"task.text={','.join(task.text)} and task.label={task.label}: must be different columns")
@@ -133,7 +141,10 @@ def read_task(config: Any) -> TaskData:
     """Returns the examples of section `task`, tokenized. Raises UserError that names the file and the row at fault."""
     task, kind = config.task, KINDS[config.train.objective]
     tokenizer = _tokenizer(config)
+    if config.train.objective == TEMPLATES:
+        parse_template(task.template).before_mask(tokenizer)
     train_rows, set_rows, labels, selects = read_rows(config)
+    words = label_tokens(config, labels, tokenizer)
     rows = {_TRAIN: train_rows} | set_rows
     tests = task_files(task, "test")
     paths = {_TRAIN: path_of(task, task.train)} | task_files(task, "evaluation") | tests
@@ -149,7 +160,7 @@ def read_task(config: Any) -> TaskData:
     _check_labels(train, labels, task)
     content = fingerprint(sets | {_TRAIN: train}, labels, encoder.longest, tokenizer.fingerprint)
     directory = paths[_TRAIN].parent.absolute()
-    return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id)
+    return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id, words)
 
 
 def shared_labels(config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
