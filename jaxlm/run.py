@@ -86,7 +86,12 @@ class Run:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
             params = self.start.params(
-                self.assembly.encoder, before, self.data.tokenizer, model.extend_positions, model.remove_units
+                self.assembly.encoder,
+                before,
+                self.data.tokenizer,
+                model.extend_positions,
+                model.remove_units,
+                model.remove_heads,
             )
             drop_top(params, model.reinitialize_layers, keep_head=self.assembly.objectives[0].predicts_tokens)
             fresh = state.pop("params")
@@ -281,7 +286,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     teacher = find_teacher(config)
     check_replacements(config, workdir)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
-        start.check(any_size, config.model.extend_positions, config.model.remove_units)
+        start.check(any_size, config.model.extend_positions, config.model.remove_units, config.model.remove_heads)
         start.check_task(config.task.intermediate)
         start.check_weights()
 
