@@ -27,7 +27,7 @@ def arguments(tmp_path):
     (tmp_path / "part.tsv").write_text("part\n")
     return Namespace(
         model=str(model), data=data, workdir=tmp_path / "runs", mask_model="MASK", variants="", examples=20, epochs=2.0,
-        seeds=2, output=tmp_path / "doc.md", train=tmp_path / "part.tsv", heads=6, units=768,
+        seeds=2, output=tmp_path / "doc.md", train=tmp_path / "part.tsv", heads=2, units=512,
     )  # fmt: skip
 
 

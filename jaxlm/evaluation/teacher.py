@@ -122,6 +122,8 @@ def _predict(data: TaskData, teacher: Start, config: Any, mesh: Any) -> tuple[np
         own, teacher.encoder, SYNTHETIC_FACTS._replace(labels=teacher.labels), mesh, jax.devices()[0].platform
     )
     given = teacher.params(teacher.encoder, tokenizer, tokenizer, "refuse")
+    if "task_head" not in given:
+        raise UserError(f"task.teacher={config.task.teacher} has no weights of its head; fetch it again, or name another")
     params = {"encoder": given["encoder"], "head": given["task_head"]}
     checksum = params_sha256(params)
     params = jax.tree.map(_on_mesh, params, assembly.state_shardings["params"])
