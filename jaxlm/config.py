@@ -377,10 +377,14 @@ def wrong_value(key: str, value: Any) -> str:
 
 def check_architecture(model: Any) -> None:
     """Checks settings of section `model` that depend on each other. Raises UserError."""
+    head_width, name = model.head_width or model.width // model.heads, "model.width / model.heads = "
+    if model.head_width:
+        name = "model.head_width="
     _raise_first_broken([
-        (model.width % model.heads == 0, f"model.heads={model.heads} does not divide model.width={model.width}"),
-        (model.positions != "rotary" or model.width // model.heads % 2 == 0,
-         f"rotary positions need an even head width, but model.width / model.heads = {model.width // model.heads}"),
+        (model.head_width or model.width % model.heads == 0,
+         f"model.heads={model.heads} does not divide model.width={model.width}"),
+        (model.positions != "rotary" or head_width % 2 == 0,
+         f"rotary positions need an even head width, but {name}{head_width}"),
         (model.layer_pattern and set(model.layer_pattern) <= {"g", "l"},
          f"model.layer_pattern={model.layer_pattern}: must consist of the letters g (global) and l (local)"),
     ])  # fmt: skip

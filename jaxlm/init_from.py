@@ -21,7 +21,7 @@ from jaxlm.huggingface.sentence_transformers import read_sentence_model
 from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.narrowing import keep_units
+from jaxlm.model.narrowing import keep_heads, keep_units
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
 from jaxlm.settings import SETTINGS
@@ -31,7 +31,7 @@ from jaxlm.typed import listed
 
 # Settings of section `model` that describe how weights are initialized or trained, so a run may have its own.
 _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions",
-        "reinitialize_layers", "remove_units")  # fmt: skip
+        "reinitialize_layers", "remove_units", "remove_heads")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
 # Settings of section `task` that say how a text becomes a vector.
@@ -105,7 +105,9 @@ class Start:
     def encoder(self) -> EncoderConfig:
         return encoder_config(config_from_dict({"model": self.model}, self.name).model)
 
-    def check(self, encoder: EncoderConfig, extend_positions: str, remove_units: str = "refuse") -> None:
+    def check(
+        self, encoder: EncoderConfig, extend_positions: str, remove_units: str = "refuse", remove_heads: str = "refuse"
+    ) -> None:
         """Raises UserError that names the settings of an encoder which do not fit these weights."""
         name, theirs = self.name, self.encoder
         fresh_head = not self.has_head
@@ -118,6 +120,9 @@ class Start:
                         f"model.feed_forward_width={ours} is below the {given} of {name}; set"
                         " model.remove_units=magnitude to keep the most important units, or remove the setting"
                     )
+                continue
+            if field.name == "heads" and ours < given:
+                self._check_heads(ours, remove_heads)
                 continue
             if ours != given and field.name not in free:
                 raise UserError(f"model.{field.name}={ours}, but {name} has {given}; remove the setting")
@@ -133,6 +138,17 @@ class Start:
                 "set model.extend_positions to repeat or interpolate"
             )
 
+    def _check_heads(self, heads: int, remove_heads: str) -> None:
+        """Raises UserError unless the weights can be reduced to this number of heads, and the setting says how."""
+        given, which = self.encoder, f"model.heads={heads} is below the {self.encoder.heads} of {self.name}"
+        if remove_heads == "refuse":
+            raise UserError(
+                f"{which}; set model.remove_heads=magnitude to keep the most important heads, or remove the setting"
+            )
+        if given.positions == "alibi" or given.value_residual:
+            reason = "model.positions=alibi" if given.positions == "alibi" else "model.value_residual"
+            raise UserError(f"{which}, but with {reason} a head depends on its number: remove the setting")
+
     def params(
         self,
         encoder: EncoderConfig,
@@ -140,6 +156,7 @@ class Start:
         tokenizer: Tokenizer,
         extend_positions: str,
         remove_units: str = "refuse",
+        remove_heads: str = "refuse",
     ) -> dict[str, Any]:
         """Returns the weights, float32 on the host, grown to `encoder`; a head that they lack is left out.
 
@@ -147,7 +164,7 @@ class Start:
         that it was before. Raises UserError that names the settings which do not fit the weights.
         """
         theirs = self.encoder
-        self.check(encoder, extend_positions, remove_units)
+        self.check(encoder, extend_positions, remove_units, remove_heads)
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
             conversion.check_padding(self.source, before)
@@ -166,6 +183,8 @@ class Start:
             _extend_positions(params, theirs, encoder, extend_positions)
         if encoder.feed_forward_width < theirs.feed_forward_width:
             params["encoder"] = keep_units(params["encoder"], encoder.feed_forward_width)
+        if encoder.heads < theirs.heads:
+            params["encoder"] = keep_heads(params["encoder"], encoder.heads, encoder.head_width)
         return params
 
     def check_task(self, intermediate: str) -> None:
@@ -265,6 +284,7 @@ def resolve(name: str, workdir: Path | None = None) -> Start:
     else:
         raise UserError(f"init_from={name} has no config.json; expected a work directory or a Hugging Face directory")
     model = {key: value for key, value in model.items() if key not in _OWN}
+    model["head_width"] = model.get("head_width") or model["width"] // model["heads"]  # also of a run with fewer heads
     if head in ("", "auto") and source_config:  # a run that continued a checkpoint
         family = str(source_config.get("model_type"))
         head = task_heads.HEADS.get(family, family)

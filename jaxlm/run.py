@@ -24,6 +24,7 @@ from jaxlm.config import (
     phases_of,
     save_config,
 )
+from jaxlm.data.augmentation import ways_of
 from jaxlm.data.facts import SYNTHETIC_FACTS
 from jaxlm.data.prepared import record_crc32
 from jaxlm.data.rows import RowSource
@@ -47,6 +48,7 @@ from jaxlm.runtime.run_log import RunLog
 from jaxlm.settings import REQUIRED
 from jaxlm.step import Assembly, assemble, run_seeds
 from jaxlm.tokenizer.tokenizer import load_tokenizer
+from jaxlm.use.replacements import check_replacements, with_augmentation
 
 MARKER = ".jaxlm-run"  # a file in every work directory: what else is in it may be replaced
 
@@ -86,7 +88,12 @@ class Run:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
             params = self.start.params(
-                self.assembly.encoder, before, self.data.tokenizer, model.extend_positions, model.remove_units
+                self.assembly.encoder,
+                before,
+                self.data.tokenizer,
+                model.extend_positions,
+                model.remove_units,
+                model.remove_heads,
             )
             drop_top(params, model.reinitialize_layers, keep_head=self.assembly.objectives[0].predicts_tokens)
             fresh = state.pop("params")
@@ -280,8 +287,9 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     any_size = encoder_config(config.model, config.model.vocab_size or 8)
     assemble(config, any_size, SYNTHETIC_FACTS, mesh, platform)
     teacher = find_teacher(config)
+    check_replacements(config, workdir)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
-        start.check(any_size, config.model.extend_positions, config.model.remove_units)
+        start.check(any_size, config.model.extend_positions, config.model.remove_units, config.model.remove_heads)
         start.check_task(config.task.intermediate)
         if config.train.objective == TEMPLATES:
             start.check_masked_lm_head()
@@ -296,6 +304,8 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     encoder = encoder_config(config.model, data.tokenizer.vocab_size)
     if teacher and isinstance(data, TaskData):
         data = with_teacher(data, teacher, config, encoder.width, mesh)
+    if isinstance(data, TaskData) and ways_of(config.task):
+        data = with_augmentation(data, config, run_seeds(config)["data"], workdir)
     config.model.vocab_size, config.task.labels = encoder.vocab_size, data.facts.labels
     if not config.tokenizer.path:
         config.tokenizer.vocab_size = config.tokenizer.vocab_size or data.tokenizer.vocab_size

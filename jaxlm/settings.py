@@ -11,8 +11,9 @@ REQUIRED = "REQUIRED"  # model.init_from of a recipe for weights that exist alre
 MAX_CHOSEN_VOCABULARY = 8192  # entries; bench and plan assume them if tokenizer.vocab_size is 0
 # Larger values are mistakes, or the marks of a damaged file: without a limit, they would take hours and all memory.
 LARGEST_INTEGERS = {
-    "model.layers": 1000, "model.width": 2**20, "model.heads": 2**16, "model.feed_forward_width": 2**22,
-    "model.embedding_width": 2**20, "model.vocab_size": 2**26, "model.max_positions": 2**26, "model.token_types": 2**16,
+    "model.layers": 1000, "model.width": 2**20, "model.heads": 2**16, "model.head_width": 2**20,
+    "model.feed_forward_width": 2**22, "model.embedding_width": 2**20,
+    "model.vocab_size": 2**26, "model.max_positions": 2**26, "model.token_types": 2**16,
     "model.position_offset": 2**26, "model.window": 2**31 - 1, "tokenizer.vocab_size": 2**24,
     "data.sequence_length": 2**26, "data.workers": 4096, "data.prefetch": 2**16, "train.batch_size": 2**26,
     "train.accumulate": 2**26, "evaluation.batch_size": 2**26, "masking.span_max": 2**16,
@@ -119,9 +120,16 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " smaller: those with the smallest weights in each layer, or refuse",
             ("refuse", "magnitude"),
         ),
+        "remove_heads": S(
+            "refuse",
+            "how to choose the attention heads of init_from that are removed when model.heads is smaller: those with"
+            " the smallest weights in each layer, or refuse",
+            ("refuse", "magnitude"),
+        ),
         "layers": S(4, "number of Transformer layers", within=">=1"),
         "width": S(256, "width of the hidden states", within=">=1"),
-        "heads": S(4, "attention heads; must divide model.width", within=">=1"),
+        "heads": S(4, "attention heads; must divide model.width unless model.head_width is set", within=">=1"),
+        "head_width": S(0, "width of an attention head; 0: model.width / model.heads", within=">=0"),
         "feed_forward_width": S(
             1024, "hidden width of the feed-forward network; with a gate, the width of each half", within=">=1"
         ),

@@ -79,7 +79,43 @@ TASK_SETTINGS: dict[str, Setting] = {
         " twice as long; 0: one pass",
         within=">=0",
     ),
-    "teacher": S("", "distillation: work directory of a fine-tuned model whose answers are learned beside the labels"),
+    "delete_words": S(
+        0.0,
+        "augmentation: probability with which each word of a changed text is deleted (arXiv 1901.11196); 0: never",
+        within="[0,1)",
+    ),
+    "swap_words": S(
+        0.0,
+        "augmentation: swaps of two words in a changed text, as a fraction of its words, but at least one"
+        " (arXiv 1901.11196); 0: none",
+        within="[0,1]",
+    ),
+    "replace_words": S(
+        0.0,
+        "augmentation: probability with which each word of a changed text is replaced by one that a masked language"
+        " model predicts there (arXiv 1805.06201), in at least one place; 0: never",
+        within="[0,1)",
+    ),
+    "replace_model": S(
+        "",
+        "replace_words: work directory or Hugging Face directory that predicts the words; empty: that of init_from",
+    ),
+    "replace_copies": S(
+        4,
+        "replace_words: changed versions of each text, computed before training; epochs draw from them",
+        within=">=1",
+    ),
+    "augmented_share": S(
+        0.5,
+        "augmentation: fraction of the training examples that are changed, drawn anew in each epoch, each in one of"
+        " the ways that are on; the others stay as they are",
+        within="(0,1]",
+    ),
+    "teacher": S(
+        "",
+        "distillation: work directory or Hugging Face directory of a fine-tuned model whose answers are learned"
+        " beside the labels; it reads the texts with its own vocabulary",
+    ),
     "teacher_share": S(
         0.5, "share of the teacher's answers in the loss; that of the labels is the rest", within="[0,1]"
     ),

@@ -146,19 +146,29 @@ class ExampleRows(RowSource):
 
     def examples_of_step(self, step: int) -> np.ndarray:
         """Returns the examples of a step, int64 [batch_size]."""
-        number = self._phase(step)
-        first, consumed = self._first[number]
-        size, total = self.phases[number].batch_size, len(self.examples)
-        index = consumed + (step - first) * size + np.arange(size)
-        epochs = index // total
-        chosen = index % total
+        index, total = self._index_of_step(step), len(self.examples)
+        epochs, chosen = index // total, index % total
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = permute(chosen[here], total, (self.seed, int(epoch)))
         return chosen
 
+    def epochs_of_step(self, step: int) -> np.ndarray:
+        """Returns the epoch of each example of a step, from 0, int64 [batch_size]."""
+        return self._index_of_step(step) // len(self.examples)
+
+    def _index_of_step(self, step: int) -> np.ndarray:
+        number = self._phase(step)
+        first, consumed = self._first[number]
+        size = self.phases[number].batch_size
+        return consumed + (step - first) * size + np.arange(size)
+
+    def segments_of_step(self, step: int) -> tuple[Examples, Sequence[int]]:
+        """Returns examples, and the segments of them that a step learns from."""
+        return self.examples, self.examples.segments_of(self.examples_of_step(step).tolist())
+
     def _lay_out(self, step: int, shape: Shape) -> Layout:
-        return lay_out(self.examples, self.examples.segments_of(self.examples_of_step(step).tolist()), shape)
+        return lay_out(*self.segments_of_step(step), shape)
 
     def _best_shape(self, longest: int) -> tuple[Shape, list[tuple[int, ...]]]:
         """Returns the shape of rows, and the numbers of rows that batches of each phase may have.
@@ -188,9 +198,10 @@ class ExampleRows(RowSource):
 
     def _whole(self, step: int) -> dict[str, np.ndarray]:
         if self._packed is None or self._packed[0] != step:
-            layout = self._lay_out(step, self.shape)
+            examples, segments = self.segments_of_step(step)
+            layout = lay_out(examples, segments, self.shape)
             rows = next(count for count in self._counts[self._phase(step)] if count >= layout.row_count)
-            self._packed = step, fill_rows(self.examples, layout, self.shape, rows, self.pad_id)
+            self._packed = step, fill_rows(examples, layout, self.shape, rows, self.pad_id)
         return self._packed[1]
 
     def batch_rows(self, step: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.text.labelled import Row
 
+WORD_STARTS = "word_starts"  # a detail: bool [n_i], where the words of a segment begin
 SPLIT = "selection"  # the name of the part of the training set that selects the best checkpoint
 _log = logging.getLogger("jaxlm")
 

@@ -1,4 +1,4 @@
-"""A keyed permutation of any size, in O(1) memory: the order of rows and examples in an epoch."""
+"""A keyed permutation of any size, in O(1) memory: the order of rows and examples in an epoch; keyed random numbers."""
 
 import functools
 import math
@@ -49,12 +49,23 @@ def _feistel(x: np.ndarray, moduli: tuple[np.uint64, np.uint64], keys: np.ndarra
     return halves[1] * moduli[0] + halves[0]
 
 
+def uniforms(count: int, key: Sequence[int]) -> np.ndarray:
+    """Returns `count` random numbers from [0, 1), float64, which depend on the key alone and must never change."""
+    bits = _mix(_state(key) + GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 @functools.lru_cache(maxsize=256)
 def _round_keys(key: tuple[int, ...]) -> np.ndarray:
+    return _mix(_state(key) + GOLDEN * np.arange(1, ROUNDS + 1, dtype=np.uint64))
+
+
+def _state(key: Sequence[int]) -> np.ndarray:
+    """Returns a hash of the key, uint64 [1]."""
     state = np.zeros(1, np.uint64)
     for part in key:
         state = _mix((state ^ np.uint64(int(part) % 2**64)) + GOLDEN)
-    return _mix(state + GOLDEN * np.arange(1, ROUNDS + 1, dtype=np.uint64))
+    return state
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

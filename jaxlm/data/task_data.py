@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.config import Phase
+from jaxlm.data.augmentation import Augmentation, AugmentedRows
 from jaxlm.data.example_rows import ExampleRows
 from jaxlm.data.examples import Examples
 from jaxlm.data.facts import DataFacts, facts_of
@@ -29,6 +30,7 @@ class TaskData:
     labels: tuple[str, ...]  # names of the outputs; () if the kind has none
     pad_id: int
     label_tokens: tuple[tuple[int, ...], ...] = ()  # of the words of each label, if examples are templates
+    augmentation: Augmentation | None = None
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
@@ -41,4 +43,6 @@ class TaskData:
 
     def rows(self, config: Any, phases: Sequence[Phase], seed: int, multiple: int) -> RowSource:
         """Returns the rows of training; the number of rows in a batch is a multiple of `multiple`."""
+        if self.augmentation:
+            return AugmentedRows(self.train, phases, seed, self.pad_id, multiple, self.augmentation)
         return ExampleRows(self.train, phases, seed, self.pad_id, multiple)

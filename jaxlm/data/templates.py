@@ -91,7 +91,8 @@ class TemplateEncoder:
         self.template.before_mask(self.tokenizer)
         rows = [self._encoded(row, place) for row, place in zip(texts, places, strict=True)]
         tokens = [row for row, _ in rows]
-        return EncodedTexts(tokens, [np.zeros_like(row) for row in tokens], np.array([cut for _, cut in rows], bool))
+        types, starts = [np.zeros_like(row) for row in tokens], [np.zeros(len(row), bool) for row in tokens]
+        return EncodedTexts(tokens, types, starts, np.array([cut for _, cut in rows], bool))
 
     def _encoded(self, texts: Sequence[str], place: str) -> tuple[np.ndarray, bool]:
         """Returns the tokens of a row, and whether it lost some."""

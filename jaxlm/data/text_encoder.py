@@ -34,10 +34,9 @@ class TextEncoder:
     def __call__(self, texts: Sequence[Sequence[str]], places: Sequence[str]) -> "EncodedTexts":
         """Returns the sequences of (text,) or (text, text) each; `places` name them in messages. Raises UserError."""
         columns = [self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True)]
-        pieces = [[encoding.ids for encoding in column] for column in columns]
-        tokens, types, shortened = [], [], []
-        for parts, place in zip(zip(*pieces, strict=True), places, strict=True):
-            sizes = [len(part) for part in parts]
+        tokens, types, word_starts, shortened = [], [], [], []
+        for parts, place in zip(zip(*columns, strict=True), places, strict=True):
+            sizes = [len(part.ids) for part in parts]
             ends = [self.separators] * (len(parts) - 1) + [1]
             room = self.longest - 1 - sum(ends)
             cut = truncated_sizes(sizes, room, self.truncation)
@@ -47,13 +46,15 @@ class TextEncoder:
                     f"{place}: {sum(sizes) + 1 + sum(ends)} tokens, but at most {self.longest} fit; {remedy}"
                 )
             shortened.append(cut != sizes)
-            joined, kinds = [np.array([self.tokenizer.begin_id])], [0]
+            joined, kinds, starts = [np.array([self.tokenizer.begin_id])], [0], [False]
             for kind, (part, size, end) in enumerate(zip(parts, cut, ends, strict=True)):
-                joined += [part[:size], np.full(end, self.tokenizer.end_id)]
+                joined += [part.ids[:size], np.full(end, self.tokenizer.end_id)]
                 kinds += [kind] * (size + end)
+                starts += [True, *part.word_starts[1:size].tolist()][:size] + [False] * end
             tokens.append(np.concatenate(joined).astype(np.int32))
             types.append(np.array(kinds, np.int32))
-        return EncodedTexts(tokens, types, np.array(shortened, bool))
+            word_starts.append(np.array(starts, bool))
+        return EncodedTexts(tokens, types, word_starts, np.array(shortened, bool))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ class EncodedTexts:
 
     tokens: list[np.ndarray]  # int32 [n_i] each
     token_types: list[np.ndarray]  # int32 [n_i] each: 1 in the second text of a pair
+    word_starts: list[np.ndarray]  # bool [n_i] each: where words begin; False at begin and end tokens
     shortened: np.ndarray  # bool [n]: which lost tokens
 
     @property

@@ -102,11 +102,11 @@ _GATED = {"gelu": "geglu", "silu": "swiglu", "swish": "swiglu", "relu": "reglu"}
 
 # What all post-norm encoders with learned positions share (Devlin et al. 2018, arXiv 1810.04805).
 _POST_NORM: dict[str, Any] = {
-    "embedding_width": 0, "norm": "layer_norm", "norm_position": "post", "norm_bias": True, "attention_bias": True,
-    "feed_forward_bias": True, "first_norm": True, "embedding_norm": True, "positions": "learned",
-    "position_offset": 0, "rotary_base": 10_000.0, "local_rotary_base": 10_000.0, "layer_pattern": "g", "window": 128,
-    "value_residual": 0.0, "output_bias": True, "output_bias_from_frequencies": False, "head_transform": True,
-    "head_bias": True, "initialization": "normal",
+    "embedding_width": 0, "head_width": 0, "norm": "layer_norm", "norm_position": "post", "norm_bias": True,
+    "attention_bias": True, "feed_forward_bias": True, "first_norm": True, "embedding_norm": True,
+    "positions": "learned", "position_offset": 0, "rotary_base": 10_000.0, "local_rotary_base": 10_000.0,
+    "layer_pattern": "g", "window": 128, "value_residual": 0.0, "output_bias": True,
+    "output_bias_from_frequencies": False, "head_transform": True, "head_bias": True, "initialization": "normal",
 }  # fmt: skip
 _LAYER = {
     "attention/query": "attention.self.query",

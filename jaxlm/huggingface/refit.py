@@ -16,9 +16,12 @@ def refit(encoder: EncoderConfig, family: Family, pad_id: int) -> EncoderConfig:
     """Returns the architecture in the family's form, if that can compute the same function.
 
     Positions start at the family's first row (RoBERTa's at the pad token's id plus 1), a table of token types is added
-    if the family requires it, and for ModernBERT the feed-forward is gated and the head has a dense layer.
+    if the family requires it, and for ModernBERT the feed-forward is gated and the head has a dense layer. Heads of
+    zeros replace those that were removed, since the heads of every family fill the width.
     """
     changes: dict[str, Any] = {}
+    if encoder.attention_width < encoder.width and encoder.width % encoder.head_width == 0:
+        changes["heads"] = encoder.width // encoder.head_width
     if encoder.positions == "learned":
         offset = pad_id + 1 if any(key.ours == "position_offset" for key in family.keys) else 0
         rows = encoder.max_positions - encoder.position_offset
@@ -45,6 +48,10 @@ def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderCo
         embeddings["position"] = {"embedding": np.concatenate([unused, used])}
     if before.token_types != after.token_types:
         embeddings["token_type"] = {"embedding": np.zeros((1, before.embedding_width), np.float32)}
+    if before.heads != after.heads:
+        for index in range(before.layers):
+            layer = encoder[f"layers_{index}"]
+            encoder[f"layers_{index}"] = layer | {"attention": _with_zero_heads(layer["attention"], before, after)}
     if before.activation != after.activation:
         for index in range(before.layers):
             layer = encoder[f"layers_{index}"]
@@ -61,6 +68,17 @@ def refit_params(params: dict[str, Any], before: EncoderConfig, after: EncoderCo
             norm["bias"] = final["bias"]
         identity = {"kernel": np.eye(before.width, dtype=np.float32)}
         result["head"] = params["head"] | {"transform": identity, "norm": norm}
+    return result
+
+
+def _with_zero_heads(attention: dict[str, Any], before: EncoderConfig, after: EncoderConfig) -> dict[str, Any]:
+    missing = after.attention_width - before.attention_width
+    result = {"output": attention["output"] | {"kernel": np.pad(attention["output"]["kernel"], ((0, missing), (0, 0)))}}
+    for name in ("query", "key", "value"):
+        result[name] = {
+            part: np.pad(array, ((0, 0),) * (array.ndim - 1) + ((0, missing),))
+            for part, array in attention[name].items()
+        }
     return result
 
 

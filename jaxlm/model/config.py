@@ -17,13 +17,14 @@ class EncoderConfig:
     """The architecture of an encoder and its masked-LM head; `jaxlm config model` describes the fields.
 
     The defaults are those of the settings of section `model`, and vocab_size is that of a trained vocabulary;
-    embedding_width=0 stands for `width`. Raises UserError for invalid values.
+    embedding_width=0 stands for `width`, and head_width=0 for `width` / `heads`. Raises UserError for invalid values.
     """
 
     vocab_size: int = MAX_CHOSEN_VOCABULARY
     layers: int = _DEFAULTS["layers"]
     width: int = _DEFAULTS["width"]
     heads: int = _DEFAULTS["heads"]
+    head_width: int = _DEFAULTS["head_width"]
     feed_forward_width: int = _DEFAULTS["feed_forward_width"]
     embedding_width: int = _DEFAULTS["embedding_width"]
     norm: str = _DEFAULTS["norm"]
@@ -63,6 +64,8 @@ class EncoderConfig:
         if not self.embedding_width:
             object.__setattr__(self, "embedding_width", self.width)
         check_architecture(self)
+        if not self.head_width:
+            object.__setattr__(self, "head_width", self.width // self.heads)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "EncoderConfig":
@@ -77,8 +80,9 @@ class EncoderConfig:
         return cls(**PRESETS[name] | changes)
 
     @property
-    def head_width(self) -> int:
-        return self.width // self.heads
+    def attention_width(self) -> int:
+        """The width of all heads together, which is `width` unless heads have been removed."""
+        return self.heads * self.head_width
 
     @property
     def gated(self) -> bool:

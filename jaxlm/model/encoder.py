@@ -91,7 +91,7 @@ class Attention(nn.Module):
             return value if first_value is None else (1 - share) * value + share * first_value
 
         def dense(name: str) -> Dense:
-            return Dense(config.width, config.attention_bias, config, self.execution, name=name)
+            return Dense(config.attention_width, config.attention_bias, config, self.execution, name=name)
 
         names, shape = ("query", "key", "value"), (*x.shape[:2], config.heads, config.head_width)
         dropped = config.attention_dropout, seeds, site
@@ -114,7 +114,7 @@ class Attention(nn.Module):
                 query_blnh, key_blnh = attention.rotate(query_blnh, rotary), attention.rotate(key_blnh, rotary)
             out_blnh = kernels.attend(query_blnh, key_blnh, mixed(value_blnh), mask, self.execution, bias, *dropped)
         output = Dense(config.width, config.attention_bias, config, self.execution, "residual", name="output")
-        return output(out_blnh.reshape(x.shape)), value_blnh
+        return output(out_blnh.reshape(*x.shape[:2], config.attention_width)), value_blnh
 
 
 class FeedForward(nn.Module):

@@ -10,8 +10,8 @@ def training_flops(config: EncoderConfig, batch: int, length: int, predictions: 
     head and logits at `predictions` positions; not embedding lookups, norms, softmax or rematerialisation.
     """
     width, hidden, table = config.width, config.feed_forward_width, config.embedding_width
-    layer = 4 * width * width + (3 if config.gated else 2) * width * hidden
+    layer = 4 * width * config.attention_width + (3 if config.gated else 2) * width * hidden
     keys = sum(min(length, config.window + 1) if config.is_local(i) else length for i in range(config.layers))
     head = width * table if config.head_transform or table != width else 0
-    per_token = config.layers * layer + 2 * width * keys + (table * width if table != width else 0)
+    per_token = config.layers * layer + 2 * config.attention_width * keys + (table * width if table != width else 0)
     return 6.0 * (batch * length * per_token + predictions * (head + table * config.vocab_size))

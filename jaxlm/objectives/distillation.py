@@ -20,8 +20,9 @@ class Distillation(Wrapped):
     """The loss of labels and that of the teacher's outputs, mixed by `share`, and `states_weight` times that of states.
 
     The loss of outputs is the divergence in nats of the student's probabilities from the teacher's, both at a
-    temperature, times its square; of several labels, their mean; of numbers, the squared difference. That of states is
-    the squared distance between the pooled states that the two heads see, normalized to length 1 (arXiv 1908.09355).
+    temperature, times its square; of several labels, and of relevance, the mean over the outputs; of numbers, the
+    squared difference. That of states is the squared distance between the pooled states that the two heads see,
+    normalized to length 1 (arXiv 1908.09355).
     """
 
     def __init__(
@@ -65,7 +66,7 @@ def taught_losses(target: str, outputs: Array, teacher: Array, temperature: floa
     if target == "regression":
         return (outputs[..., 0] - teacher[..., 0]) ** 2
     ours, theirs = outputs / temperature, teacher / temperature
-    if target == "multi_label":
+    if target in ("multi_label", "reranking"):
         wanted = jax.nn.sigmoid(theirs)
         yes = jax.nn.log_sigmoid(theirs) - jax.nn.log_sigmoid(ours)
         no = jax.nn.log_sigmoid(-theirs) - jax.nn.log_sigmoid(-ours)

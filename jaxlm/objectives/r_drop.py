@@ -70,6 +70,6 @@ def divergence(target: str, first: Array, second: Array) -> Array:
     if target == "regression":
         return (first[..., 0] - second[..., 0]) ** 2
     # Both directions together are sum (p - q) (log p - log q), in which what normalizes the logits cancels.
-    if target == "multi_label":
+    if target in ("multi_label", "reranking"):
         return ((jax.nn.sigmoid(first) - jax.nn.sigmoid(second)) * (first - second)).mean(-1) / 2
     return ((jax.nn.softmax(first) - jax.nn.softmax(second)) * (first - second)).sum(-1) / 2

@@ -159,6 +159,11 @@ def _convert(trained: Trained, target: Target, to: Path, dtype: str) -> None:
         more = task_heads.head_tensors(kind, task, jax.tree.map(np.asarray, trained.task_head))
     encoder = refit(before, kind, trained.tokenizer.pad_id)
     params = refit_params(params, before, encoder)
+    if (removed := encoder.heads - before.heads) > 0:
+        _log.warning(
+            "%s cannot have fewer heads of this width: in each layer, %s of %s are written as zeros; the outputs are"
+            " the same, but size and speed are not those of this model", kind.base, removed, encoder.heads,
+        )  # fmt: skip
     left_out = [name for name in trained.left_out if not name.endswith(tuple(more))]
     if "discriminator/score" not in kind.modules and params.pop("discriminator", None):
         left_out.append("discriminator_predictions")

@@ -33,8 +33,9 @@ def test_a_model_that_was_not_fine_tuned_for_the_task_is_refused_by_name(teacher
     assert teacher().step == 5
     with pytest.raises(UserError, match=rf"task\.teacher={tmp_path} was not fine-tuned, so it has no answers"):
         teacher(objective="masked")
-    with pytest.raises(UserError, match=rf"task\.teacher={tmp_path} is a Hugging Face directory; name the work"):
+    with pytest.raises(UserError, match=rf"task\.teacher={tmp_path} was not fine-tuned, so it has no answers"):
         teacher(source="a Hugging Face directory", objective=None)
+    assert teacher(source="a Hugging Face directory", step=None).step is None
     with pytest.raises(UserError, match=r"was fine-tuned for train\.objective=regression, not classification; name"):
         teacher(objective="regression")
 
@@ -43,18 +44,21 @@ def test_no_teacher_and_a_directory_that_is_not_there():
     config = default_config()
     assert find_teacher(config) is None
     config.task.teacher = "/nowhere"
-    with pytest.raises(UserError, match=r"task\.teacher=/nowhere has no config\.json; expected the work directory"):
+    with pytest.raises(UserError, match=r"task\.teacher=/nowhere has no config\.json; expected a work directory or a"):
         find_teacher(config)
 
 
 def test_other_labels_and_a_narrower_teacher_are_refused():
     config = default_config()
     config.task.update(teacher="runs/teacher", teacher_states=1.0)
-    start = types.SimpleNamespace(labels=("Yes", "NO"), encoder=types.SimpleNamespace(width=16))
+    start = types.SimpleNamespace(labels=("Yes", "NO"), encoder=types.SimpleNamespace(width=16), source=None)
     data = types.SimpleNamespace(labels=("no", "maybe"))
     with pytest.raises(
         UserError, match=r"fine-tuned for other labels \(Yes, NO, not no, maybe\); name another teacher"
     ):
+        with_teacher(data, start, config, 8, None)
+    start.source = "a Hugging Face directory"
+    with pytest.raises(UserError, match=r"name another teacher, or correct id2label in its config\.json"):
         with_teacher(data, start, config, 8, None)
     data = types.SimpleNamespace(labels=("no", "yes"))
     with pytest.raises(UserError, match="the teacher's width, 16, is below that of this model, 32; set it to 0"):

@@ -66,6 +66,7 @@ def test_every_model_setting_is_a_field_of_the_architecture():
         "extend_positions",
         "reinitialize_layers",
         "remove_units",
+        "remove_heads",
     }  # what weights a run starts with
     assert {field.name for field in dataclasses.fields(EncoderConfig)} == set(SETTINGS["model"]) - beginnings
 

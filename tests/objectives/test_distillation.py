@@ -23,6 +23,9 @@ def test_the_losses_of_classes_and_of_several_labels_are_divergences_at_a_temper
     np.testing.assert_allclose(taught_losses("multi_label", ours, theirs, 2.0), expected, rtol=1e-4)
     squares = (ours - theirs)[:, 0] ** 2
     np.testing.assert_allclose(taught_losses("regression", ours[:, :1], theirs[:, :1], 2.0), squares)
+    one = taught_losses("multi_label", ours[:, :1], theirs[:, :1], 2.0)
+    np.testing.assert_array_equal(taught_losses("reranking", ours[:, :1], theirs[:, :1], 2.0), one)
+    assert (np.asarray(one) > 0).all()
     for target in ("classification", "multi_label", "regression"):
         assert (np.asarray(taught_losses(target, ours, ours, 2.0)) == 0).all()
 

@@ -32,6 +32,9 @@ def test_the_divergence_of_several_labels_and_of_numbers():
     p, q = (np.stack([one, 1 - one]) for one in (1 / (1 + np.exp(-first)), 1 / (1 + np.exp(-second))))
     expected = (entropy(p, q) + entropy(q, p)).mean(-1) / 2
     np.testing.assert_allclose(divergence("multi_label", first, second), expected, rtol=1e-4)
+    one = divergence("multi_label", first[:, :1], second[:, :1])
+    np.testing.assert_array_equal(divergence("reranking", first[:, :1], second[:, :1]), one)
+    assert (np.asarray(one) > 0).all()
     np.testing.assert_allclose(divergence("regression", first[:, :1], second[:, :1]), (first - second)[:, 0] ** 2)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.examples import Examples
+from jaxlm.data.examples import WORD_STARTS, Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
 from jaxlm.text.files import File
@@ -54,7 +54,10 @@ class Reranking:
             "labels": np.array([value or 0.0 for value in found], np.float32),
             "weights": np.array([value is not None for value in found], np.float32),
         }
-        return Examples(rows, encoded.tokens, encoded.token_types, columns, truncated=encoded.truncated)
+        return Examples(
+            rows, encoded.tokens, encoded.token_types, columns, truncated=encoded.truncated,
+            details={WORD_STARTS: encoded.word_starts},
+        )  # fmt: skip
 
 
 def _relevance(row: Row, task: Any) -> float | None:

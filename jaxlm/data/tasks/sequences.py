@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.examples import Examples
+from jaxlm.data.examples import WORD_STARTS, Examples
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
 from jaxlm.text.files import File
@@ -76,7 +76,10 @@ class Sequences:
                     values[number, found] = 1
                 weights = np.array([row.values.get(task.label) is not None for row in rows], np.float32)
         columns = {"labels": values, "weights": weights.astype(np.float32)}
-        return Examples(rows, encoded.tokens, encoded.token_types, columns, truncated=encoded.truncated)
+        return Examples(
+            rows, encoded.tokens, encoded.token_types, columns, truncated=encoded.truncated,
+            details={WORD_STARTS: encoded.word_starts},
+        )  # fmt: skip
 
     def _names(self, row: Row, task: Any) -> list[str]:
         """Returns the names of a row's labels; none if the label is blank."""

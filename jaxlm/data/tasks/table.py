@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.config import phases_of
+from jaxlm.data.augmentation import check_augmentation
 from jaxlm.data.examples import (
     SPLIT,
     Examples,
@@ -94,6 +95,7 @@ def check_settings(config: Any, training: bool = True) -> None:
             raise UserError(f"task.class_weights={entry}: expected LABEL=WEIGHT with a weight above 0, or balanced")
     if len({phase.sequence_length for phase in phases_of(config)}) > 1:
         raise UserError("train.phases: sequence_length cannot change in fine-tuning; set data.sequence_length")
+    check_augmentation(config)
 
 
 def task_files(task: Any, name: str) -> dict[str, Path]:

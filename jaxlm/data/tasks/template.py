@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxlm.data.examples import Examples
@@ -11,6 +10,7 @@ from jaxlm.data.templates import TemplateEncoder, parse_template
 from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
 from jaxlm.settings import SETTINGS
+from jaxlm.text.files import File
 from jaxlm.text.labelled import Row
 from jaxlm.tokenizer.single_words import not_words, tokens_of_word
 from jaxlm.tokenizer.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ class FilledTemplates(Sequences):
     task.text has the columns of the files: those of the template, unless a model is used with other files.
     """
 
-    def read(self, path: Path, setting: str, config: Any, labelled: bool) -> list[Row]:
+    def read(self, path: File, setting: str, config: Any, labelled: bool) -> list[Row]:
         template, columns = parse_template(config.task.template), config.task.text
         if len(columns) != len(template.columns):
             raise UserError(
