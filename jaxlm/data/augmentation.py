@@ -19,6 +19,7 @@ from jaxlm.data.examples import WORD_STARTS, Examples
 from jaxlm.data.permutation import uniforms
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.typed import counted
 
 WAYS = ("delete", "swap", "replace")
 OBJECTIVES = ("classification", "multi_label", "regression", "reranking")
@@ -139,8 +140,8 @@ class Augmentation:
                 texts[way] += 1
                 words[way] += count
         among = f"{'the first ' if size < len(self.examples) else ''}{size:,}"
-        parts = ", ".join(f"{words[way]:,} words {_DONE[way]} in {texts[way]:,}" for way in self.ways)
-        return f"{texts.total():,} of {among} are changed in the first epoch: {parts}"
+        parts = [f"{counted(words[way], 'word', 'words')} {_DONE[way]} in {texts[way]:,}" for way in self.ways]
+        return f"{texts.total():,} of {among} examples are changed in the first epoch: {', '.join(parts)}"
 
 
 def deleted_words(texts: np.ndarray, numbers: np.ndarray, probability: float) -> np.ndarray:

@@ -4,7 +4,9 @@ Encoding, packing and outputs are those of the run (data/tasks/, data/example_ro
 predictions for the rows of an evaluation set are those that the run wrote.
 """
 
+import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,6 +36,22 @@ VERBS = {  # by train.objective
 }  # fmt: skip
 
 
+# Remedies that only a run accepts, after or between those that remain.
+_OF_TRAINING = re.compile(
+    r",? raise data\.sequence_length, or set task\.truncation=longest_first|, or raise data\.sequence_length"
+    r"|, or set task\.tags or task\.labels| or task\.labels\b"
+)
+
+
+@contextlib.contextmanager
+def _without_settings_of_training() -> Iterator[None]:
+    """Removes from errors the remedies that a trained model does not accept, such as task.labels."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_OF_TRAINING.sub("", str(error))) from error
+
+
 class TaskModel:
     """Predicts examples with the head that a run trained.
 
@@ -60,7 +78,8 @@ class TaskModel:
 
     def encode(self, rows: Sequence[Row], name: str) -> Examples:
         """Returns the examples of rows, and warns of what is truncated or cannot be spelled; `name` is for messages."""
-        examples = self.kind.encode(rows, self.labels, self.encoder, self.config.task)
+        with _without_settings_of_training():
+            examples = self.kind.encode(rows, self.labels, self.encoder, self.config.task)
         warn_of_truncation(name, examples, self.encoder.longest)
         tokenizer = self.trained.tokenizer
         if examples.tokens:

@@ -108,6 +108,11 @@ def test_files_of_a_known_task_that_are_not_evaluated_may_be_absent(folder, tmp_
     assert evaluated(capsys, model).startswith("absent/dev.tsv does not exist: set --task.evaluation")
 
 
+def test_an_unknown_label_names_no_setting_that_is_refused(classifier, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert evaluated(capsys, classifier, "--task.evaluation=wrong.tsv").endswith("; fix the row, or set task.label")
+
+
 def test_invalid_options_are_one_sentence(classifier, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     bare = make_fine_tuned(folder / "bare")
