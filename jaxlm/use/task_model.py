@@ -27,6 +27,7 @@ from jaxlm.evaluation.task_sets import evaluation_of, predicted_batches
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.labelled import Row
+from jaxlm.typed import counted
 from jaxlm.use.assembly import assemble_trained
 from jaxlm.use.loading import Trained
 
@@ -140,10 +141,9 @@ def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None
         return  # where data/tasks/spans.py checks them
     own = trained.config.task.text
     if len(columns) != len(own):
-        reads = "one text" if len(own) == 1 else "pairs of texts"
         raise UserError(
-            f"{option}={','.join(columns)}: {trained.directory} reads {reads}, so that {len(own)} column"
-            f"{'s' * (len(own) > 1)} must be named, as {','.join(own)} in its run"
+            f"{option}={','.join(columns)}: {trained.directory} reads {counted(len(own), 'text', 'texts')} of each row;"
+            f" name {counted(len(own), 'column', 'columns')}, such as {','.join(own)}"
         )
 
 
