@@ -15,7 +15,7 @@ TASK_SETTINGS: dict[str, Setting] = {
         "known task, whose files, columns and metric --config=finetune:NAME sets; none: one of your own",
         ("none", *TASK_NAMES),
     ),
-    "data": S("", "folder that the files of this section are in; empty: the current one"),
+    "data": S("", "folder with the files of this section; empty: the current one"),
     "train": S(
         "",
         "labelled training examples: a .tsv, .csv, .jsonl or .parquet file, or tfds:NAME[:SPLIT]; for tagging also"
@@ -25,131 +25,142 @@ TASK_SETTINGS: dict[str, Setting] = {
         (),
         "files of evaluation examples, as NAME=FILE, several with commas; a bare FILE is named evaluation",
     ),
-    "test": S((), "likewise, but the examples may lack labels: they are predicted at the end of the run"),
+    "test": S((), "files of test examples, likewise; they may lack labels, and are predicted at the end of the run"),
     "submission": S(
         False,
-        "also predict the test sets of the known task, and write the predictions in its benchmark's format"
-        " (submission/NAME.tsv in the work directory); span: write predictions/SET.json and"
-        " SET.null_odds.json as SQuAD's scripts read them",
+        "also predict the test sets of the known task, and write the predictions in the format of its"
+        " benchmark (submission/NAME.tsv in the work directory); span: write predictions/SET.json and"
+        " SET.null_odds.json, which SQuAD's scripts read",
     ),
     "intermediate": S(
         "",
-        "task that model.init_from was fine-tuned on before this one, such as mnli: another start is rejected;"
-        " empty: any, which the run fills in",
+        "task that model.init_from must have been fine-tuned on, such as mnli; empty: any or none, and the run notes"
+        " the one that it finds",
     ),
     "text": S(("sentence",), "column with the text, or two columns for pairs, separated by a comma"),
     "label": S("label", "column with the label"),
-    "words": S("", "tagging: column with the words, from 0 in CoNLL columns; empty: the first, or words"),
-    "tags": S("", "tagging: column with the tags, -1 is the last of CoNLL columns; empty: the last, or tags"),
+    "words": S(
+        "", "tagging: column with the words, in CoNLL files a number from 0; empty: the first there, otherwise words"
+    ),
+    "tags": S("", "tagging: column with the tags, in CoNLL files a number; empty: the last there (-1), otherwise tags"),
     "scheme": S(
         "bio",
-        "tagging: how tags spell entities; bio: scored as by conlleval and seqeval, where an I- that continues"
-        " nothing begins an entity; iob2: strictly, where only B- does; none: each word counts for itself, such as"
-        " parts of speech",
+        "tagging: scheme of the tags; bio: an I- tag that continues no entity begins one, as in conlleval and seqeval;"
+        " iob2: only a B- tag begins an entity; iobes: an E- tag ends an entity, an S- tag is one of a single word;"
+        " none: each word is scored by itself, as in part-of-speech tagging",
         ("bio", "iob2", "iobes", "none"),
     ),
     "labels": S((), "names of the labels, in the order of the outputs; empty: those of task.train, sorted"),
-    "separator": S(",", "what separates the labels of an example with several"),
-    "header": S(True, "the files' first line names the columns; otherwise columns are numbered from 0"),
-    "bad_rows": S("refuse", "rows with another number of columns than the header", ("refuse", "skip")),
+    "separator": S(",", "multi_label: separator of the labels in task.label"),
+    "header": S(True, "the first line of a file names the columns; otherwise columns are numbered from 0"),
+    "bad_rows": S(
+        "refuse", "invalid rows, such as those with too few columns: stop, or skip and count them", ("refuse", "skip")
+    ),
     "truncation": S(
         "longest_first",
-        "which text of an example that is too long loses its end: the longer one, or the first or second of a pair",
+        "text that is truncated in an example that is too long: the longer one, or the first or second of a pair;"
+        " refuse: stop instead",
         ("longest_first", "first", "second", "refuse"),
     ),
     "head": S(
         "auto",
-        "head on the encoder, as in that family of Transformers; auto: that of the model's family",
+        "architecture of the head, that of a family of Transformers; auto: the family of the model",
         ("auto", "bert", "roberta", "distilbert", "electra", "modernbert"),
     ),
     "pooling": S(
         "auto",
-        "how the states of an example become one vector; auto: as in the head's family, mean in ModernBERT, else"
-        " cls, the state of the first token; for embedding, as in init_from if it makes vectors, else mean",
+        "how the states of an example become one vector; cls: the state of the first token; auto: as in the family of"
+        " the head, mean in ModernBERT and cls in the others; for embedding, as in init_from if it is an embedding"
+        " model, otherwise mean",
         ("auto", "cls", "mean", "max", "lasttoken"),
     ),
     "dropout": S(None, "dropout of the head; none: model.dropout", kind=float, within="[0,1)"),
     "class_weights": S(
-        (), "weights of the labels in the loss, as LABEL=WEIGHT, else 1; balanced: equal totals for all labels"
+        (),
+        "weights of the labels in the loss, as LABEL=WEIGHT, otherwise 1; balanced: the same total weight for each"
+        " label",
     ),
     "label_smoothing": S(0.0, "probability that is spread evenly over all classes", within="[0,1)"),
     "r_drop": S(
         0.0,
-        "R-Drop: weight of the divergence between two passes with different dropout, the paper's alpha; steps take"
-        " twice as long; 0: one pass",
+        "R-Drop (arXiv 2106.14448): weight alpha of the divergence between two passes with different dropout; steps"
+        " take twice as long; 0: one pass",
         within=">=0",
     ),
     "delete_words": S(
         0.0,
-        "augmentation: probability with which each word of a changed text is deleted (arXiv 1901.11196); 0: never",
+        "augmentation: probability of deleting each word of a changed text (arXiv 1901.11196); 0: none is deleted",
         within="[0,1)",
     ),
     "swap_words": S(
         0.0,
-        "augmentation: swaps of two words in a changed text, as a fraction of its words, but at least one"
+        "augmentation: number of swaps of two words in a changed text, as a fraction of its words; at least one swap"
         " (arXiv 1901.11196); 0: none",
         within="[0,1]",
     ),
     "replace_words": S(
         0.0,
-        "augmentation: probability with which each word of a changed text is replaced by one that a masked language"
-        " model predicts there (arXiv 1805.06201), in at least one place; 0: never",
+        "augmentation: probability of replacing each word of a changed text by a prediction of a masked language model"
+        " (arXiv 1805.06201); at least one word is; 0: none",
         within="[0,1)",
     ),
     "replace_model": S(
         "",
-        "replace_words: work directory or Hugging Face directory that predicts the words; empty: that of init_from",
+        "replace_words: work directory or Hugging Face directory of the masked language model; empty: init_from",
     ),
     "replace_copies": S(
         4,
-        "replace_words: changed versions of each text, computed before training; epochs draw from them",
+        "replace_words: changed versions of each text that are computed before training; an epoch draws one of them",
         within=">=1",
     ),
     "augmented_share": S(
         0.5,
-        "augmentation: fraction of the training examples that are changed, drawn anew in each epoch, each in one of"
-        " the ways that are on; the others stay as they are",
+        "augmentation: fraction of the training examples that is changed in an epoch, drawn anew in each; an example is"
+        " changed in one way: by delete_words, swap_words or replace_words",
         within="(0,1]",
     ),
     "teacher": S(
         "",
-        "distillation: work directory or Hugging Face directory of a fine-tuned model whose answers are learned"
+        "distillation: work directory or Hugging Face directory of a fine-tuned model whose outputs are learned"
         " beside the labels; it reads the texts with its own vocabulary",
     ),
     "teacher_share": S(
-        0.5, "share of the teacher's answers in the loss; that of the labels is the rest", within="[0,1]"
+        0.5, "distillation: weight of the teacher's outputs in the loss; that of the labels is the rest", within="[0,1]"
     ),
-    "teacher_temperature": S(2.0, "temperature at which both models' probabilities are compared", within=">0"),
+    "teacher_temperature": S(
+        2.0, "distillation: temperature at which both models' probabilities are compared", within=">0"
+    ),
     "teacher_states": S(
         0.0,
-        "weight of the distance to the teacher's pooled states, or if they are wider to their principal components",
+        "distillation: weight of the distance to the teacher's pooled states; those of a wider teacher are reduced to"
+        " their principal components",
         within=">=0",
     ),
     "stride": S(
         0,
-        "span: tokens from the begin of a window over a long context to that of the next, at most the window's"
-        " length; 0: half a window",
+        "span: tokens between the starts of successive windows over a long context, at most the length of a window; 0:"
+        " half a window",
         within=">=0",
     ),
     "misplaced": S(
-        0.05, "span: largest share of answers that may be elsewhere than their answer_start says", within="[0,1)"
+        0.05, "span: largest fraction of answers that may not be where their answer_start says", within="[0,1)"
     ),
-    "answer_tokens": S(30, "span: longest answer that is predicted, in tokens", within=">=1"),
-    "n_best": S(5, "span: answers that predictions list for each question", within=">=1"),
+    "answer_tokens": S(30, "span: maximum length of a predicted answer, in tokens", within=">=1"),
+    "n_best": S(5, "span: number of answers that predictions list for each question", within=">=1"),
     "null_threshold": S(
         None,
-        "span: a question is left unanswered if the score of no answer exceeds that of the best answer by more;"
+        "span: a question is left unanswered if the null score exceeds the score of the best answer by more than this;"
         " none: fitted on the selecting set, if it has questions without an answer",
         kind=float,
         within="finite",
     ),
     "segmentation": S(
         "auto",
-        "span: units of F1; characters: each Chinese, Japanese or Thai character is a word; auto: by the script of"
+        "span: what F1 counts; characters: each Chinese, Japanese or Thai character is a word; auto: by the script of"
         " most answers",
         ("auto", "words", "characters"),
     ),
-    "metric": S("", "metric that selects the best checkpoint; empty: the usual one of train.objective"),
+    "metric": S("", "metric that selects the best checkpoint; empty: the default of train.objective"),
     "template": S(
         "",
         "template: text with columns of the files in braces and one mask, such as '{sentence} It was [MASK].'; it"
@@ -157,31 +168,33 @@ TASK_SETTINGS: dict[str, Setting] = {
     ),
     "label_words": S(
         (),
-        "template: words of the labels, one token each, as LABEL=WORD or LABEL=WORD/WORD; empty: the labels' own names",
+        "template: words that stand for the labels, one token each, as LABEL=WORD or LABEL=WORD/WORD; empty: the names"
+        " of the labels",
     ),
     "softmax": S(
         "labels",
-        "template: what the loss compares the words of the right label with: those of the other labels, or the"
-        " whole vocabulary (arXiv 2502.03793)",
+        "template: the loss is the cross entropy over the words of the labels, or over the whole vocabulary (arXiv"
+        " 2502.03793)",
         ("labels", "vocabulary"),
     ),
     "choices": S((), "choice: columns with the texts to choose from, separated by commas"),
-    "negatives": S((), "embedding: columns with texts that do not belong to the first text of the row"),
+    "negatives": S((), "embedding: columns with hard negatives: texts that do not belong to the first text of the row"),
     "loss": S(
         "contrastive",
         "embedding: contrastive: the two texts of a row belong together, and the other texts of the batch do not;"
-        " cosent, cosine_mse: task.label says how similar they are, and the loss compares the order, or the values",
+        " cosent, cosine_mse: task.label is the similarity of the two texts, and the cosines learn its order, or its"
+        " values",
         ("contrastive", "cosent", "cosine_mse"),
     ),
-    "temperature": S(0.05, "embedding: what cosines are divided by in the contrastive and cosent loss", within=">0"),
+    "temperature": S(0.05, "embedding: divisor of the cosines in the contrastive and cosent losses", within=">0"),
     "symmetric": S(True, "embedding: the contrastive loss also compares each second text with all first texts"),
     "dimensions": S(
         (),
-        "embedding: first dimensions of a vector that must be a good vector too, such as 256,64 (Matryoshka)",
+        "embedding: numbers of first dimensions that are trained as vectors of their own, such as 256,64 (Matryoshka)",
         item=int,
     ),
-    "query_prompt": S("", "embedding: text before the first text of a row"),
-    "document_prompt": S("", "embedding: text before the other texts of a row"),
+    "query_prompt": S("", "embedding: prompt before the first text of a row"),
+    "document_prompt": S("", "embedding: prompt before the other texts of a row"),
     "score_range": S(
         (),
         "embedding: lowest and highest value of task.label, which cosine_mse maps to 0 and 1; empty: values are"

@@ -95,6 +95,11 @@ def cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def counted(count: int, one: str, several: str) -> str:
+    """Returns a number with the words that agree with it, such as "1 row does" and "2 rows do"."""
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def listed(values: Iterable[Any], most: int = 20) -> str:
     """Returns values for a message: the first `most`, each cut if it is long, and the number of the others."""
     texts = [cut(str(value)) for value in values]

@@ -40,7 +40,7 @@ def test_settings_exist(page):
     names = re.findall(r"--config\.([a-z]+\.[a-z_]+)", text)
     names += re.findall(rf"`((?:{'|'.join(SETTINGS)})\.\w+)[`=]", text)
     for name in names:
-        if name.partition(".")[2] not in ("py", "json", "tsv", "csv"):
+        if name.partition(".")[2] not in ("py", "json", "tsv", "csv", "conll"):
             find_setting(name)
 
 

@@ -109,5 +109,5 @@ def test_bad_tags_are_one_sentence_and_leave_no_work_directory(encoder, tmp_path
         f"--workdir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert cli.main(command) == 1
-    assert "a.conll: 1 lines do not have 2 columns, as most do (line 2); give each word one" in capsys.readouterr().err
+    assert "a.conll: 1 line does not have 2 columns, as most do (line 2); give each word one" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxlm.errors import UserError
-from jaxlm.typed import Record, records
+from jaxlm.typed import Record, counted, records
 
 
 def record(**content) -> Record:
@@ -49,3 +49,7 @@ def test_a_list_of_objects_is_read_one_by_one():
     assert [entry.text("a") for entry in records("a.json", [{"a": "x"}])] == ["x"]
     with pytest.raises(UserError, match=r"a\.json: the list, item 1: 3: expected an object"):
         records("a.json", [{}, 3])
+
+
+def test_a_number_agrees_with_its_words():
+    assert [counted(n, "row does", "rows do") for n in (0, 1, 1200)] == ["0 rows do", "1 row does", "1,200 rows do"]

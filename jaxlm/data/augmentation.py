@@ -19,6 +19,7 @@ from jaxlm.data.examples import WORD_STARTS, Examples
 from jaxlm.data.permutation import uniforms
 from jaxlm.errors import UserError
 from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.typed import counted
 
 WAYS = ("delete", "swap", "replace")
 OBJECTIVES = ("classification", "multi_label", "regression", "reranking")
@@ -32,13 +33,12 @@ def ways_of(task: Any) -> tuple[str, ...]:
 
 
 def check_augmentation(config: Any) -> None:
-    """Raises UserError if training texts are to be changed for an objective whose labels belong to parts of a text."""
+    """Raises UserError if texts are to be changed for an objective whose labels would no longer fit them."""
     ways = ways_of(config.task)
     if ways and config.train.objective not in OBJECTIVES:
         raise UserError(
-            f"task.{ways[0]}_words={config.task[f'{ways[0]}_words']:g} applies to {', '.join(OBJECTIVES)} only:"
-            f" labels of train.objective={config.train.objective} belong to single words or to one text of several;"
-            " remove it"
+            f"task.{ways[0]}_words={config.task[f'{ways[0]}_words']:g} applies to train.objective="
+            f"{', '.join(OBJECTIVES)}, not {config.train.objective}; remove it"
         )
 
 
@@ -64,7 +64,7 @@ def words_of(examples: Examples, tokenizer: Tokenizer) -> list[np.ndarray]:
 
 
 class Changed(NamedTuple):
-    """A segment after a change, of which `positions` are the tokens of the original that it still has, in its order."""
+    """A changed segment; `positions` are those that its tokens have, or replaced tokens had, in the original."""
 
     tokens: np.ndarray  # int32 [n]
     positions: np.ndarray  # int64 [n]
@@ -139,8 +139,8 @@ class Augmentation:
                 texts[way] += 1
                 words[way] += count
         among = f"{'the first ' if size < len(self.examples) else ''}{size:,}"
-        parts = ", ".join(f"{words[way]:,} words {_DONE[way]} in {texts[way]:,}" for way in self.ways)
-        return f"{texts.total():,} of {among} are changed in the first epoch: {parts}"
+        parts = [f"{counted(words[way], 'word', 'words')} {_DONE[way]} in {texts[way]:,}" for way in self.ways]
+        return f"{texts.total():,} of {among} examples are changed in the first epoch: {', '.join(parts)}"
 
 
 def deleted_words(texts: np.ndarray, numbers: np.ndarray, probability: float) -> np.ndarray:

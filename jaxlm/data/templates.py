@@ -52,8 +52,8 @@ def parse_template(text: str) -> Template:
             literals[-1] += piece[0]
         elif piece in ("{", "}"):
             raise UserError(
-                f"task.template={text}: a brace without its other half; a column is written {{name}}, and a brace that"
-                " is text {{ or }}"
+                f"task.template={text}: a brace without its other half; write a column as {{name}}, and a brace"
+                " of the text as {{ or }}"
             )
         elif piece.startswith("{"):
             if not piece[1:-1].strip():

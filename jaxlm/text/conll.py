@@ -13,8 +13,8 @@ from typing import Any
 from jaxlm.errors import UserError
 from jaxlm.text.files import File
 from jaxlm.text.formats import ENDINGS, ending, lines, text_blocks
-from jaxlm.text.labelled import MOST_LINES, Row, check_file, read_table
-from jaxlm.typed import cut, shown
+from jaxlm.text.labelled import Row, check_file, lines_of, read_table
+from jaxlm.typed import counted, cut, shown
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that begins a document in CoNLL-2003
 _log = logging.getLogger("jaxlm")
@@ -85,8 +85,8 @@ def _columns(path: File, encoding: str, task: Any, labelled: bool) -> Iterator[R
             line = sentence[0][0]
             yield Row(f"{path}, line {line}", {"words": words, "tags": tags, "line": line})
     if bad:
-        numbers = ", ".join(map(str, bad[:MOST_LINES])) + (", ..." if len(bad) > MOST_LINES else "")
-        text = f"{path}: {len(bad):,} lines do not have {width} columns, as most do (line {numbers})"
+        found = counted(len(bad), "line does", "lines do")
+        text = f"{path}: {found} not have {counted(width, 'column', 'columns')}, as most do ({lines_of(bad)})"
         if task.bad_rows != "skip":
             raise UserError(f"{text}; give each word one tag, or set task.bad_rows=skip to leave their sentences out")
         _log.warning("%s; their sentences are skipped", text)
@@ -164,8 +164,8 @@ def _lists(path: File, setting: str, config: Any, labelled: bool) -> Iterator[Ro
         elif isinstance(given, list) and all(isinstance(tag, str | int) for tag in given):
             if len(given) != len(found):
                 raise UserError(
-                    f"{row.place}: {len(found):,} words in {words}, but {len(given):,} tags in {tags}; give each word"
-                    " one tag"
+                    f"{row.place}: {counted(len(found), 'word', 'words')} in {words}, but"
+                    f" {counted(len(given), 'tag', 'tags')} in {tags}; give each word one tag"
                 )
             _check_characters(row.place, [tag for tag in given if isinstance(tag, str)])
             names = [_name(tag, task.labels, tags, f"{row.place}, word {n}") for n, tag in enumerate(given, 1)]

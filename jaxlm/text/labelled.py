@@ -14,7 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.text.files import File
 from jaxlm.text.formats import format_of, json_records, parquet_records, table_rows
 from jaxlm.text.tfds import tfds_records
-from jaxlm.typed import listed, shown
+from jaxlm.typed import counted, listed, shown
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
 MOST_LINES = 5  # that a message names
@@ -101,11 +101,19 @@ def _table(
         else:
             yield Row(f"{path}, line {number}", dict(zip(names, row, strict=True)))
     if bad:
-        lines = ", ".join(map(str, bad[:MOST_LINES])) + (", ..." if len(bad) > MOST_LINES else "")
-        text = f"{path}: {len(bad):,} rows do not have {len(names)} columns (line {lines})"
+        text = (
+            f"{path}: {counted(len(bad), 'row does', 'rows do')} not have"
+            f" {counted(len(names), 'column', 'columns')} ({lines_of(bad)})"
+        )
         if not skip_bad_rows:
-            raise UserError(f"{text}; fix them, or set task.bad_rows=skip")
-        _log.warning("%s and are skipped", text)
+            raise UserError(f"{text}; fix the file, or set task.bad_rows=skip")
+        _log.warning("%s: skipped", text)
+
+
+def lines_of(numbers: Sequence[int]) -> str:
+    """Returns the numbers of lines for a message, such as "line 3" and "lines 3, 4": the first MOST_LINES."""
+    more = ", ..." if len(numbers) > MOST_LINES else ""
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:MOST_LINES]))}{more}"
 
 
 def text_in(row: Row, name: str, setting: str = "task.text") -> str:
@@ -130,11 +138,12 @@ def without_bad_rows(path: File, rows: Sequence[Row], wrong: Callable[[Row], str
     if bad and not skip_bad_rows:
         row, reason = bad[0]
         more = f" ({len(bad):,} rows have such an error)" if len(bad) > 1 else ""
-        raise UserError(f"{row.place}: {reason}{more}; fix them, or set task.bad_rows=skip")
+        raise UserError(f"{row.place}: {reason}{more}; fix the file, or set task.bad_rows=skip")
     if len(bad) == len(rows):
         raise UserError(f"{path}: no row can be used; the first is {bad[0][0].place}: {bad[0][1]}")
     if bad:
-        _log.warning("%s rows are skipped; the first is %s: %s", f"{len(bad):,}", bad[0][0].place, bad[0][1])
+        skipped = counted(len(bad), "row is", "rows are")
+        _log.warning("%s skipped; the first is %s: %s", skipped, bad[0][0].place, bad[0][1])
     return [row for row, reason in zip(rows, reasons, strict=True) if not reason]
 
 

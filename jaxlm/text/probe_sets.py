@@ -116,7 +116,7 @@ def _without_settings() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("fix them, or set task.bad_rows=skip", "fix them")
+        text = str(error).replace("fix the file, or set task.bad_rows=skip", "fix the file")
         text = text.replace("set data.encoding to the encoding of the file, or repair the file", "convert it to UTF-8")
         raise UserError(text.replace(", or set data.format=tsv if the file has tabs and no quoting", "")) from error
 

@@ -75,7 +75,7 @@ def _measured(model: TaskModel, name: str, path: Path, is_test: bool, rows: int,
 
 
 def _check_folder(output: Path) -> None:
-    """Raises UserError if a folder has anything else than predictions, or cannot be made."""
+    """Raises UserError if a folder contains anything but predictions, or cannot be created."""
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is not a folder; set a new one")
     if not output.parent.is_dir():

@@ -11,6 +11,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluation.spans import submission
 from jaxlm.runtime.json_output import as_json
 from jaxlm.storage import parse_json
+from jaxlm.typed import counted
 
 Prediction = Mapping[str, Any]
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -123,8 +124,8 @@ def _write_squad(file: BinaryIO, predictions: Iterator[Prediction]) -> None:
     answers = submission(found)
     if len(answers) < len(found):
         raise UserError(
-            f"{len(found) - len(answers):,} ids occur more than once in the input, but a .json file has one answer for"
-            " each; write a .jsonl file"
+            f"{counted(len(found) - len(answers), 'id occurs', 'ids occur')} more than once in the input, but a"
+            " .json file has one answer for each; write a .jsonl file"
         )
     file.write(json.dumps(answers, ensure_ascii=False).encode() + b"\n")
 

@@ -32,6 +32,7 @@ from jaxlm.runtime import distributed
 from jaxlm.runtime.compiling import jit
 from jaxlm.storage import atomic_path
 from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.typed import counted
 from jaxlm.use.loading import Trained, load_trained
 from jaxlm.use.parts import clear_line, show_rate
 
@@ -134,7 +135,8 @@ def _compute(
     clear_line()
     count = sum(int((found >= 0).sum()) for found in result)
     print(
-        f"{name}: predicted {count:,} words in {copies} copies of {len(sizes):,} texts"
+        f"{name}: predicted {counted(count, 'word', 'words')} in {counted(copies, 'copy', 'copies')} of"
+        f" {counted(len(sizes), 'text', 'texts')}"
         f" ({time.monotonic() - begin:,.1f} s)", file=sys.stderr,
     )  # fmt: skip
     return result

@@ -4,7 +4,9 @@ Encoding, packing and outputs are those of the run (data/tasks/, data/example_ro
 predictions for the rows of an evaluation set are those that the run wrote.
 """
 
+import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from jaxlm.evaluation.task_sets import evaluation_of, predicted_batches
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.labelled import Row
+from jaxlm.typed import counted
 from jaxlm.use.assembly import assemble_trained
 from jaxlm.use.loading import Trained
 
@@ -32,6 +35,22 @@ VERBS = {  # by train.objective
     "classification": "classify", "multi_label": "classify", "regression": "classify", "tagging": "tag",
     "span": "answer", "reranking": "rank", "template": "classify",
 }  # fmt: skip
+
+
+# Remedies that only a run accepts, after or between those that remain.
+_OF_TRAINING = re.compile(
+    r",? raise data\.sequence_length, or set task\.truncation=longest_first|, or raise data\.sequence_length"
+    r"|, or set task\.tags or task\.labels| or task\.labels\b"
+)
+
+
+@contextlib.contextmanager
+def _without_settings_of_training() -> Iterator[None]:
+    """Removes from errors the remedies that a trained model does not accept, such as task.labels."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_OF_TRAINING.sub("", str(error))) from error
 
 
 class TaskModel:
@@ -60,7 +79,8 @@ class TaskModel:
 
     def encode(self, rows: Sequence[Row], name: str) -> Examples:
         """Returns the examples of rows, and warns of what is truncated or cannot be spelled; `name` is for messages."""
-        examples = self.kind.encode(rows, self.labels, self.encoder, self.config.task)
+        with _without_settings_of_training():
+            examples = self.kind.encode(rows, self.labels, self.encoder, self.config.task)
         warn_of_truncation(name, examples, self.encoder.longest)
         tokenizer = self.trained.tokenizer
         if examples.tokens:
@@ -121,10 +141,9 @@ def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None
         return  # where data/tasks/spans.py checks them
     own = trained.config.task.text
     if len(columns) != len(own):
-        reads = "one text" if len(own) == 1 else "pairs of texts"
         raise UserError(
-            f"{option}={','.join(columns)}: {trained.directory} reads {reads}, so that {len(own)} column"
-            f"{'s' * (len(own) > 1)} must be named, as {','.join(own)} in its run"
+            f"{option}={','.join(columns)}: {trained.directory} reads {counted(len(own), 'text', 'texts')} of each row;"
+            f" name {counted(len(own), 'column', 'columns')}, such as {','.join(own)}"
         )
 
 

@@ -169,7 +169,7 @@ def test_rows_depend_on_seed_and_step_alone_and_epochs_differ(examples, tokenize
     changed = [number for number in original if first[number] != original[number].tolist()]
     assert 10 <= len(changed) <= 30
     assert all(len(first[number]) <= len(original[number]) for number in original)
-    assert "of 40 are changed in the first epoch: " in one.describe()
+    assert "of 40 examples are changed in the first epoch: " in one.describe()
     assert one.describe().startswith("40 examples per epoch; ")
     shapes = {one.batch(step)["tokens"].shape for step in range(100)}
     assert len(shapes) <= 4
@@ -202,7 +202,7 @@ def test_objectives_whose_labels_belong_to_parts_of_a_text_are_refused(objective
     config.train.objective = objective
     check_augmentation(config)
     config.task[f"{way}_words"] = 0.1
-    with pytest.raises(UserError, match=rf"task\.{way}_words=0\.1 applies to .* only: .*objective={objective} belong"):
+    with pytest.raises(UserError, match=rf"task\.{way}_words=0\.1 applies to .*, not {objective}; remove it"):
         check_augmentation(config)
     config.train.objective = OBJECTIVES[0]
     check_augmentation(config)

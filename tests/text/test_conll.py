@@ -90,10 +90,10 @@ def test_words_without_tags_can_only_be_predicted(tmp_path):
         ("", {}, r"a\.conll contains no sentences; set task\.train"),
         ("\n \n\t\n", {}, r"contains no sentences"),
         ("-DOCSTART- O\n\n", {}, r"contains no sentences"),
-        ("EU\tO\nrejects\nthe\tO\n", {}, r"1 lines do not have 2 columns, as most do \(line 2\); give each word one"),
-        ("EU\nrejects\tO\nthe\tO\n", {}, r"1 lines do not have 2 columns, as most do \(line 1\)"),
-        ("EU\tO\nrejects\t\nthe\tO\nx\tO\ny\t \n", {}, r"2 lines do not have 2 columns, as most do \(line 2, 5\)"),
-        ("EU O\nNew York O\nthe O\n", {}, r"1 lines do not have 2 columns, as most do \(line 2\)"),
+        ("EU\tO\nrejects\nthe\tO\n", {}, r"1 line does not have 2 columns, as most do \(line 2\); give each word one"),
+        ("EU\nrejects\tO\nthe\tO\n", {}, r"1 line does not have 2 columns, as most do \(line 1\)"),
+        ("EU\tO\nrejects\t\nthe\tO\nx\tO\ny\t \n", {}, r"2 lines do not have 2 columns, as most do \(lines 2, 5\)"),
+        ("EU O\nNew York O\nthe O\n", {}, r"1 line does not have 2 columns, as most do \(line 2\)"),
         (
             WNUT,
             {"tags": "2"},
@@ -114,7 +114,7 @@ def test_bad_columns_are_refused_in_one_sentence(tmp_path, content, task, messag
 def test_sentences_with_bad_lines_are_skipped_and_named_if_wanted(tmp_path, caplog):
     rows = read(tmp_path / "a", "EU\tO\nrejects\n\nPeter\tO\n", bad_rows="skip")
     assert pairs(rows) == [(["Peter"], ["O"])]
-    assert "1 lines do not have 2 columns, as most do (line 2); their sentences are skipped" in caplog.text
+    assert "1 line does not have 2 columns, as most do (line 2); their sentences are skipped" in caplog.text
 
 
 def test_what_is_no_file_and_csv_are_refused(tmp_path):
@@ -149,7 +149,7 @@ def test_lists_in_json_lines_and_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("row", "task", "message"),
     [
-        ({"words": ["a", "b"], "tags": ["O"]}, {}, r"line 2: 2 words in words, but 1 tags in tags; give each word one"),
+        ({"words": ["a", "b"], "tags": ["O"]}, {}, r"line 2: 2 words in words, but 1 tag in tags; give each word one"),
         ({"words": ["a", "b"], "tags": []}, {}, r"line 2: 2 words in words, but 0 tags"),
         ({"words": "a b", "tags": ["O", "O"]}, {}, r"line 2: words='a b': expected a list of texts"),
         ({"words": ["a", 3], "tags": ["O", "O"]}, {}, r"line 2: words=.*expected a list of texts"),

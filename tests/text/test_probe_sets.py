@@ -86,7 +86,7 @@ def test_missing_files_are_named(tmp_path, read, expected):
             read_crows_pairs,
             "crows_pairs_anonymized.csv",
             HEADER + "0,A,B\n",
-            "do not have 6 columns (line 2); fix them",
+            "does not have 6 columns (line 2); fix the file",
         ),
         (read_crows_pairs, "crows_pairs_anonymized.csv", "a,b\n0,1\n", "there is no column sent_more"),
         (read_cloze, "cloze.csv", "text,target\nno mask,x\n", "line 2: the text has 0 masks, but one is expected"),

@@ -108,6 +108,11 @@ def test_files_of_a_known_task_that_are_not_evaluated_may_be_absent(folder, tmp_
     assert evaluated(capsys, model).startswith("absent/dev.tsv does not exist: set --task.evaluation")
 
 
+def test_an_unknown_label_names_no_setting_that_is_refused(classifier, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert evaluated(capsys, classifier, "--task.evaluation=wrong.tsv").endswith("; fix the row, or set task.label")
+
+
 def test_invalid_options_are_one_sentence(classifier, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     bare = make_fine_tuned(folder / "bare")
@@ -121,7 +126,7 @@ def test_invalid_options_are_one_sentence(classifier, folder, capsys, monkeypatc
             "blank.tsv: no example has a label in label; set --task.label, or give the file",
         ),
         (classifier, ["--task.text=absent"], "there is no column absent; the columns are sentence, label"),
-        (classifier, ["--task.text=a,b"], "reads one text, so that 1 column must be named, as sentence in its run"),
+        (classifier, ["--task.text=a,b"], "reads 1 text of each row; name 1 column, such as sentence"),
         (classifier, ["--task.metric=f1"], "--task.metric has no effect on the evaluation of a fine-tuned model"),
         (classifier, ["--task.labels=a,b"], "--task.labels has no effect on the evaluation of a fine-tuned model"),
         (classifier, ["--task.txet=a"], "there is no setting task.txet; did you mean task.text?"),

@@ -132,7 +132,7 @@ WRONG = [
     ("classify", ["--input=odd"], "none of the 1 files in the folder odd has a known ending"),
     ("classify", ["--input=in/a.txt", "--output=labels.jsonl"], "labels.jsonl exists and does not contain predictions"),
     ("classify", ["--input=in/a.txt", "--output=labels.csv"], "labels.csv exists and does not contain predictions"),
-    ("classify", ["--input=short.tsv"], "short.tsv: 1 rows do not have 2 columns (line 3); fix them"),
+    ("classify", ["--input=short.tsv"], "short.tsv: 1 row does not have 2 columns (line 3); fix the file"),
     ("classify", ["--input=in/b.tsv", "--field=sentence,id"], "--field=sentence,id: "),
     ("tag", ["a cat", "--output=tags.jsonl"], "tags.jsonl exists and does not contain predictions"),
     ("tag", ["a cat", "--output=tags.csv"], "--output=tags.csv: the name must end in .jsonl, .parquet, .conll"),
@@ -163,4 +163,4 @@ def test_rows_that_training_skips_are_errors_in_prediction(tmp_path, capsys):
     make_fine_tuned(tmp_path / "models" / "classify", bad_rows="skip")
     (tmp_path / "a.tsv").write_text("sentence\tid\nthe cat\t1\na river\n")
     message = run(capsys, tmp_path / "models", "classify", "--input=a.tsv")
-    assert message == "a.tsv: 1 rows do not have 2 columns (line 3); fix them"
+    assert message == "a.tsv: 1 row does not have 2 columns (line 3); fix the file"

@@ -14,7 +14,7 @@ from jaxlm.settings import SETTINGS
 from jaxlm.text.files import File
 from jaxlm.text.labelled import Row
 from jaxlm.text.squad import COLUMNS, read_questions
-from jaxlm.typed import cut
+from jaxlm.typed import counted, cut
 
 MOST_IDS = 3  # that a message names
 MOST_LONG = 0.01  # a larger share of answers that are too long to be predicted is reported with a warning
@@ -92,15 +92,15 @@ class Spans:
         encodings = encoder.tokenizer.encode_batch([row.values["question"] for row in rows])
         long = [row.place for row, encoding in zip(rows, encodings, strict=True) if len(encoding.ids) > most]
         if long:
-            what = f"questions are longer than {most} tokens, half of a window" + (
+            what = f"longer than {most} tokens, half of a window" + (
                 f" ({cut(long[0])}{', ...' if len(long) > 1 else ''})"
             )
             if encoder.truncation == "refuse":
                 raise UserError(
-                    f"{len(long):,} {what}; shorten them, raise data.sequence_length, or set"
-                    " task.truncation=longest_first"
+                    f"{counted(len(long), 'question is', 'questions are')} {what}; shorten them, raise"
+                    " data.sequence_length, or set task.truncation=longest_first"
                 )
-            _log.warning("%s of %s %s, and lose their end", f"{len(long):,}", f"{len(rows):,}", what)
+            _log.warning("%s of %s questions are %s, and lose their end", f"{len(long):,}", f"{len(rows):,}", what)
         return [encoding.ids[:most] for encoding in encodings]
 
 

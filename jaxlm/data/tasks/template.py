@@ -64,7 +64,9 @@ def check_template(config: Any) -> None:
     if objective != OBJECTIVE:
         for name in ("template", "label_words"):
             if task[name]:
-                raise UserError(f"task.{name} needs train.objective={OBJECTIVE}, not {objective}; set it, or remove it")
+                raise UserError(
+                    f"task.{name} needs train.objective={OBJECTIVE}, not {objective}; set that, or remove task.{name}"
+                )
         return
     if not task.template:
         raise UserError(

@@ -42,7 +42,7 @@ def test_numbers_are_those_of_the_choices_in_a_file_without_a_header(task_config
     ("lines", "task", "message"),
     [
         ([HEADER, "a\tb\tc\td\t3"], {}, r"a\.tsv, line 2: the label 3 in label is neither a number from 0 to 2"),
-        ([HEADER, "a\tb\t\t\t0"], {}, r"a\.tsv, line 2: fewer than two of first, second, third have a text; fix them"),
+        ([HEADER, "a\tb\t\t\t0"], {}, r"a\.tsv, line 2: fewer than two of first, second, third have a text; fix the"),
         ([HEADER, "a\tb\tc\t\t2"], {}, r"a\.tsv, line 2: third is right, but empty"),
         ([HEADER, "a\tb\tc\td\t1"], {"choices": ("first",)}, r"task\.choices=first: .* needs two or more different"),
         ([HEADER, "a\tb\tc\td\t1"], {"choices": ("first", "context")}, r"context is also in task\.text or task\.label"),

@@ -82,7 +82,7 @@ def test_the_published_layouts_of_glue_are_read(known, name, caplog):
     assert data.labels == LABELS.get(name, ("0", "1"))
     evaluation = ["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"]
     assert list(data.sets) == evaluation + [found.replace("dev", "test") for found in evaluation]
-    assert ("1 rows do not have 6 columns (line 3) and are skipped" in caplog.text) == (name == "qqp")
+    assert ("1 row does not have 6 columns (line 3): skipped" in caplog.text) == (name == "qqp")
     for set_name, examples in data.sets.items():
         assert (examples.columns["weights"] > 0).all() == set_name.startswith("dev")
     assert data.tokenizer.decode(data.train.tokens[0][1:-1]).startswith("a cat")

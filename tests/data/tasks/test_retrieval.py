@@ -57,7 +57,7 @@ def test_similarities_are_mapped_to_cosines(task_config, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "task", "message"),
     [
-        (["anchor\tpositive", "a\tb", "a\t "], {}, r"a\.tsv, line 3: positive is empty; fix them, or set"),
+        (["anchor\tpositive", "a\tb", "a\t "], {}, r"a\.tsv, line 3: positive is empty; fix the file, or set"),
         (["anchor\tother", "a\tb"], {}, r"line 1: there is no column positive; the columns are anchor, other"),
         (["anchor\tpositive", "a\tb"], {"negatives": ("hard",)}, r"there is no column hard; .* set task\.negatives"),
         (["anchor\tpositive", "a\tb"], {"negatives": ("positive",)}, r"task\.negatives=positive: must be other"),

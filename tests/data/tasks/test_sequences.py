@@ -50,7 +50,7 @@ def test_columns_are_numbers_in_a_file_without_a_header(task_config, tmp_path):
 @pytest.mark.parametrize(
     ("content", "task", "message"),
     [
-        ("sentence\tlabel\na cat\tyes\nb\n", {}, r"a\.tsv: 1 rows do not have 2 columns \(line 3\); fix them"),
+        ("sentence\tlabel\na cat\tyes\nb\n", {}, r"a\.tsv: 1 row does not have 2 columns \(line 3\); fix the file"),
         (
             "text\tlabel\na cat\tyes\n",
             {},
@@ -96,7 +96,7 @@ def test_bad_rows_are_skipped_and_named_if_wanted(task_config, tmp_path, caplog)
     (tmp_path / "a.tsv").write_text("sentence\tlabel\na cat\tyes\nb\nthe dog\tno\tx\na river\tno\n")
     data = read_task(task_config(tmp_path / "a.tsv", bad_rows="skip"))
     assert len(data.train) == 2
-    assert "2 rows do not have 2 columns (line 3, 4) and are skipped" in caplog.text
+    assert "2 rows do not have 2 columns (lines 3, 4): skipped" in caplog.text
 
 
 def test_a_missing_file_and_an_unknown_ending_are_named(task_config, tmp_path):

@@ -146,7 +146,7 @@ def test_a_long_question_is_cut_with_a_count_or_refused(tokenizer, caplog):
     assert examples.longest <= 32
     assert len(examples.tokens[0]) > 14 + 3
     assert "1 of 2 questions are longer than 14 tokens, half of a window (q), and lose their end" in caplog.text
-    with pytest.raises(UserError, match=r"1 questions are longer than 14 tokens, half of a window \(q\); shorten them"):
+    with pytest.raises(UserError, match=r"1 question is longer than 14 tokens, half of a window \(q\); shorten them"):
         encode(tokenizer, rows, truncation="refuse")
     with pytest.raises(UserError, match=r"data\.sequence_length=4 has no room for a question and a context"):
         encode(tokenizer, rows, longest=4)

@@ -126,7 +126,7 @@ def test_wrong_templates_are_refused(make_config, settings, message):
 def test_a_template_that_another_objective_would_ignore_is_refused(make_config):
     config = make_config()
     config.train.objective = "classification"
-    with pytest.raises(UserError, match=r"task\.template needs train\.objective=template, not classification; set it"):
+    with pytest.raises(UserError, match=r"task\.template needs train\.objective=template, not classification; set"):
         check_task(config)
     assert label_tokens(config, ("a", "b"), load_tokenizer(config.tokenizer.path)) == ()
 
