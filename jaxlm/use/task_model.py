@@ -120,8 +120,12 @@ def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None
     if trained.config.train.objective == "span":
         return  # where data/tasks/spans.py checks them
     own = trained.config.task.text
+    if not all(columns):
+        raise UserError(
+            f"{option}={','.join(columns)}: the name of a column is empty; name columns such as {','.join(own)}"
+        )
     if len(columns) != len(own):
-        reads = "one text" if len(own) == 1 else "pairs of texts"
+        reads = {1: "one text", 2: "pairs of texts"}.get(len(own), f"{len(own)} texts")
         raise UserError(
             f"{option}={','.join(columns)}: {trained.directory} reads {reads}, so that {len(own)} column"
             f"{'s' * (len(own) > 1)} must be named, as {','.join(own)} in its run"
