@@ -85,7 +85,7 @@ class Start:
 
     def why_new_head(self, objective: str, labels: tuple[str, ...], task: TaskSettings | None) -> str:
         """Returns why its head cannot go on with an objective, outputs of these names and a task; "" if it can."""
-        if self.objective != objective and {self.objective, objective} != {"regression", "reranking"}:
+        if self.objective != objective and not task_heads.one_output(self.objective, objective):
             return f"was trained for {self.objective}, not {objective}"
         if not task_heads.same_labels(self.labels, labels):
             return f"was trained for other labels ({listed(self.labels, 5)}, not {listed(labels, 5)})"

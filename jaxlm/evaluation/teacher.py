@@ -21,8 +21,8 @@ from jaxlm.data.task_data import TaskData
 from jaxlm.data.tasks.table import KINDS, encoder_for
 from jaxlm.errors import UserError
 from jaxlm.evaluation.task_sets import predict_examples
+from jaxlm.huggingface import task_heads
 from jaxlm.huggingface.conversion import longest_text
-from jaxlm.huggingface.task_heads import same_labels
 from jaxlm.init_from import Start
 from jaxlm.objectives.distillation import OUTPUTS, STATES
 from jaxlm.runtime import sharding
@@ -48,7 +48,8 @@ def find_teacher(config: Any) -> Start | None:
     teacher = init_from.resolve(name)
     if teacher.objective not in KINDS:
         raise UserError(f"task.teacher={name} was not fine-tuned, so it has no answers to learn from; name {wanted}")
-    if teacher.objective != objective:
+    one_output = teacher.source and task_heads.one_output(teacher.objective, objective)
+    if teacher.objective != objective and not one_output:
         raise UserError(
             f"task.teacher={name} was fine-tuned for train.objective={teacher.objective}, not {objective}; name another"
         )
@@ -82,7 +83,7 @@ def with_teacher(data: TaskData, teacher: Start, config: Any, width: int, mesh: 
 
 def _order_of_labels(teacher: Start, labels: tuple[str, ...], name: str) -> list[int]:
     """Returns the teacher's output for each label. Raises UserError unless both have the same labels."""
-    if same_labels(teacher.labels, labels):  # also if Transformers has no names for them
+    if task_heads.same_labels(teacher.labels, labels):  # also if Transformers has no names for them
         return list(range(len(labels)))
     index = {label.lower(): number for number, label in enumerate(teacher.labels)}
     if index.keys() != {label.lower() for label in labels}:

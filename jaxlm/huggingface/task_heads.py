@@ -160,6 +160,14 @@ def same_labels(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
     return theirs == ours or (plain[0] == plain[1] == tuple(map(str, range(len(ours)))))
 
 
+def one_output(first: str | None, second: str | None) -> bool:
+    """Returns whether heads of two objectives have one output each.
+
+    Transformers calls both a regression, and does not record whether the output is a number or the logit of relevance.
+    """
+    return {first, second} <= {"regression", "reranking"}
+
+
 # Import
 
 

@@ -20,16 +20,16 @@ def import_tensorflow() -> Any:
 
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Makes the import of a module fail in the body, unless it is there already.
+    """Makes the import of a module fail in the body, unless it or TensorFlow is there already.
 
     TensorFlow imports this one so that Keras is loaded at once. It ignores a failure, and `tf.keras` is then loaded
     when a program first uses it.
     """
-    if module in sys.modules:
+    if module in sys.modules or "tensorflow" in sys.modules:
         yield
         return
     sys.modules[module] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        del sys.modules[module]
+        sys.modules.pop(module, None)  # another thread may have been here too

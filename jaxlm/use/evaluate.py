@@ -189,6 +189,11 @@ def _as_classifier(trained: Trained, overrides: list[str]) -> tuple[Trained, lis
     config = default_config()
     for key, value in given.items():
         apply_override(config, f"{key}={value}")
+    if any(override.startswith("data.path=") for override in overrides):
+        raise UserError(
+            "--task.template classifies the labelled examples of --task.evaluation=FILE, and --data.path names a text;"
+            " remove one of them"
+        )
     if not config.task.template:
         raise UserError("--task.label_words applies to --task.template, which is not given")
     trained = with_template(trained, config.task.template, config.task.label_words)

@@ -1,6 +1,6 @@
 """The metrics of a fine-tuned model on labelled files: those of its run, or others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from jaxlm.data.tasks.known import read_test
 from jaxlm.data.tasks.table import check_settings, task_files
 from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
-from jaxlm.evaluation.task_sets import describe_set, evaluation_of, write_set
+from jaxlm.evaluation.submission import submission_file
+from jaxlm.evaluation.task_sets import describe_set, evaluation_of, predictions_file, write_set
 from jaxlm.typed import listed
 from jaxlm.use.loading import Trained
+from jaxlm.use.prediction_formats import holds_predictions
 from jaxlm.use.task_model import TaskModel, check_columns
 
 # The settings that can change which files are evaluated, and how they are read.
@@ -69,8 +71,10 @@ def _measured(model: TaskModel, name: str, path: Path, is_test: bool, rows: int,
         )
     outputs = model.outputs(examples)
     if output is not None:
+        predictions = list(model.predictions(outputs, examples))
+        _check_replaceable(output, name, model.config.task, predictions)
         output.mkdir(exist_ok=True)
-        write_set(output, name, model.config, examples.rows, list(model.predictions(outputs, examples)))
+        write_set(output, name, model.config, examples.rows, predictions)
     return model.measure(outputs, examples)
 
 
@@ -80,9 +84,21 @@ def _check_folder(output: Path) -> None:
         raise UserError(f"--output={output} is not a folder; set a new one")
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}; set a folder in an existing one")
-    others = sorted({entry.name for entry in output.iterdir()} - OWN) if output.exists() else []
+    entries = output.iterdir() if output.exists() else ()
+    others = sorted(entry.name for entry in entries if entry.name not in OWN or not entry.is_dir())
     if others:
         raise UserError(f"--output={output} has other files ({listed(others, 3)}); set a new folder")
+
+
+def _check_replaceable(output: Path, name: str, task: Any, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError if files of a set exist and are not those of earlier predictions."""
+    own = predictions_file(output, name)
+    files = [own, own.with_name(f"{name}.json"), own.with_name(f"{name}.null_odds.json")]
+    if submission := submission_file(output, task, name):
+        files.append(submission)
+    found = next((file for file in files if file.exists()), None)
+    if found and not (own.is_file() and holds_predictions(own, [list(predictions[0])])):
+        raise UserError(f"--output={output}: {found} exists and does not contain predictions; set a new folder")
 
 
 def _given(overrides: Sequence[str], key: str) -> bool:

@@ -37,6 +37,7 @@ from jaxlm.use.model_card import is_causal, loading_call, model_card
 DTYPES = ("float32", "bfloat16", "float16")
 # In config.json: the scores of sentence-transformers' CrossEncoder are the logits, as those of `jaxlm rank`.
 CROSS_ENCODER = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+_ACTIVATIONS = ("sentence_transformers", "sbert_ce_default_activation_function")  # the newer and the older form
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
@@ -178,6 +179,8 @@ def _convert(trained: Trained, target: Target, to: Path, dtype: str) -> None:
         config = task_heads.head_config(kind, encoder, task, config)
         if task.objective == "reranking":
             config |= CROSS_ENCODER
+        elif trained.source:  # what CrossEncoder makes of the logits stays the same
+            config |= {key: value for key, value in trained.source.config.items() if key in _ACTIVATIONS}
     write_text(to / "config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     _write_tokenizer(trained, to, token_types=encoder.token_types > 1, copied=False)
 

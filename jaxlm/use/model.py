@@ -146,6 +146,8 @@ class Model:
         if not isinstance(texts, Sequence) or isinstance(texts, str):
             raise UserError("texts must be a list of str, or of pairs of str; pass [text] for a single one")
         if not template:
+            if label_words:
+                raise UserError("label_words applies to template, which is not given")
             return classify(self._task("classify"), texts)
         _check_texts(label_words, "label_words")
         key = template, *label_words

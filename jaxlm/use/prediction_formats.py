@@ -24,7 +24,7 @@ def holds_predictions(file: Path, keys: Sequence[Sequence[str]]) -> bool:
     """
     try:
         names = list(dict.fromkeys(name.partition(".")[0] for name in _columns(file)))
-    except (OSError, ValueError):  # not UTF-8, not JSON; ArrowInvalid is a ValueError
+    except (OSError, ValueError, csv.Error):  # not UTF-8, not JSON, not CSV; ArrowInvalid is a ValueError
         return False
     return any(names == list(some) for some in keys)
 

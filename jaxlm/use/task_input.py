@@ -17,8 +17,8 @@ from jaxlm.use.task_model import TaskModel, check_columns
 
 
 def without_label(model: TaskModel, row: Row) -> Row:
-    """Returns a row whose label, which may be one that the model does not know, is blank."""
-    return Row(row.place, {**row.values, model.config.task.label: None})
+    """Returns a row with its texts alone: it may have a label that the model does not know."""
+    return Row(row.place, {name: row.values[name] for name in model.config.task.text})
 
 
 def is_text(file: File, settings: Any) -> bool:
@@ -107,6 +107,7 @@ def rows_of_files(read: TaskInput, model: TaskModel, args: argparse.Namespace, f
         if read.fields == "text":
             task.text = tuple(args.field.split(","))
             check_columns(model.trained, "--field", task.text)
+            task.label = ""  # the column may be one of the texts here
         else:
             task[read.fields] = args.field
     found: list[Row] = []

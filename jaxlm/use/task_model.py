@@ -140,6 +140,10 @@ def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None
     if trained.config.train.objective == "span":
         return  # where data/tasks/spans.py checks them
     own = trained.config.task.text
+    if not all(columns):
+        raise UserError(
+            f"{option}={','.join(columns)}: the name of a column is empty; name columns such as {','.join(own)}"
+        )
     if len(columns) != len(own):
         raise UserError(
             f"{option}={','.join(columns)}: {trained.directory} reads {counted(len(own), 'text', 'texts')} of each row;"

@@ -43,7 +43,8 @@ def with_template(trained: Trained, template: str, label_words: Sequence[str]) -
     check_config(config)
     check_settings(config, training=False)
     label_tokens(config, labels, trained.tokenizer)
-    return trained._replace(config=config, task_head=trained.params["head"], task_dtype=trained.execution.compute_dtype)
+    head = trained.params["head"] or None  # with a tied output, without a bias and a transform, it has no parameters
+    return trained._replace(config=config, task_head=head, task_dtype=trained.execution.compute_dtype)
 
 
 def as_options(message: str) -> str:

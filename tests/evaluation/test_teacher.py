@@ -16,9 +16,9 @@ def teacher(monkeypatch, tmp_path):
     """Returns find_teacher for a directory that holds a model with these attributes."""
     (tmp_path / "config.json").write_text("{}")
 
-    def find(**attributes):
+    def find(objective_of_run="classification", **attributes):
         config = default_config()
-        config.train.objective = "classification"
+        config.train.objective = objective_of_run
         config.task.teacher = str(tmp_path)
         start = types.SimpleNamespace(
             **{"source": None, "objective": "classification", "step": 5, "labels": ("no", "yes")} | attributes
@@ -38,6 +38,14 @@ def test_a_model_that_was_not_fine_tuned_for_the_task_is_refused_by_name(teacher
     assert teacher(source="a Hugging Face directory", step=None).step is None
     with pytest.raises(UserError, match=r"was fine-tuned for train\.objective=regression, not classification; name"):
         teacher(objective="regression")
+
+
+def test_a_reranker_of_transformers_is_a_teacher_although_its_config_calls_it_a_regression(teacher):
+    assert teacher("reranking", source="a Hugging Face directory", objective="regression").objective == "regression"
+    with pytest.raises(UserError, match=r"was fine-tuned for train\.objective=regression, not reranking; name another"):
+        teacher("reranking", objective="regression")
+    with pytest.raises(UserError, match=r"was fine-tuned for train\.objective=classification, not reranking; name"):
+        teacher("reranking", source="a Hugging Face directory")
 
 
 def test_no_teacher_and_a_directory_that_is_not_there():

@@ -73,6 +73,25 @@ def test_predictions_are_written_as_a_run_writes_them(classifier, folder, capsys
     assert "has other files (checkpoints, config.json," in evaluated(capsys, classifier, f"--output={classifier}")
 
 
+def test_a_file_that_is_not_of_predictions_is_never_replaced(classifier, folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = f"--task.evaluation=dev={folder / 'dev.tsv'}", "--output=out"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions").write_text("mine")
+    assert "--output=out has other files (predictions); set a new folder" in evaluated(capsys, classifier, *given)
+    (tmp_path / "out" / "predictions").unlink()
+    (tmp_path / "out" / "predictions").mkdir()
+    for name, content in (("dev.jsonl", '{"sentence": "the cat", "label": "calm"}\n'), ("dev.json", "{}")):
+        file = tmp_path / "out" / "predictions" / name
+        file.write_text(content)
+        message = f"--output=out: out/predictions/{name} exists and does not contain predictions; set a new folder"
+        assert message in evaluated(capsys, classifier, *given)
+        assert file.read_text() == content
+        file.unlink()
+    for _ in range(2):  # those of an earlier command are replaced
+        assert evaluated(capsys, classifier, *given)["dev"]["n"] == 20
+
+
 def test_submissions_of_glue_and_squad(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dev.tsv").write_text("gj04\t1\t\tthe cat\ngj04\t0\t*\ta river\n")

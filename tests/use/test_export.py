@@ -18,7 +18,7 @@ from jaxlm import cli
 from jaxlm.data.tasks.table import encoder_for
 from jaxlm.errors import UserError
 from jaxlm.trainer import train
-from jaxlm.use.export import export
+from jaxlm.use.export import CROSS_ENCODER, export
 from jaxlm.use.loading import load_trained
 from tests.conftest import sentences, write_checkpoint
 from tests.huggingface.test_conversion import write as write_case
@@ -483,3 +483,12 @@ def test_a_fine_tuned_checkpoint_is_exported_as_another_family_with_its_head(tmp
         "exported without its head: ElectraForSequenceClassification lacks the layers of task.head=bert" in caplog.text
     )
     assert json.loads((out / "config.json").read_text())["architectures"] == ["ElectraModel"]
+
+
+def test_a_cross_encoder_keeps_its_activation_in_another_family(tmp_path):
+    given = add_vocabulary(write_head(tmp_path / "in", "bert_number"))
+    content = json.loads((given / "config.json").read_text())
+    (given / "config.json").write_text(json.dumps(content | CROSS_ENCODER))
+    config = json.loads((export(given, tmp_path / "out", "roberta") / "config.json").read_text())
+    assert config["architectures"] == ["RobertaForSequenceClassification"]
+    assert config["sentence_transformers"] == CROSS_ENCODER["sentence_transformers"]

@@ -68,7 +68,8 @@ def test_only_files_of_predictions_are_recognised(tmp_path, ending):
     for other in ({"label": "a", "sentence": "the cat"}, {"label": "a"}, predictions[0] | {"text": "the cat"}):
         file.write_bytes(written(ending, [other]))
         assert not holds_predictions(file, VERB.keys)
-    for damaged in (b"", b"\0\xff", b"[1]"):
+    # A line longer than the fields that Python's csv reads, and the line ends of old text files.
+    for damaged in (b"", b"\0\xff", b"[1]", b"x" * 200_000, b"label\rcalm\r"):
         file.write_bytes(damaged)
         assert not holds_predictions(file, VERB.keys)
 

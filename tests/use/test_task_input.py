@@ -85,6 +85,23 @@ def test_every_format_of_output_has_the_same_predictions(models, capsys, tmp_pat
         assert [float(row["probabilities.calm"]) for row in rows] == [one["probabilities"]["calm"] for one in expected]
 
 
+def test_a_text_may_lie_in_the_column_that_has_the_label_in_training(tmp_path, capsys):
+    """As in a file without a header that has texts alone."""
+    model = make_fine_tuned(tmp_path / "models" / "classify", label="0", text=("1",), header=False)
+    make_fine_tuned(tmp_path / "models" / "rank", "reranking", (), text=("query", "passage"))
+    (tmp_path / "a.csv").write_text("".join(f'"{text}"\n' for text in TEXTS))
+    (tmp_path / "b.jsonl").write_text('{"label": "who sees", "passage": "the cat"}\n')
+    expected = load(model).classify(TEXTS)
+    assert len({one["probability"] for one in expected}) > 1
+    found = predicted(capsys, tmp_path / "models", "classify", "--input=a.csv", "--field=0")
+    assert [one.pop("text") for one in found] == TEXTS
+    assert found == expected
+    pair = predicted(capsys, tmp_path / "models", "rank", "--input=b.jsonl", "--field=label,passage")[0]
+    assert (pair["query"], pair["score"]) == (
+        "who sees", load(tmp_path / "models" / "rank").rank("who sees", ["the cat"])[0]["score"]
+    )  # fmt: skip
+
+
 def test_questions_lie_in_tables_with_named_columns(models, capsys, tmp_path):
     expected = load(models / "answer").answer([("who sees", CONTEXT), ("what follows", CONTEXT)])
     (tmp_path / "a.csv").write_text(f'frage,text\nwho sees,"{CONTEXT}"\nwhat follows,"{CONTEXT}"\n')
@@ -134,6 +151,7 @@ WRONG = [
     ("classify", ["--input=in/a.txt", "--output=labels.csv"], "labels.csv exists and does not contain predictions"),
     ("classify", ["--input=short.tsv"], "short.tsv: 1 row does not have 2 columns (line 3); fix the file"),
     ("classify", ["--input=in/b.tsv", "--field=sentence,id"], "--field=sentence,id: "),
+    ("classify", ["--input=in/b.tsv", "--field="], "--field=: the name of a column is empty; name columns such as"),
     ("tag", ["a cat", "--output=tags.jsonl"], "tags.jsonl exists and does not contain predictions"),
     ("tag", ["a cat", "--output=tags.csv"], "--output=tags.csv: the name must end in .jsonl, .parquet, .conll"),
     ("answer", ["--input=q.csv", "--context=in/a.txt"], "--context has no effect on q.csv, whose rows have one each"),

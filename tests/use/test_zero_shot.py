@@ -9,7 +9,7 @@ from jaxlm.cli import main
 from jaxlm.errors import UserError
 from jaxlm.use.model import load
 from tests.conftest import sentences, write_checkpoint, write_text
-from tests.untrained import make_fine_tuned
+from tests.untrained import make_fine_tuned, make_workdir
 
 TEXTS = [*sentences(6, seed=3), "a text with [MASK] in it"]
 TEMPLATE, WORDS = "{sentence} it was [MASK].", ["calm=harbour/house", "busy=music"]
@@ -76,6 +76,29 @@ def test_three_columns_are_three_texts(folder, capsys):
         load(folder / "bert").classify(["the cat"], template, WORDS)
 
 
+def test_a_head_may_have_no_parameters(tmp_path, capsys):
+    make_workdir(tmp_path / "run", head_transform=False, output_bias=False)
+    tokenizer = load(tmp_path / "run").tokenizer
+    starts = [tokenizer.text_of(id).strip() for id in range(tokenizer.vocab_size) if tokenizer.starts_word(id)]
+    words = [word for word in starts if word.isalpha() and len(tokenizer.encode(word).ids) == 1]
+    line = printed(capsys, "classify", tmp_path / "run", *options("{a}, it was [MASK].", words[:2]), "the cat")
+    assert line.split()[1] in words[:2]
+
+
+def test_words_need_a_template_in_python(folder):
+    with pytest.raises(UserError, match="label_words applies to template, which is not given"):
+        load(folder / "bert").classify(["the cat"], label_words=["good", "bad"])
+
+
+def test_three_columns_are_named_for_a_file(folder, capsys, tmp_path):
+    (tmp_path / "a.csv").write_text("label,x,y\nthe cat,a river,\n")
+    given = options("{a} or {b} or {c}: [MASK]")
+    line = printed(capsys, "classify", folder / "bert", *given, f"--input={tmp_path / 'a.csv'}", "--field=label,x,y")
+    assert line == printed(capsys, "classify", folder / "bert", *given, "the cat\ta river\t")
+    few = printed(capsys, "classify", folder / "bert", *given, f"--input={tmp_path / 'a.csv'}", "--field=x,y")
+    assert "reads 3 texts of each row; name 3 columns, such as a,b,c" in few
+
+
 @pytest.mark.parametrize(
     ("model", "given", "message"),
     [
@@ -102,6 +125,10 @@ def test_wrong_options_get_one_sentence(folder, capsys, model, given, message):
     [
         (("--task.label_words=a,b",), "--task.label_words applies to --task.template, which is not given"),
         (options(prefix="--task.", name="label_words"), "has no evaluation set; give a file with --task.evaluation"),
+        (
+            (*options(prefix="--task.", name="label_words"), "--data.path=FILE"),
+            "--task.template classifies the labelled examples of --task.evaluation=FILE, and --data.path names a text",
+        ),
         (
             (*options("{body} was [MASK]", prefix="--task.", name="label_words"), "--task.evaluation=FILE"),
             "there is no column body; the columns are sentence, label",

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +160,7 @@ def read_task(config: Any) -> TaskData:
     spellings = {name: spelling_of_ids(np.concatenate(found.tokens), tokenizer) for name, found in sets.items()}
     check_spelling({str(paths.get(name, name)): spelling for name, spelling in spellings.items()}, tokenizer)
     train = _labelled(sets.pop(_TRAIN), task)
-    _check_labels(train, labels, task)
+    _check_labels([train, *(sets[name] for name in sets if name == SPLIT)], labels, task)
     content = fingerprint(sets | {_TRAIN: train}, labels, encoder.longest, tokenizer.fingerprint)
     directory = paths[_TRAIN].parent.absolute()
     return TaskData(directory, content, tokenizer, train, sets, selects, labels, tokenizer.pad_id, words)
@@ -203,14 +204,15 @@ def _labelled(examples: Examples, task: Any) -> Examples:
     return examples
 
 
-def _check_labels(train: Examples, labels: tuple[str, ...], task: Any) -> None:
-    """Raises UserError if a label of task.labels has no training example."""
-    found = train.columns.get("labels")
-    if not task.labels or found is None or found.dtype != np.int32 or found.ndim != 1:
+def _check_labels(parts: Sequence[Examples], labels: tuple[str, ...], task: Any) -> None:
+    """Raises UserError if a label of task.labels has no example in any part of the training file."""
+    if not task.labels or "labels" not in parts[0].columns:
         return
-    counts = np.bincount(found[train.columns["weights"] > 0], minlength=len(labels))
-    empty = [label for label, count in zip(labels, counts, strict=True) if not count]
-    if empty:
+    used = set[int]()
+    for part in parts:
+        found = part.columns["labels"][part.columns["weights"] > 0]
+        used |= {*np.flatnonzero(found.any(0)).tolist()} if found.ndim == 2 else {*np.unique(found).tolist()}
+    if empty := [label for number, label in enumerate(labels) if number not in used]:
         raise UserError(
             f"{task.train}: no row has the label {', '.join(empty[:5])} of task.labels; add examples, or remove it"
         )

@@ -11,6 +11,7 @@ from jaxlm.data.text_encoder import TextEncoder
 from jaxlm.errors import UserError
 from jaxlm.settings import SETTINGS
 from jaxlm.text.files import File
+from jaxlm.text.known_tasks import KNOWN_TASKS
 from jaxlm.text.labelled import Row
 from jaxlm.tokenizer.single_words import not_words, tokens_of_word
 from jaxlm.tokenizer.tokenizer import Tokenizer
@@ -45,12 +46,15 @@ TEMPLATE = FilledTemplates("class")
 
 
 def resolve_template(config: Any) -> None:
-    """Sets task.text to the columns of the template, if examples are templates. Raises UserError if it names others."""
+    """Sets task.text to the columns of the template, if examples are templates.
+
+    Raises UserError if it names others, but for those that a known task has by itself.
+    """
     task = config.task
     if config.train.objective != OBJECTIVE or not task.template:
         return
-    columns = parse_template(task.template).columns
-    if task.text not in (SETTINGS["task"]["text"].default, columns):
+    columns, known = parse_template(task.template).columns, KNOWN_TASKS.get(task.name)
+    if task.text not in (SETTINGS["task"]["text"].default, columns, known and known.text):
         raise UserError(
             f"task.text={','.join(task.text)}, but the template has the columns {', '.join(columns)}; name the columns"
             " in task.template, and remove task.text"

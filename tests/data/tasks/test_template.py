@@ -57,6 +57,14 @@ def test_rows_fill_the_template_and_labels_have_the_tokens_of_their_words(make_c
     assert data.facts.label_tokens == data.label_tokens
 
 
+@pytest.mark.parametrize("template", ["{sentence2}? [MASK], {sentence1}", "{sentence2}: [MASK]"])
+def test_a_template_orders_and_chooses_the_columns_of_a_known_task(make_config, template):
+    config = make_config(template, name="rte", text=("sentence1", "sentence2"))
+    assert config.task.text == (("sentence2", "sentence1") if "sentence1" in template else ("sentence2",))
+    with pytest.raises(UserError, match=r"name the columns in task\.template, and remove"):
+        make_config(template, name="rte", text=("sentence1", "other"))
+
+
 def test_words_of_labels():
     task = default_config().task
     assert words_of_labels(task, ("bad", "good")) == {"bad": ("bad",), "good": ("good",)}
