@@ -96,7 +96,6 @@ VERB = TaskVerb(
     (
         "jaxlm classify --model=runs/sst2 'A warm, funny film.' 'It drags.'",
         "jaxlm classify --model=runs/sst2 --input=new.tsv --output=labels.jsonl",
-        "jaxlm classify --model=runs/mini --template='{text} It was [MASK].' --label-words=good,bad 'It drags.'",
     ),
     "texts; the two texts of a pair are separated by a tab (default: the lines of --input or of standard input)",
     TaskInput(_of_line, ".txt (a text or pair per line, empty lines included), .jsonl, .csv, .tsv or .parquet"),

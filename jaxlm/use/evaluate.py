@@ -114,7 +114,8 @@ def main(argv: Sequence[str]) -> int:
         f"{', '.join(SETTINGS[1:])} say how they are read, by default as in the run. With task.template and "
         "task.label_words a masked language model is evaluated on them without training.",
         usage="%(prog)s --model=DIR [--data.path=PATH,... [--data.key=VALUE ...]]\n"
-        "                      [--task.evaluation=FILE [--task.key=VALUE ...]] [--output=DIR]\n"
+        "                      [--task.evaluation=FILE [--task.key=VALUE ...]]\n"
+        "                      [--output=DIR]\n"
         "                      [--[no-]whole-documents] [--rows=N] [--json]\n"
         "       %(prog)s --model=DIR --tasks=NAME,... --data=DIR [--variant=NAME]\n"
         "                      [--per-token] [--rows=N] [--json]",

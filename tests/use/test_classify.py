@@ -108,7 +108,7 @@ def test_other_models_are_refused(folder, classifier, capsys):
     masked = make_workdir(folder / "masked")
     assert printed(capsys, masked, "the cat") == (
         f"{masked} is a masked language model; classify needs a model that was fine-tuned with train.objective="
-        "classification, multi_label or regression, as `jaxlm train --config=finetune` does"
+        "classification, multi_label, regression or template, as `jaxlm train --config=finetune` does"
     )
     with pytest.raises(UserError, match="is a masked language model; classify needs"):
         load(masked).classify(["the cat"])
