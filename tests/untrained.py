@@ -1,6 +1,7 @@
 """A work directory with a small untrained model, for tests of the verbs that use a model."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ def make_workdir(path: Path, **model) -> Path:
     return _write(path, config)
 
 
-def make_fine_tuned(path: Path, objective: str = "classification", labels=("calm", "busy"), **task) -> Path:
+def make_fine_tuned(
+    path: Path, objective: str = "classification", labels=("calm", "busy"), model: Mapping[str, Any] = {}, **task
+) -> Path:
     """Writes the work directory of a model with the head of a task, with random weights, and returns it."""
     config = default_config()
-    config.model.update(TINY | {"layers": 1})
+    config.model.update(TINY | {"layers": 1} | dict(model))
     config.train.update(objective=objective, compute_dtype="float32", batch_size=8)
     config.task.update({"train": "train.tsv", "labels": labels} | task)
     return _write(path, config)

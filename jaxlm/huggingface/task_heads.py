@@ -156,8 +156,13 @@ def resolve_head(task: TaskSettings, encoder: EncoderConfig) -> TaskSettings:
 def same_labels(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
     """Returns whether two models have the same outputs; those that Transformers calls LABEL_0, LABEL_1 and so on have
     no names, and are equal to labels that are numbered so."""
-    plain = [tuple(name.removeprefix("LABEL_") for name in labels) for labels in (theirs, ours)]
-    return theirs == ours or (plain[0] == plain[1] == tuple(map(str, range(len(ours)))))
+    return numbered(theirs) == numbered(ours)
+
+
+def numbered(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns 0, 1 and so on for the names that Transformers gives to labels without names; others as they are."""
+    plain = tuple(name.removeprefix("LABEL_") for name in labels)
+    return plain if plain == tuple(map(str, range(len(labels)))) else labels
 
 
 def one_output(first: str | None, second: str | None) -> bool:

@@ -70,7 +70,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 VERB = TaskVerb(
     "answer",
     "Print for each question the score of its answer, the question, and the answer, an exact slice of the context. The "
-    "model is a work directory that was fine-tuned with train.objective=span. Files are SQuAD's .json, or .jsonl, "
+    "model is a work directory that was fine-tuned with train.objective=span, or a Hugging Face directory with a "
+    "...ForQuestionAnswering. Files are SQuAD's .json, or .jsonl, "
     ".parquet, .csv and .tsv with the columns question and context.",
     (
         "jaxlm answer --model=runs/squad --context=README.md 'What does it need?'",

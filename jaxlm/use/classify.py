@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.text.labelled import Row
-from jaxlm.use.loading import Trained
+from jaxlm.use.loading import TEXT_COLUMNS, Trained
 from jaxlm.use.task_input import TaskInput
 from jaxlm.use.task_model import TaskModel
 from jaxlm.use.task_verb import Predictions, TaskVerb, columns_of, run_verb
@@ -23,16 +23,17 @@ def classify(model: TaskModel, texts: Sequence[str | Sequence[str]]) -> list[dic
 
     The objects are those that the verb writes. Raises UserError.
     """
-    columns = model.config.task.text
     rows = []
     for number, text in enumerate(texts, 1):
         parts = [text] if isinstance(text, str) else list(text)
+        columns = TEXT_COLUMNS[: len(parts)] if model.trained.reads_pairs_too else model.config.task.text
         if len(parts) != len(columns) or not all(isinstance(part, str) for part in parts):
             expected = "a str" if len(columns) == 1 else "a pair of str, since the model was trained on pairs"
             if len(columns) > 2:
                 expected = f"{len(columns)} str, one for each column of the template ({', '.join(columns)})"
             raise UserError(f"text {number} must be {expected}")
         rows.append(Row(f"text {number}", dict(zip(columns, parts, strict=True))))
+    model.read_columns_of(rows)
     return model.predict(rows, "the texts")
 
 
@@ -90,7 +91,8 @@ VERB = TaskVerb(
     "classify",
     "Print for each text its label and the label's probability; the labels whose probability is above one half, if the "
     "model was trained with several per text; or its number. The model is a work directory that was fine-tuned with "
-    "train.objective=classification, multi_label, regression or template. Probabilities, texts and columns are those "
+    "train.objective=classification, multi_label, regression or template, or a Hugging Face directory with a "
+    "...ForSequenceClassification. Probabilities, texts and columns are those "
     "of the run, so that the predictions for its evaluation set are those in its folder predictions. With --template "
     "and --label-words, any masked language model predicts the label whose word best fills the mask.",
     (

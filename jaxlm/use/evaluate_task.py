@@ -13,6 +13,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.submission import submission_file
 from jaxlm.evaluation.task_sets import describe_set, evaluation_of, predictions_file, write_set
+from jaxlm.huggingface.task_heads import numbered
 from jaxlm.typed import listed
 from jaxlm.use.loading import Trained
 from jaxlm.use.prediction_formats import holds_predictions
@@ -37,6 +38,8 @@ def evaluate_task(
     predictions are written into the folder `output`, as a run writes them. Raises UserError.
     """
     model = TaskModel(trained)
+    if trained.source:
+        model.labels = numbered(model.labels)  # the files have 0 and 1 where Transformers says LABEL_0 and LABEL_1
     model.config = _config(trained, overrides)
     task = model.config.task
     tests = task_files(task, "test")

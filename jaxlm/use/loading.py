@@ -28,6 +28,7 @@ from jaxlm.runtime.checkpoint import find_step, restore_params, split_step
 from jaxlm.storage import local_path, read_bytes
 from jaxlm.tokenizer.tokenizer import Tokenizer, check_ids, load_tokenizer
 
+TEXT_COLUMNS = ("text", "text_pair")  # of a Hugging Face model, which may read either one text or two
 _log = logging.getLogger("jaxlm")
 
 
@@ -59,6 +60,11 @@ class Trained(NamedTuple):
     def fine_tuned(self) -> bool:
         """Whether the model was trained on labelled examples."""
         return bool(self.task_dtype)
+
+    @property
+    def reads_pairs_too(self) -> bool:
+        """Whether the model may read one text or two: Transformers does not record which of them it was trained on."""
+        return bool(self.source and self.task and self.task.kind == "sequence")
 
 
 def require_head(trained: Trained) -> None:
@@ -186,8 +192,13 @@ def _load_checkpoint(directory: Path, execution: Execution) -> Trained:
         left_out = [name for name in left_out if name not in used]
     longest = conversion.longest_text(source, encoder)
     config.data.update(sequence_length=min(longest, 512), prepend_begin=True)
+    if task and head:
+        config.train.objective = task.objective
+        config.task.update(
+            labels=task.labels, head=task.head, pooling=task.pooling, dropout=task.dropout, text=TEXT_COLUMNS[:1]
+        )
     counts = np.zeros(encoder.vocab_size, np.int64)
     return Trained(
         directory, config, encoder, execution, params, tokenizer, 0, counts, longest, not loaded.fresh, source,
-        tuple(left_out), task if head else None, head,
+        tuple(left_out), task if head else None, head, execution.compute_dtype if task and head else "",
     )  # fmt: skip

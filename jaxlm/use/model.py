@@ -1,6 +1,5 @@
 """The Python interface to a trained model: `jaxlm.load(DIR)` returns a `Model`."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -21,7 +20,7 @@ from jaxlm.use.neighbours import check_count
 from jaxlm.use.rank import rank
 from jaxlm.use.score import Score, score
 from jaxlm.use.tag import tag
-from jaxlm.use.task_model import TaskModel, require_task
+from jaxlm.use.task_model import TaskModel, for_verb
 from jaxlm.use.zero_shot import with_template
 
 
@@ -37,6 +36,7 @@ class Model:
         self.trained = trained
         self.tokenizer, self.params, self.config = trained.tokenizer, trained.params, trained.encoder
         self.longest = trained.longest
+        self._task_models: dict[str, TaskModel] = {}  # by verb
         self._zero_shot: tuple[tuple[str, ...], TaskModel] | None = None  # for the last template
 
     def tokenize(self, text: str) -> np.ndarray:
@@ -186,12 +186,9 @@ class Model:
 
     def _task(self, verb: str) -> TaskModel:
         """Returns the model of the task that a verb uses. Raises UserError."""
-        require_task(self.trained, verb)
-        return self._task_model
-
-    @functools.cached_property
-    def _task_model(self) -> TaskModel:
-        return TaskModel(self.trained)
+        if verb not in self._task_models:
+            self._task_models[verb] = TaskModel(for_verb(self.trained, verb))
+        return self._task_models[verb]
 
 
 def load(directory: str | Path, compute_dtype: str | None = None, step: int | str | None = None) -> Model:

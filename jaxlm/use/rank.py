@@ -54,7 +54,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 VERB = TaskVerb(
     "rank",
     "Print passages in the order of how well they answer a query, with their rank and score, a logit. The model is a "
-    "work directory that was fine-tuned with train.objective=reranking. The predictions of --json and --output are in "
+    "work directory that was fine-tuned with train.objective=reranking, or a Hugging Face directory with a "
+    "...ForSequenceClassification that has one output. The predictions of --json and --output are in "
     "the order of the input; a file of pairs may have any number of queries.",
     (
         "jaxlm rank --model=runs/rank --query='who wrote Faust' --input=passages.txt",

@@ -55,9 +55,9 @@ _COLUMNS = dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "text")
 VERB = TaskVerb(
     "tag",
     "Print each word of a sentence with its tag, one word a line, and an empty line after each sentence. Words are "
-    "separated by spaces. The model is a work directory that was fine-tuned with train.objective=tagging. As in "
-    "training, a file has CoNLL columns, or lists of words in .jsonl and .parquet; with --format=text, a line is a "
-    "sentence.",
+    "separated by spaces. The model is a work directory that was fine-tuned with train.objective=tagging, or a Hugging "
+    "Face directory with a ...ForTokenClassification. As in training, a file has CoNLL columns, or lists of words in "
+    ".jsonl and .parquet; with --format=text, a line is a sentence.",
     (
         "jaxlm tag --model=runs/ner 'Maria flew to Oslo on Monday .'",
         "jaxlm tag --model=runs/ner --input=new.conll --output=tags.jsonl",

@@ -24,17 +24,19 @@ from jaxlm.evaluation.calibration import read_calibration
 from jaxlm.evaluation.evaluator import Metrics
 from jaxlm.evaluation.task_evaluation import Outputs
 from jaxlm.evaluation.task_sets import evaluation_of, predicted_batches
+from jaxlm.huggingface.task_heads import one_output
 from jaxlm.runtime import sharding
 from jaxlm.runtime.compiling import jit
 from jaxlm.text.labelled import Row
 from jaxlm.typed import counted
 from jaxlm.use.assembly import assemble_trained
-from jaxlm.use.loading import Trained
+from jaxlm.use.loading import TEXT_COLUMNS, Trained
 
 VERBS = {  # by train.objective
     "classification": "classify", "multi_label": "classify", "regression": "classify", "tagging": "tag",
     "span": "answer", "reranking": "rank", "template": "classify",
 }  # fmt: skip
+RERANKED = ("query", "passage")  # columns that a Hugging Face model reads as a reranker
 
 
 # Remedies that only a run accepts, after or between those that remain.
@@ -120,6 +122,16 @@ class TaskModel:
         """Returns the metrics of the task over the examples with labels."""
         return self.evaluation.measure(outputs, examples, self.labels, self.config.task)
 
+    def read_columns_of(self, rows: Sequence[Row]) -> None:
+        """Sets task.text to the texts that rows have, if the model may read one text or two. Raises UserError."""
+        if not self.trained.reads_pairs_too or self.objective == "reranking" or not rows:
+            return
+        self.config.task.text = tuple(rows[0].values)
+        for row in rows:
+            if tuple(row.values) != self.config.task.text:
+                expected = counted(len(self.config.task.text), "text", "texts")
+                raise UserError(f"{row.place}: expected {expected}, as in {rows[0].place}; give all the same number")
+
     @functools.cached_property
     def _outputs_of(self) -> Callable:
         function = functools.partial(self.evaluation.outputs, self._assembly.objectives[0])
@@ -139,7 +151,7 @@ def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None
     """Raises UserError unless a model reads as many texts as an option names columns."""
     if trained.config.train.objective == "span":
         return  # where data/tasks/spans.py checks them
-    own = trained.config.task.text
+    own = TEXT_COLUMNS[: len(columns)] if trained.reads_pairs_too else trained.config.task.text
     if not all(columns):
         raise UserError(
             f"{option}={','.join(columns)}: the name of a column is empty; name columns such as {','.join(own)}"
@@ -151,18 +163,25 @@ def check_columns(trained: Trained, option: str, columns: Sequence[str]) -> None
         )
 
 
-def require_task(trained: Trained, verb: str) -> None:
-    """Raises UserError unless a verb can use the head of a model."""
+def for_verb(trained: Trained, verb: str) -> Trained:
+    """Returns a model as a verb uses it. Raises UserError unless the verb can use its head.
+
+    In Transformers a reranker is a regression: the verb tells whether its output is a number or a logit of relevance.
+    """
+    if verb == "rank" and trained.source and one_output(trained.config.train.objective, "reranking"):
+        config = config_from_dict(config_to_dict(trained.config), "config")
+        config.train.objective = "reranking"
+        config.task.text = RERANKED
+        trained = trained._replace(config=config)
+    _check_task(trained, verb)
+    return trained
+
+
+def _check_task(trained: Trained, verb: str) -> None:
     directory, objective = trained.directory, trained.config.train.objective
     objectives = [name for name, of in VERBS.items() if of == verb]
     names = " or ".join([", ".join(objectives[:-1]), objectives[-1]] if len(objectives) > 1 else objectives)
     needs = f"{verb} needs a model that was fine-tuned with train.objective={names}"
-    if trained.source and trained.task:
-        raise UserError(
-            f"{directory} is a Hugging Face directory, whose head for {trained.task.objective} {verb} does not read:"
-            " name the work directory that it was exported from, or use it in Transformers, or train on from it with"
-            " --config.init_from"
-        )
     if not trained.fine_tuned:
         what = f"is a {objective} language model" if trained.has_head else "is an encoder without the head of a task"
         raise UserError(f"{directory} {what}; {needs}, as `jaxlm train --config=finetune` does")

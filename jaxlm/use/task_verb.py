@@ -8,12 +8,12 @@ from jaxlm.errors import UserError
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json, print_json_list
 from jaxlm.text.labelled import Row
-from jaxlm.use.loading import Trained, add_model_options, load_named
+from jaxlm.use.loading import TEXT_COLUMNS, Trained, add_model_options, load_named
 from jaxlm.use.parts import check_not_read, check_replaceable, output_path
 from jaxlm.use.predict_file import predict_file
 from jaxlm.use.prediction_formats import holds_predictions
 from jaxlm.use.task_input import TaskInput, add_input_options, check_input, rows_of_files, rows_of_texts, typed_texts
-from jaxlm.use.task_model import TaskModel, require_task
+from jaxlm.use.task_model import TaskModel, for_verb
 
 Prediction = dict[str, Any]
 Predictions = Iterable[tuple[Row, Prediction]]
@@ -46,8 +46,7 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
         check_not_read(output, args.input, files)
     typed = [] if files else typed_texts(args)
 
-    trained = verb.prepare(load_named(args, args.compute_dtype), args)
-    require_task(trained, verb.name)
+    trained = for_verb(verb.prepare(load_named(args, args.compute_dtype), args), verb.name)
     if output:
         check_replaceable(output, trained.directory, lambda file: holds_predictions(file, verb.keys), "predictions")
     model = TaskModel(trained)
@@ -55,6 +54,7 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
         rows, name = rows_of_files(verb.input, model, args, files), args.input
     else:
         rows, name = rows_of_texts(verb.input, model, args, typed), "the texts" if args.text else "standard input"
+    model.read_columns_of(rows)
     if output:
         result = predict_file(model, rows, name, output)
         if args.json:
@@ -74,6 +74,8 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
 def columns_of(model: TaskModel, text: str, place: str, remedy: str = "") -> Row:
     """Returns the row of a text, or of several separated by tabs if the model reads pairs. Raises UserError."""
     columns = model.config.task.text
+    if model.trained.reads_pairs_too and model.objective != "reranking":
+        columns = TEXT_COLUMNS[: 1 + ("\t" in text)]
     texts = [text] if len(columns) == 1 else text.split("\t")
     if len(texts) != len(columns):
         expected = "two texts separated by one tab, since the model was trained on pairs"
@@ -99,7 +101,8 @@ def _parser(verb: TaskVerb) -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help=f"{', '.join(verb.outputs[:-1])} or {verb.outputs[-1]}: the "
                         f"prediction for each row of the input, in order; {replaced}")  # fmt: skip
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16", "auto"), help="dtype of matrix products "
-                        "(default: that of the run, whose predictions are then reproduced)")  # fmt: skip
+                        "(default: that of the run, whose predictions are then reproduced; of a Hugging Face directory "
+                        "float32)")  # fmt: skip
     verb.options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object: a list of the predictions, or with "
                         "--output a summary")  # fmt: skip
