@@ -11,6 +11,7 @@ from jaxlm.errors import UserError
 from jaxlm.evaluation.spans import submission
 from jaxlm.runtime.json_output import as_json
 from jaxlm.storage import parse_json
+from jaxlm.text.labelled import Row
 from jaxlm.typed import counted
 
 Prediction = Mapping[str, Any]
@@ -27,6 +28,21 @@ def holds_predictions(file: Path, keys: Sequence[Sequence[str]]) -> bool:
     except (OSError, ValueError, csv.Error):  # not UTF-8, not JSON, not CSV; ArrowInvalid is a ValueError
         return False
     return any(names == list(some) for some in keys)
+
+
+def holds_answers(file: Path, rows: Sequence[Row]) -> bool:
+    """Returns whether a file is a JSON object with a text for the id of each row and nothing else, as `answer` writes.
+
+    Any other object of texts might be the user's.
+    """
+    if file.suffix != ".json":
+        return False
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ids = {row.values.get("id") for row in rows}
+    return isinstance(found, dict) and found.keys() == ids and all(isinstance(text, str) for text in found.values())
 
 
 def _columns(file: Path) -> list[str]:

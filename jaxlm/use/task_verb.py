@@ -11,7 +11,7 @@ from jaxlm.text.labelled import Row
 from jaxlm.use.loading import TEXT_COLUMNS, Trained, add_model_options, load_named
 from jaxlm.use.parts import check_not_read, check_replaceable, output_path
 from jaxlm.use.predict_file import predict_file
-from jaxlm.use.prediction_formats import holds_predictions
+from jaxlm.use.prediction_formats import holds_answers, holds_predictions
 from jaxlm.use.task_input import TaskInput, add_input_options, check_input, rows_of_files, rows_of_texts, typed_texts
 from jaxlm.use.task_model import TaskModel, for_verb
 
@@ -47,14 +47,15 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
     typed = [] if files else typed_texts(args)
 
     trained = for_verb(verb.prepare(load_named(args, args.compute_dtype), args), verb.name)
-    if output:
-        check_replaceable(output, trained.directory, lambda file: holds_predictions(file, verb.keys), "predictions")
     model = TaskModel(trained)
     if files:
         rows, name = rows_of_files(verb.input, model, args, files), args.input
     else:
         rows, name = rows_of_texts(verb.input, model, args, typed), "the texts" if args.text else "standard input"
     model.read_columns_of(rows)
+    if output:
+        own = lambda file: holds_predictions(file, verb.keys) or holds_answers(file, rows)  # noqa: E731
+        check_replaceable(output, trained.directory, own, "predictions")
     if output:
         result = predict_file(model, rows, name, output)
         if args.json:
