@@ -17,9 +17,9 @@ from jaxlm.data.token_store import TokenStore
 from jaxlm.errors import UserError
 from jaxlm.storage import parse_json
 from jaxlm.text.files import Folder, file_in, read_file, write_file
-from jaxlm.text.filters import Tally
+from jaxlm.text.filters import Tally, dropped
 from jaxlm.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from jaxlm.typed import Record
+from jaxlm.typed import Record, counted
 from jaxlm.version import __version__
 
 FORMAT_VERSION = 1
@@ -170,9 +170,11 @@ def closing_table(
     for name, tally in tallies.items():
         for reason, count in sorted(tally.dropped.items()):
             first = f" (first: {'; '.join(tally.places[reason])})" if reason in tally.places else ""
-            lines.append(f"{name}: dropped {count:,} {reason}{first}")
+            lines.append(f"{name}: dropped {dropped(count, reason)}{first}")
         if tally.cut:
-            lines.append(f"{name}: split {tally.cut:,} documents longer than data.max_document_characters")
+            lines.append(
+                f"{name}: split {counted(tally.cut, 'document', 'documents')} longer than data.max_document_characters"
+            )
     if not any(name.startswith("held_out/") for name in stores):
         lines.append("no held-out set: data.held_out is empty, and data.held_out_fraction selected no document")
     lines.append("seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items()))

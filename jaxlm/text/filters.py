@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from jaxlm.typed import counted
+
 # The Unicode category Cc except tab, line feed and carriage return, and lone surrogates, which UTF-8 cannot encode.
 _CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -28,6 +30,23 @@ class Tally:
         self.dropped[reason] += count
         if place and len(self.places.setdefault(reason, [])) < 3:
             self.places[reason].append(place)
+
+
+# What one of them is called.
+_SINGULAR = {
+    "control characters": "control character",
+    "empty documents": "empty document",
+    "rows with another number of fields": "row with another number of fields",
+    "files that cannot be read as Python": "file that cannot be read as Python",
+    "docstrings seen before": "docstring seen before",
+    "duplicates": "duplicate",
+    "documents of a held-out set": "document of a held-out set",
+}
+
+
+def dropped(count: int, reason: str) -> str:
+    """Returns how many were dropped for a reason of `Tally.drop`, such as "1 duplicate"."""
+    return counted(count, _SINGULAR.get(reason, reason), reason)
 
 
 def drop_control_characters(text: str, tally: Tally) -> str:

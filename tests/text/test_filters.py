@@ -1,5 +1,8 @@
 import json
+import re
+from pathlib import Path
 
+from jaxlm.text import filters
 from tests.text.reading import read, write
 
 
@@ -26,3 +29,13 @@ def test_lone_surrogates_are_dropped(tmp_path):
     documents, tally = read(write(tmp_path / "a.jsonl", r'{"text": "a\ud800b"}'))
     assert documents == ["ab"]
     assert tally.dropped == {"control characters": 1}
+
+
+def test_what_was_dropped_agrees_with_its_number():
+    root = Path(filters.__file__).parent.parent
+    source = "".join(path.read_text() for path in [*root.glob("text/*.py"), *root.glob("data/*.py")])
+    reasons = set(re.findall(r'\.drop\(\s*"([^"]+)"', source))
+    assert "empty documents" in reasons
+    assert reasons == filters._SINGULAR.keys()
+    assert filters.dropped(1, "rows with another number of fields") == "1 row with another number of fields"
+    assert filters.dropped(1200, "duplicates") == "1,200 duplicates"
