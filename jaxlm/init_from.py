@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from jaxlm.huggingface.sentence_transformers import read_sentence_model
 from jaxlm.huggingface.task_heads import TaskSettings
 from jaxlm.huggingface.weights import some_of, tensor_names
 from jaxlm.model.config import EncoderConfig, encoder_config
-from jaxlm.model.narrowing import keep_heads, keep_units
+from jaxlm.model.narrowing import keep_heads, keep_layers, keep_units, kept_layers
 from jaxlm.objectives.table import OBJECTIVES, abstract_params
 from jaxlm.runtime.checkpoint import best_step, restore_params, split_step
 from jaxlm.settings import SETTINGS
@@ -31,12 +31,28 @@ from jaxlm.typed import listed
 
 # Settings of section `model` that describe how weights are initialized or trained, so a run may have its own.
 _OWN = ("initialization", "initialization_std", "output_bias_from_frequencies", "init_from", "extend_positions",
-        "reinitialize_layers", "remove_units", "remove_heads")  # fmt: skip
+        "reinitialize_layers", "remove_layers", "remove_units", "remove_heads")  # fmt: skip
 _FREE = (*_OWN, "dropout", "attention_dropout", "rotary_base", "local_rotary_base", "vocab_size", "max_positions")
 _HEAD = ("tied_output", "output_bias", "head_transform", "head_bias", "head_activation")
 # Settings of section `task` that say how a text becomes a vector.
 _EMBEDDING = ("pooling", "query_prompt", "document_prompt")
 _log = logging.getLogger("jaxlm")
+
+
+class Fitting(NamedTuple):
+    """How weights are fitted to an encoder of another size: the settings of section `model` with these names."""
+
+    extend_positions: str = "refuse"
+    remove_layers: str = "refuse"
+    remove_units: str = "refuse"
+    remove_heads: str = "refuse"
+
+    @classmethod
+    def of(cls, model: Any) -> "Fitting":
+        return cls(*(model[name] for name in cls._fields))
+
+
+UNCHANGED = Fitting()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,24 +121,25 @@ class Start:
     def encoder(self) -> EncoderConfig:
         return encoder_config(config_from_dict({"model": self.model}, self.name).model)
 
-    def check(
-        self, encoder: EncoderConfig, extend_positions: str, remove_units: str = "refuse", remove_heads: str = "refuse"
-    ) -> None:
+    def check(self, encoder: EncoderConfig, fitting: Fitting = UNCHANGED) -> None:
         """Raises UserError that names the settings of an encoder which do not fit these weights."""
         name, theirs = self.name, self.encoder
         fresh_head = not self.has_head
         free = {*_FREE, *(_HEAD if fresh_head else ())}
         for field in dataclasses.fields(EncoderConfig):
             ours, given = getattr(encoder, field.name), getattr(theirs, field.name)
+            if field.name == "layers" and ours < given:
+                self._check_layers(encoder, fitting.remove_layers)
+                continue
             if field.name == "feed_forward_width" and ours < given:
-                if remove_units == "refuse":
+                if fitting.remove_units == "refuse":
                     raise UserError(
                         f"model.feed_forward_width={ours} is below the {given} of {name}; set"
                         " model.remove_units=magnitude to keep the most important units, or remove the setting"
                     )
                 continue
             if field.name == "heads" and ours < given:
-                self._check_heads(ours, remove_heads)
+                self._check_heads(ours, fitting.remove_heads)
                 continue
             if ours != given and field.name not in free:
                 raise UserError(f"model.{field.name}={ours}, but {name} has {given}; remove the setting")
@@ -132,10 +149,24 @@ class Start:
             raise UserError(
                 f"model.max_positions={encoder.max_positions} would cut the {theirs.max_positions} positions of {name}"
             )
-        if extend_positions == "refuse":
+        if fitting.extend_positions == "refuse":
             raise UserError(
                 f"model.max_positions={encoder.max_positions} exceeds the {theirs.max_positions} positions of {name}; "
                 "set model.extend_positions to repeat or interpolate"
+            )
+
+    def _check_layers(self, encoder: EncoderConfig, remove_layers: str) -> None:
+        """Raises UserError unless the weights can be reduced to fewer layers, and the setting says how."""
+        given, which = self.encoder, f"model.layers={encoder.layers} is below the {self.encoder.layers} of {self.name}"
+        if remove_layers == "refuse":
+            raise UserError(
+                f"{which}; set model.remove_layers to top or spread to keep some of them, or remove the setting"
+            )
+        kept = kept_layers(given.layers, encoder.layers, remove_layers)
+        if any(given.is_local(theirs) != encoder.is_local(ours) for ours, theirs in enumerate(kept)):
+            raise UserError(
+                f"{which}, but model.remove_layers={remove_layers} would keep local layers where model.layer_pattern="
+                f"{encoder.layer_pattern} has global ones; set remove_layers=top, or another number of layers"
             )
 
     def _check_heads(self, heads: int, remove_heads: str) -> None:
@@ -154,17 +185,15 @@ class Start:
         encoder: EncoderConfig,
         before: Tokenizer,
         tokenizer: Tokenizer,
-        extend_positions: str,
-        remove_units: str = "refuse",
-        remove_heads: str = "refuse",
+        fitting: Fitting = UNCHANGED,
     ) -> dict[str, Any]:
-        """Returns the weights, float32 on the host, grown to `encoder`; a head that they lack is left out.
+        """Returns the weights, float32 on the host, fitted to `encoder`; a head that they lack is left out.
 
         `tokenizer` is `before`, the directory's own, with tokens added: each new token starts at the mean of the pieces
         that it was before. Raises UserError that names the settings which do not fit the weights.
         """
         theirs = self.encoder
-        self.check(encoder, extend_positions, remove_units, remove_heads)
+        self.check(encoder, fitting)
         check_ids(before, theirs.vocab_size, self.directory)
         if self.source is not None:
             conversion.check_padding(self.source, before)
@@ -180,7 +209,10 @@ class Start:
         params.pop("discriminator", None)
         _grow_vocabulary(params, theirs, encoder, before, tokenizer)
         if encoder.positions == "learned" and encoder.max_positions != theirs.max_positions:
-            _extend_positions(params, theirs, encoder, extend_positions)
+            _extend_positions(params, theirs, encoder, fitting.extend_positions)
+        if encoder.layers < theirs.layers:
+            kept = kept_layers(theirs.layers, encoder.layers, fitting.remove_layers)
+            params["encoder"] = keep_layers(params["encoder"], kept)
         if encoder.feed_forward_width < theirs.feed_forward_width:
             params["encoder"] = keep_units(params["encoder"], encoder.feed_forward_width)
         if encoder.heads < theirs.heads:

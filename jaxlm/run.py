@@ -39,7 +39,7 @@ from jaxlm.evaluation.table import EVALUATORS
 from jaxlm.evaluation.teacher import find_teacher, with_teacher
 from jaxlm.huggingface.conversion import SOURCE_CONFIG
 from jaxlm.huggingface.task_heads import task_of_config
-from jaxlm.init_from import Start
+from jaxlm.init_from import Fitting, Start
 from jaxlm.model.config import encoder_config
 from jaxlm.runtime import distributed, hardware, sharding
 from jaxlm.runtime.clock import TIME_UNITS
@@ -87,14 +87,7 @@ class Run:
         if self.start:
             model, tokenizer = self.config.model, self.config.tokenizer
             before = load_tokenizer(tokenizer.path, tokenizer.words)
-            params = self.start.params(
-                self.assembly.encoder,
-                before,
-                self.data.tokenizer,
-                model.extend_positions,
-                model.remove_units,
-                model.remove_heads,
-            )
+            params = self.start.params(self.assembly.encoder, before, self.data.tokenizer, Fitting.of(model))
             drop_top(params, model.reinitialize_layers, keep_head=self.assembly.objectives[0].predicts_tokens)
             fresh = state.pop("params")
             state.clear()  # gives back the memory of the optimizer state, which may depend on the parameters
@@ -289,7 +282,7 @@ def set_up(config: Any, workdir: Path, start: Start | None = None) -> Run:
     teacher = find_teacher(config)
     check_replacements(config, workdir)
     if start and distributed.from_first(lambda: not before):  # otherwise the weights are those of a checkpoint
-        start.check(any_size, config.model.extend_positions, config.model.remove_units, config.model.remove_heads)
+        start.check(any_size, Fitting.of(config.model))
         start.check_task(config.task.intermediate)
         if config.train.objective == TEMPLATES:
             start.check_masked_lm_head()

@@ -114,6 +114,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             " with them (arXiv 2006.05987)",
             within=">=0",
         ),
+        "remove_layers": S(
+            "refuse",
+            "how to choose the layers of init_from that are removed when model.layers is smaller: top: the top ones"
+            " (arXiv 2004.03844); spread: the first, the last, and as many evenly between them remain, as in DistilBERT"
+            " (arXiv 1910.01108); or refuse",
+            ("refuse", "top", "spread"),
+        ),
         "remove_units": S(
             "refuse",
             "how to choose the feed-forward units of init_from that are removed when model.feed_forward_width is"

@@ -207,7 +207,7 @@ def test_the_checkpoint_that_a_run_starts_from_is_printed(continued, tmp_path, c
 def test_a_discriminator_gives_its_encoder_alone(tmp_path):
     directory = write_golden(tmp_path, "electra_discriminator")
     encoder, tokenizer = load_golden(directory)[1], types.SimpleNamespace(vocab_size=41)
-    params = resolve(str(directory)).params(encoder, tokenizer, tokenizer, "refuse")
+    params = resolve(str(directory)).params(encoder, tokenizer, tokenizer)
     assert params.keys() == {"encoder"}
 
 
@@ -215,14 +215,14 @@ def test_a_larger_table_keeps_its_rows(continued, checkpoint, tmp_path):
     tokenizer = set_up(continued(), tmp_path).data.tokenizer
     encoder = load_trained(checkpoint).encoder
     larger = dataclasses.replace(encoder, vocab_size=encoder.vocab_size + 3)
-    params = resolve(str(checkpoint)).params(larger, tokenizer, tokenizer, "refuse")
+    params = resolve(str(checkpoint)).params(larger, tokenizer, tokenizer)
     given = load_file(checkpoint / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
     table = params["encoder"]["embeddings"]["token"]["embedding"]
     np.testing.assert_array_equal(table[:-3], given)
     np.testing.assert_allclose(table[-3:], np.repeat(given.mean(0, keepdims=True), 3, 0), atol=1e-6)
     smaller = dataclasses.replace(encoder, vocab_size=encoder.vocab_size - 1)
     with pytest.raises(UserError, match="would cut"):
-        resolve(str(checkpoint)).params(smaller, tokenizer, tokenizer, "refuse")
+        resolve(str(checkpoint)).params(smaller, tokenizer, tokenizer)
 
 
 def test_added_tokens_start_at_the_mean_of_their_old_pieces(continued, checkpoint, tmp_path, capsys):
@@ -361,7 +361,7 @@ def test_the_weights_of_a_checkpoint_contain_the_head_of_its_task(tmp_path, capl
     directory = add_vocabulary(write_head(tmp_path, "bert_sequence"))
     start = resolve(str(directory))
     tokenizer = load_tokenizer(directory)
-    params = start.params(start.encoder, tokenizer, tokenizer, "refuse")
+    params = start.params(start.encoder, tokenizer, tokenizer)
     assert params["task_head"]["kernel"].shape == (24, 3)
     np.testing.assert_array_equal(params["task_head"]["transform"]["kernel"], params["pooler"]["kernel"])
     assert "ignored" not in caplog.text

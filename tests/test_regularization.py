@@ -45,16 +45,17 @@ def test_pruned_weights_stay_zero_when_a_run_resumes_with_the_same_bits(classify
 
 
 @pytest.mark.slow
-def test_a_run_with_fewer_heads_is_smaller_and_its_export_has_the_same_states(classify, encoder, tmp_path, caplog):  # noqa: F811
+def test_a_run_of_a_smaller_model_is_exported_with_the_same_states(classify, encoder, tmp_path, caplog):  # noqa: F811
     start = load_trained(encoder)
     heads, units = start.encoder.heads // 2, start.encoder.feed_forward_width // 2
     fewer = (
         "model.remove_heads=magnitude", f"model.heads={heads}", "model.remove_units=magnitude",
-        f"model.feed_forward_width={units}",
+        f"model.feed_forward_width={units}", "model.remove_layers=spread", "model.layers=1",
     )  # fmt: skip
     train(classify("train.steps=2", *ALONE, *fewer), tmp_path / "run")
     trained = load_trained(tmp_path / "run")
     assert (trained.encoder.heads, trained.encoder.head_width) == (heads, start.encoder.head_width)
+    assert (start.encoder.layers, trained.encoder.layers) == (2, 1)
     assert trained.params["encoder"]["layers_0"]["attention"]["query"]["kernel"].shape[1] < start.encoder.width
     resumed = train(classify("train.steps=3", *ALONE, *fewer), tmp_path / "run")
     assert resumed["step"] == 3
@@ -71,7 +72,8 @@ def test_a_run_with_fewer_heads_is_smaller_and_its_export_has_the_same_states(cl
 
     # A run may start from it without naming the number of heads, and remove more.
     train(classify("train.steps=1", f"init_from={tmp_path / 'run'}", *ALONE), tmp_path / "on")
-    assert load_trained(tmp_path / "on").encoder.heads == heads
+    on = load_trained(tmp_path / "on").encoder
+    assert (on.heads, on.layers) == (heads, 1)
 
 
 @pytest.mark.slow

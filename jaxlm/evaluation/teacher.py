@@ -122,7 +122,7 @@ def _predict(data: TaskData, teacher: Start, config: Any, mesh: Any) -> tuple[np
     assembly = assemble(
         own, teacher.encoder, SYNTHETIC_FACTS._replace(labels=teacher.labels), mesh, jax.devices()[0].platform
     )
-    given = teacher.params(teacher.encoder, tokenizer, tokenizer, "refuse")
+    given = teacher.params(teacher.encoder, tokenizer, tokenizer)
     if "task_head" not in given:
         raise UserError(
             f"task.teacher={config.task.teacher} has no weights of its head; fetch it again, or name another"

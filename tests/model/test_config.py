@@ -65,6 +65,7 @@ def test_every_model_setting_is_a_field_of_the_architecture():
         "init_from",
         "extend_positions",
         "reinitialize_layers",
+        "remove_layers",
         "remove_units",
         "remove_heads",
     }  # what weights a run starts with

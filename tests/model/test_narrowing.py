@@ -1,4 +1,4 @@
-"""Removing units: those without effect go first, and the outputs then stay what they were."""
+"""Removing layers, heads and units: those without effect go first, and the outputs then stay what they were."""
 
 import functools
 
@@ -10,11 +10,11 @@ from jaxlm.config import default_config
 from jaxlm.errors import UserError
 from jaxlm.huggingface.families import FAMILIES
 from jaxlm.huggingface.refit import refit, refit_params
-from jaxlm.init_from import Start
+from jaxlm.init_from import Fitting, Start
 from jaxlm.model.config import encoder_config
 from jaxlm.model.flops import training_flops
 from jaxlm.model.heads import MaskedLM, encode, init_params
-from jaxlm.model.narrowing import keep_heads, keep_units
+from jaxlm.model.narrowing import keep_heads, keep_layers, keep_units, kept_layers
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # tests mostly compile
 
@@ -52,10 +52,10 @@ def test_a_narrower_model_is_refused_unless_the_setting_says_how():
     with pytest.raises(
         UserError, match=r"feed_forward_width=16 is below the 24 of runs/wide; set model\.remove_units="
     ):
-        start.check(encoder_of(16), "refuse")
-    start.check(encoder_of(16), "refuse", "magnitude")
+        start.check(encoder_of(16))
+    start.check(encoder_of(16), Fitting(remove_units="magnitude"))
     with pytest.raises(UserError, match="feed_forward_width=32, but runs/wide has 24"):
-        start.check(encoder_of(32), "refuse", "magnitude")
+        start.check(encoder_of(32), Fitting(remove_units="magnitude"))
 
 
 def with_heads(heads, **changes):
@@ -119,7 +119,7 @@ def test_fewer_heads_are_refused_unless_the_setting_says_how_and_heads_are_alike
              "activation": "gelu", "positions": "learned", "norm_position": "post"}  # fmt: skip
 
     def check(start_settings, encoder, **settings):
-        Start("runs/wide", None, model | start_settings, {}, None, None).check(encoder, "refuse", **settings)
+        Start("runs/wide", None, model | start_settings, {}, None, None).check(encoder, Fitting(**settings))
 
     with pytest.raises(UserError, match=r"heads=2 is below the 4 of runs/wide; set model\.remove_heads=magnitude"):
         check({}, with_heads(2))
@@ -139,3 +139,34 @@ def test_heads_need_not_fill_the_width_if_theirs_is_set():
         encoder_config(section, 40)
     assert with_heads(3).attention_width == 12
     assert encoder_of(24).head_width == 8
+
+
+@pytest.mark.parametrize(("given", "layers", "remove", "kept"), [
+    (12, 6, "spread", [0, 2, 4, 7, 9, 11]), (12, 6, "top", [0, 1, 2, 3, 4, 5]), (6, 3, "spread", [0, 2, 5]),
+    (6, 1, "spread", [0]), (5, 4, "spread", [0, 1, 3, 4]),
+])  # fmt: skip
+def test_the_layers_that_remain_are_the_lowest_or_spread_over_the_model(given, layers, remove, kept):
+    assert kept_layers(given, layers, remove) == kept
+    encoder = {"token_embedding": 0, **{f"layers_{number}": number for number in range(given)}}
+    expected = {"token_embedding": 0} | {f"layers_{new}": old for new, old in enumerate(kept)}
+    assert keep_layers(encoder, kept) == expected
+
+
+def test_a_shallower_model_is_refused_unless_the_setting_says_how_and_layers_are_alike():
+    model = {"layers": 6, "width": 16, "heads": 2, "feed_forward_width": 24, "vocab_size": 40}
+
+    def check(layers, pattern="g", **settings):
+        section = default_config().model
+        section.update(model | {"layers": layers, "layer_pattern": pattern})
+        start = Start("runs/deep", None, model | {"layer_pattern": pattern}, {}, None, None)
+        start.check(encoder_config(section, 40), Fitting(**settings))
+
+    with pytest.raises(UserError, match=r"layers=3 is below the 6 of runs/deep; set model\.remove_layers to top or"):
+        check(3)
+    for remove in ("top", "spread"):
+        check(3, remove_layers=remove)
+    with pytest.raises(UserError, match=r"model\.layers=8, but runs/deep has 6"):
+        check(8, remove_layers="top")
+    check(3, "gl", remove_layers="top")
+    with pytest.raises(UserError, match=r"remove_layers=spread would keep local layers where model\.layer_pattern=gl"):
+        check(3, "gl", remove_layers="spread")

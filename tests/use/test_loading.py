@@ -95,7 +95,7 @@ def test_a_run_can_start_from_one_checkpoint(workdir, tmp_path):
     config.model.vocab_size = trained.tokenizer.vocab_size  # as a run records it
     save_config(config, copy / "config.json")
     start = resolve(f"{copy}/checkpoints/2")
-    params = start.params(start.encoder, trained.tokenizer, trained.tokenizer, "refuse")
+    params = start.params(start.encoder, trained.tokenizer, trained.tokenizer)
     np.testing.assert_array_equal(first_leaf(params), first_leaf(random_params(start.encoder, 2)))
 
 
@@ -157,7 +157,7 @@ def test_a_token_that_is_padding_in_the_config_only_is_refused(text_file, tmp_pa
         load_trained(given)
     start, tokenizer = resolve(str(given)), load_tokenizer(given)
     with pytest.raises(UserError, match=message):
-        start.params(start.encoder, tokenizer, tokenizer, "refuse")
+        start.params(start.encoder, tokenizer, tokenizer)
     for pad in (0, -1, 5000):  # the last two are no token of a text
         load_trained(write_checkpoint(tmp_path / str(pad), text_file, model_type="roberta", pad_token_id=pad,
                                       max_position_embeddings=40 + max(pad, 0)))  # fmt: skip
