@@ -27,7 +27,8 @@ def arguments(tmp_path):
     (tmp_path / "part.tsv").write_text("part\n")
     return Namespace(
         model=str(model), data=data, workdir=tmp_path / "runs", mask_model="MASK", variants="", examples=20, epochs=2.0,
-        seeds=2, output=tmp_path / "doc.md", train=tmp_path / "part.tsv", heads=2, units=512,
+        seeds=2, output=tmp_path / "doc.md", train=tmp_path / "part.tsv",
+        halves={"layers": 2, "heads": 2, "units": 512},
     )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def result(script, variant, seed, accuracy):
     return {
         "variant": variant.name, "seed": seed, "settings": list(variant.settings), "steps": 4, "parameters": 22_000_000,
         "test": {"accuracy": accuracy, "n": 4927}, "last_training_loss": 0.1, "seconds": 3.0,
+        "examples_per_second": 210.0,
     }  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def test_runs_are_made_once_in_order_and_the_table_has_paired_differences(script
     content = json.loads((arguments.workdir / "results.json").read_text())
     assert len(content["runs"]) == 2 * len(variants)
     text = arguments.output.read_text()
-    assert "| baseline |  | 72.00% |  | 22.0 M | 0.100 |" in text
+    assert "| baseline |  | 72.00% |  | 22.0 M | 210 | 0.100 |" in text
     assert "| dropout | `model.dropout=0.1` `model.attention_dropout=0.1` | 73.50% | +1.50 ± 0.50 |" in text
     assert "2 seeds; accuracy on the 4,927 rows" in text
     script.all_results(variants, arguments)
