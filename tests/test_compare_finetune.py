@@ -1,12 +1,16 @@
 """scripts/compare_finetune: the commands that it runs, what it counts, and the table that it writes."""
 
+import importlib
 import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxlm.config import load_config, split_overrides
+from jaxlm.data.example_rows import Shape
+from jaxlm.data.examples import Examples
 from jaxlm.errors import UserError
 from tests.scripts import load_script
 
@@ -39,6 +43,19 @@ def test_both_sides_get_the_same_files_and_settings(script, tmp_path, name):
     for option in case.columns:
         key, _, number = option.removeprefix("--").partition("=")
         assert header[int(number)] == columns[key]
+
+
+def test_the_side_without_packing_has_one_example_in_a_row(script, tmp_path):
+    files = {"train": tmp_path / "train.tsv", "dev": tmp_path / "dev.tsv"}
+    commands = [
+        script.command_of(script.CASES["sst2"], files, tmp_path / "run", arguments(tmp_path), side)
+        for side in (script.OURS, script.PADDED)
+    ]
+    assert commands[0][3:] == commands[1][2:]
+    assert commands[1][1].endswith("jaxlm_padded.py")
+    padded = importlib.import_module("jaxlm_padded")
+    examples = Examples([], [np.ones(9, np.int32), np.ones(40, np.int32)], [], {})
+    assert padded.one_example_in_a_row(examples, 128, 1.5) == Shape(40, 1)
 
 
 def test_the_part_of_the_training_set_is_the_same_in_every_run(script, tmp_path):
