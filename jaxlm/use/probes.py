@@ -1,4 +1,4 @@
-"""Zero-shot probes of masked language models: `probe`, and `jaxlm evaluate --tasks=blimp,crows_pairs,cloze`."""
+"""Zero-shot probes of masked language models, and `jaxlm evaluate --tasks`, which also knows labelled tasks."""
 
 import argparse
 import difflib
@@ -23,8 +23,11 @@ from jaxlm.evaluation.probes import (
 )
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import local_path
+from jaxlm.text.known_tasks import KNOWN_TASKS
 from jaxlm.text.probe_sets import Cloze, MinimalPair, StereotypePair, read_blimp, read_cloze, read_crows_pairs
 from jaxlm.use.cloze import predict_targets
+from jaxlm.use.evaluate_task import describe_task
+from jaxlm.use.known_sets import evaluate_known, folder_of, for_task
 from jaxlm.use.loading import Trained, load_named
 from jaxlm.use.model_card import is_causal
 from jaxlm.use.score import VARIANTS, Score, score
@@ -156,13 +159,14 @@ def add_probe_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxlm evaluate` that `evaluate_tasks` reads."""
     parser.add_argument(
         "--tasks", metavar="NAME,...",
-        help=f"zero-shot probes of a masked language model instead of a loss: {', '.join(PROBES)}; read from --data",
+        help="tasks by their names, read from --data: zero-shot probes of a masked language model "
+        f"({', '.join(PROBES)}), or the known task that a model was fine-tuned on, such as sst2",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="DIR",
-        help="folder with the data of --tasks as published: DIR/blimp/PARADIGM.jsonl (sentence_good, sentence_bad), "
-        "DIR/crows_pairs/crows_pairs_anonymized.csv, and DIR/cloze.jsonl, .tsv, .csv or .parquet (columns text, with "
-        "one [MASK], and target)",
+        help="folder with the data of --tasks as published: the files of a known task in DIR or DIR/NAME; "
+        "DIR/blimp/PARADIGM.jsonl (sentence_good, sentence_bad), DIR/crows_pairs/crows_pairs_anonymized.csv, and "
+        "DIR/cloze.jsonl, .tsv, .csv or .parquet (columns text, with one [MASK], and target)",
     )  # fmt: skip
     parser.add_argument(
         "--variant", choices=VARIANTS,
@@ -185,12 +189,21 @@ def evaluate_tasks(args: argparse.Namespace) -> int:
     if not os.path.isdir(folder):
         wrong = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise UserError(f"--data={args.data} {wrong}; name the folder with the data of {args.tasks}")
-    data = {task: PROBES[task].read(folder, args.rows) for task in tasks}
-    results = probe(load_named(args), data, args.variant, args.per_token)
+    probes = [task for task in tasks if task in PROBES]
+    if args.variant and not probes:
+        raise UserError(f"--variant has no effect on {args.tasks}: remove it; it applies to {', '.join(PROBES)}")
+    data = {task: PROBES[task].read(folder, args.rows) for task in probes}
+    folders = {task: folder_of(task, Path(folder)) for task in tasks if task in KNOWN_TASKS}
+    trained = load_named(args)
+    models = {task: for_task(trained, task) for task in folders}
+    known = {task: evaluate_known(models[task], task, folders[task], args.rows) for task in folders}
+    results = known | (probe(trained, data, args.variant, args.per_token) if probes else {})
     if args.json:
-        print_json(results)
+        print_json({task: results[task] for task in tasks})
     else:
-        print("\n\n".join(describe(task, metrics) for task, metrics in results.items()))
+        tables = {task: describe(task, results[task]) for task in probes}
+        tables |= {task: f"{task}: {folders[task]}\n{describe_task(models[task], known[task])}" for task in known}
+        print("\n\n".join(tables[task] for task in tasks))
     return 0
 
 
@@ -198,9 +211,9 @@ def _tasks(names: str) -> list[str]:
     """Returns the names of --tasks. Raises UserError for one that is unknown or given twice."""
     tasks = [name.strip() for name in names.split(",")]
     for name in tasks:
-        if name not in PROBES:
-            near = difflib.get_close_matches(name, PROBES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(PROBES)}"
+        if name not in PROBES and name not in KNOWN_TASKS:
+            near = difflib.get_close_matches(name, [*PROBES, *KNOWN_TASKS], 1)
+            hint = f"did you mean {near[0]}?" if near else f"they are {', '.join([*PROBES, *KNOWN_TASKS])}"
             raise UserError(f"--tasks={names}: there is no task {name!r}; {hint}")
         if tasks.count(name) > 1:
             raise UserError(f"--tasks={names}: {name} is given twice")

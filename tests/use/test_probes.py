@@ -100,7 +100,7 @@ def test_the_table_names_its_protocol(model, data, capsys):
     ("options", "error"),
     [
         (("--tasks=blmp",), "--tasks=blmp: there is no task 'blmp'; did you mean blimp?"),
-        (("--tasks=sst",), "there is no task 'sst'; they are blimp, crows_pairs, cloze"),
+        (("--tasks=sst",), "there is no task 'sst'; did you mean sst2?"),
         (("--tasks=",), "there is no task ''"),
         (("--tasks=blimp,blimp",), "blimp is given twice"),
         (("--tasks=cloze", "--per-token"), "--per-token has no effect on cloze: remove it; it applies to blimp"),
