@@ -118,7 +118,8 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, classes: int)
         "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / count),
         "majority_accuracy": float(np.bincount(labels).max() / count),
         "macro_f1": float(f1_score(labels, answers, labels=every, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(labels, answers)),
+        # scikit-learn warns of a single class, with which nothing can correlate.
+        "mcc": float(matthews_corrcoef(labels, answers)) if len(np.union1d(labels, answers)) > 1 else 0.0,
         "brier": float(((probabilities - np.eye(classes)[labels]) ** 2).sum(-1).mean()),
         **calibration_metrics(probabilities.max(-1), answers == labels),
         "n": count,

@@ -1,6 +1,7 @@
 """Metrics and predictions of classes, several classes and numbers."""
 
 import json
+import warnings
 import math
 import re
 
@@ -36,6 +37,8 @@ def test_metrics_of_an_empty_set_are_nan_and_constant_answers_correlate_with_not
     assert np.isnan(nothing["accuracy"])
     constant = classification_metrics(np.zeros((2, 2)), np.array([0, 1]), 2)
     assert (constant["accuracy"], constant["mcc"], constant["loss"]) == (0.5, 0, pytest.approx(np.log(2)))
+    with warnings.catch_warnings(action="error"):
+        assert classification_metrics(np.zeros((1, 2)), np.array([0]), 2)["mcc"] == 0
     metrics = Regression().measure({"outputs": [np.zeros(1)] * 3}, examples([1.0, 2.0, 3.0]), (), None)
     assert (metrics["pearson"], metrics["spearman"]) == (0, 0)
     assert metrics["loss"] == pytest.approx(14 / 3)
