@@ -1,9 +1,9 @@
 """Metrics and predictions of classes, several classes and numbers."""
 
 import json
-import warnings
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
