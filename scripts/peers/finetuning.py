@@ -28,9 +28,9 @@ DEFAULT_METRICS = {"classification": "accuracy", "tagging": "f1", "span": "f1"}
 SETTINGS = {
     "train.batch_size": BATCH, "task.name": "none", "data.sequence_length": LENGTH, "model.dropout": 0.1,
     "model.attention_dropout": 0.1, "optimizer.weight_decay": 0.01, "optimizer.beta2": 0.999,
-    "optimizer.epsilon": 1e-8, "optimizer.clip_norm": 1.0, "schedule.name": "linear", "schedule.warmup": 0.1, "evaluation.select": "none",
-    "evaluation.per_epoch": 0, "evaluation.every": 0, "checkpoint.every": 100_000, "logging.every": UNCOUNTED,
-    "logging.tensorboard": "false", "logging.curve": "false",
+    "optimizer.epsilon": 1e-8, "optimizer.clip_norm": 1.0, "schedule.name": "linear", "schedule.warmup": 0.1,
+    "evaluation.select": "none", "evaluation.per_epoch": 0, "evaluation.every": 0, "checkpoint.every": 100_000,
+    "logging.every": UNCOUNTED, "logging.tensorboard": "false", "logging.curve": "false",
 }  # fmt: skip
 
 
