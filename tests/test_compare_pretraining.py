@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.scripts import load_script
+from tests.scripts import load_script, write_sick
 
 
 @pytest.fixture(scope="module")
@@ -14,13 +14,7 @@ def script():
 
 @pytest.fixture
 def sick(tmp_path):
-    folder = tmp_path / "sick"
-    folder.mkdir()
-    for name in ("train", "trial", "test"):
-        lines = [f"{n}\ta {name}  {n}\tb {n}\t{1 + n % 5}\tNEUTRAL\n" for n in range(8)]
-        header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
-        (folder / f"{name}.tsv").write_text(header + "".join(lines))
-    return folder
+    return write_sick(tmp_path / "sick")
 
 
 def test_rates_are_chosen_on_the_selecting_part_and_finished_runs_are_kept(script, sick, tmp_path, monkeypatch):

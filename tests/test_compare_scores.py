@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm.errors import UserError
-from tests.scripts import load_script
-
-SICK = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+from tests.scripts import load_script, write_sick
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +18,7 @@ def script():
 
 @pytest.fixture
 def sick(tmp_path):
-    folder = tmp_path / "sick"
-    folder.mkdir()
-    for name in ("train", "trial", "test"):
-        lines = [f"{n}\ta {name}  {n}\tb {n}\t{1 + n % 5}\tNEUTRAL\n" for n in range(8)]
-        (folder / f"{name}.tsv").write_text(SICK + "".join(lines))
-    return folder
+    return write_sick(tmp_path / "sick")
 
 
 def test_both_programs_read_the_same_columns(script, sick, tmp_path):

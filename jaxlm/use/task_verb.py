@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import UserError
@@ -54,9 +55,11 @@ def run_verb(verb: TaskVerb, argv: Sequence[str]) -> int:
         rows, name = rows_of_texts(verb.input, model, args, typed), "the texts" if args.text else "standard input"
     model.read_columns_of(rows)
     if output:
-        own = lambda file: holds_predictions(file, verb.keys) or holds_answers(file, rows)  # noqa: E731
-        check_replaceable(output, trained.directory, own, "predictions")
-    if output:
+
+        def is_own(file: Path) -> bool:
+            return holds_predictions(file, verb.keys) or holds_answers(file, rows)
+
+        check_replaceable(output, trained.directory, is_own, "predictions")
         result = predict_file(model, rows, name, output)
         if args.json:
             print_json(result._asdict())
