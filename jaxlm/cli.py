@@ -32,6 +32,8 @@ VERBS = {
     "rank": ("jaxlm.use.rank", "rank passages for a query with a fine-tuned model"),
     "evaluate": ("jaxlm.use.evaluate", "compute metrics on held-out text, labelled examples or zero-shot probes"),
     "export": ("jaxlm.use.export", "write a model as a directory that Hugging Face Transformers loads"),
+    "sweep": ("jaxlm.study.sweep", "run an ablation: its arms and seeds, and what they show"),
+    "report": ("jaxlm.study.report", "make a page of one or several runs, or of a sweep"),
     "bench": ("jaxlm.performance.bench", "measure the speed and memory use of the training step"),
     "plan": ("jaxlm.performance.plan", "estimate memory, communication and time of a run on other devices"),
     "completion": ("jaxlm.use.completion", "print a script that completes the command line in bash and zsh"),
