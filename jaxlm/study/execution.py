@@ -133,12 +133,13 @@ def _sentence(errors: str, status: int) -> str:
 
 def finished(futures: dict["Future[Any]", Any], look: Callable[[], None], every: float = 1.0) -> Iterator[Any]:
     """Yields the keys and results of futures as they end, and calls `look` about every second meanwhile."""
-    waiting = set(futures)
+    waiting = list(futures)
     while waiting:
-        done, waiting = wait(waiting, timeout=every, return_when=FIRST_COMPLETED)
+        done, _ = wait(waiting, timeout=every, return_when=FIRST_COMPLETED)
         look()
-        for future in done:
+        for future in [one for one in waiting if one in done]:  # those that ended together, in their order
             yield futures[future], future.result()
+        waiting = [one for one in waiting if one not in done]
 
 
 def progress_of(workdir: Path) -> float:

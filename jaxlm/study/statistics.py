@@ -104,10 +104,9 @@ def power(effect: float, deviation: float, n: int, level: float = LEVEL) -> floa
         return 0.0
     if deviation == 0:
         return float(effect != 0)
-    critical, shift = stats.t.ppf(1 - level / 2, n - 1), abs(effect) / deviation * math.sqrt(n)
-    if shift > 30:  # the power is 1 to more digits than a double has, and scipy's distribution may return NaN
-        return 1.0
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+    # The square of Student's t has an F distribution, whose noncentral form scipy computes in all of its range.
+    critical = stats.f.ppf(1 - level, 1, n - 1)
+    return float(stats.ncf.sf(critical, 1, n - 1, min(n * (effect / deviation) ** 2, 1e4)))
 
 
 def seeds_needed(effect: float, deviation: float, wanted: float = 0.8, level: float = LEVEL) -> int | None:
@@ -155,6 +154,7 @@ def multi_bootstrap(
         scores[index] = (first @ counts)[seeds].mean() / examples, (second @ counts)[others].mean() / examples
     differences = scores[:, 1] - scores[:, 0]
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    side = min((differences <= 0).mean(), (differences >= 0).mean())
+    nothing = 1e-12  # sums in another order
+    side = min((differences <= nothing).mean(), (differences >= -nothing).mean())
     p = min(1.0, 2 * max(side, 1 / samples))  # no p-value is below what this number of samples can tell
     return Bootstrap(float(differences.mean()), float(low), float(high), float(p), scores)

@@ -95,9 +95,9 @@ def run_sweep(
     folder: str | Path, workdir: str | Path, overrides: Sequence[str] = (), *, workers: int = 1,
     arms: Sequence[str] = (), seeds: Sequence[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Makes the runs of a sweep that are not done, and returns its results. See `main` for the arguments.
+    """Makes the runs of a sweep that are not done, and returns its results as `summary` does. See `main`.
 
-    Raises UserError, after all other runs, if any has failed; it names all of them.
+    "failure" is the sentence that names every run that failed, or None. Raises UserError.
     """
     sweep, file = read_sweep(folder)
     root = local_path("--workdir", workdir)
@@ -116,12 +116,11 @@ def run_sweep(
                 print(f"moved to {root / 'aside'}, as their arms have changed: {listed(moved)}", flush=True)
             write_configs(runs, root)
             chosen = [run for run in runs if (run.arm, run.seed) in wanted]
+            results_of(runs, sweep, root)  # a metric that finished runs lack is found before others are made
             failures = _make(chosen, runs, sweep, root, processes)
         values, rows = results_of(runs, sweep, root)
         write_results(rows, root)
-    if failures:
-        raise UserError(_failure_text(failures, len(chosen)))
-    return summary(sweep, values, rows)
+    return summary(sweep, values, rows) | {"failure": _failure_text(failures, len(chosen)) if failures else None}
 
 
 def _failure_text(failures: list[tuple[PlannedRun, str]], count: int) -> str:
@@ -345,11 +344,13 @@ def main(argv: Sequence[str]) -> int:
     results = run_sweep(args.folder, args.workdir, overrides, workers=args.workers, arms=arms, seeds=seeds)
     if args.json:
         print_json(results)
-        return 0
-    sweep, _ = read_sweep(args.folder)
-    values = {entry["arm"]: entry["values"] for entry in results["arms"]}
-    print(f"\n{sweep.question}\n{results['answer']}\n\n{table(sweep, values)}\n")
-    print(f"`jaxlm report {args.workdir}` makes a page of it")
+    else:
+        sweep, _ = read_sweep(args.folder)
+        values = {entry["arm"]: entry["values"] for entry in results["arms"]}
+        print(f"\n{sweep.question}\n{results['answer']}\n\n{table(sweep, values)}\n")
+        print(f"`jaxlm report {args.workdir}` makes a page of it", flush=True)
+    if results["failure"]:
+        raise UserError(results["failure"])
     return 0
 
 
