@@ -51,10 +51,12 @@ def chosen_settings(sweep: Sweep, file: Path, overrides: Sequence[str], root: Pa
     return found
 
 
-def trial_counts(sweep: Sweep, file: Path, overrides: Sequence[str], root: Path) -> dict[str, int]:
-    """Returns how many trials of each searched arm are done."""
+def trial_counts(sweep: Sweep, file: Path, overrides: Sequence[str], root: Path) -> dict[str, tuple[int, int]]:
+    """Returns how many trials of each searched arm are done, and how many there are to be."""
+    if sweep.search is None:
+        return {}
     return {
-        arm.name: sum(is_done(path) for path in _folder(sweep, file, arm, overrides, root).glob("trial-*"))
+        arm.name: (sum(is_done(path) for path in _folder(sweep, file, arm, overrides, root).glob("trial-*")), sweep.search.trials)
         for arm in sweep.arms if arm.search
     }  # fmt: skip
 

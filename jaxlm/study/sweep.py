@@ -108,7 +108,7 @@ def run_sweep(
     root.mkdir(parents=True, exist_ok=True)
     busy = f"{root} is in use by another sweep; wait for it, or name another --workdir"
     with lock(root / "lock", busy):
-        write_statement(sweep, overrides, root, sum(1 for _ in _done_below(root)))
+        write_statement(sweep, overrides, root, len(_done_below(root)))
         with Processes(workers) as processes:
             found = search.run_searches(sweep, file, overrides, root, processes)
             runs = planned_runs(sweep, file, overrides, found)
@@ -332,13 +332,20 @@ def main(argv: Sequence[str]) -> int:
         sweep, file = read_sweep(args.folder)
         root = local_path("--workdir", args.workdir)
         _check_root(root)
-        print(emit(args.emit, sweep, file, overrides, root, _chosen(sweep, arms, seeds), args.workers, args.hours), end="")
+        wanted = _chosen(sweep, arms, seeds)
+        text = emit(args.emit, sweep, file, overrides, root, wanted, args.workers, args.hours)
+        write_statement(sweep, overrides, root, len(_done_below(root)))
+        print(text, end="")
         return 0
     if args.dry_run:
         rows = dry_run(args.folder, args.workdir, overrides, arms, seeds)
         if args.json:
             print_json({"runs": rows})
             return 0
+        sweep, file = read_sweep(args.folder)
+        counts = search.trial_counts(sweep, file, overrides, local_path("--workdir", args.workdir))
+        for arm, (count, total) in counts.items():
+            print(f"{arm}: {count} of {total} trials are done; the names of its runs depend on what they find")
         _print_plan(rows, args.workers)
         return 0
     results = run_sweep(args.folder, args.workdir, overrides, workers=args.workers, arms=arms, seeds=seeds)
