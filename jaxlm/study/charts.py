@@ -25,7 +25,9 @@ def curve_rows(arms: Mapping[str, Sequence[RunRecord]], metric: str, evaluation:
         curves = [record.curve(metric, evaluation) for record in records]
         curves = [_thinned(curve) if evaluation is None else curve for curve in curves if curve]
         steps = common_grid(curves, MOST_POINTS)
-        values = np.array([at_steps(curve, steps) for curve in curves], dtype=float).reshape(len(curves), -1)
+        if not steps:
+            continue
+        values = np.array([at_steps(curve, steps) for curve in curves], dtype=float)
         times = np.array([at_steps([p._replace(value=p.seconds) for p in curve], steps) for curve in curves], dtype=float)
         for column, step in enumerate(steps):
             own = values[:, column]
