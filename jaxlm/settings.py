@@ -426,6 +426,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "every": S(10, "steps between lines of metrics.jsonl", within=">=1"),
         "tensorboard": S(True, "write TensorBoard events"),
         "curve": S(True, "draw curve.png"),
+        "wandb": S("", "project of Weights & Biases to log to as well; empty: none"),
+        "trackio": S("", "project of Trackio to log to as well; empty: none"),
     },
 }
 

@@ -32,6 +32,7 @@ from jaxlm.runtime.checksums import params_sha256
 from jaxlm.runtime.clock import Clock
 from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.run_log import RunLog, read_metrics
+from jaxlm.runtime.trackers import check_trackers, open_trackers
 from jaxlm.storage import local_path
 
 
@@ -59,9 +60,11 @@ def train(config: Any, workdir: Path, start: Start | None = None) -> dict[str, A
         elapsed = saved.metadata["elapsed_seconds"] if saved else 0.0
         clock = Clock(config.train.minutes, run.total_steps, elapsed, config.train.count_compilation)
         state = saved.state if saved else run.fresh_state()
+        primary = jax.process_index() == 0
         log = cleanup.enter_context(RunLog(
             workdir, run.total_steps, tensorboard=config.logging.tensorboard, curve=config.logging.curve,
-            first_step=step, primary=jax.process_index() == 0,
+            first_step=step, primary=primary,
+            trackers=open_trackers(config.logging, workdir, config_to_dict(config)) if primary else {},
         ))  # fmt: skip
         announce(run, log, step, clock)
         if saved and (line := describe_jump(run, saved, clock)):
@@ -353,6 +356,7 @@ def train_from(config: ConfigDict | str | Path, workdir: str | Path, overrides: 
     workdir = local_path("--workdir", workdir)
     check_workdir(workdir)
     resolved, start = load_run_config(config, overrides, workdir)
+    check_trackers(resolved.logging)
     with distributed.joined(resolved.mesh):
         try:
             return train(resolved, workdir, start)

@@ -68,12 +68,15 @@ class Classification(_Sequences):
     def predictions(
         self, outputs: Outputs, examples: Examples, labels: tuple[str, ...], task: Any
     ) -> Iterator[dict[str, Any]]:
-        for scores in softmax(predicted(outputs) / (self.temperature or 1.0)):
+        probabilities = softmax(predicted(outputs) / (self.temperature or 1.0))
+        columns = examples.columns["labels"], examples.columns["weights"]
+        for scores, label, weight in zip(probabilities, *columns, strict=True):
             best = int(scores.argmax())
-            yield {
+            one = {
                 "label": labels[best], "probability": float(scores[best]),
                 "probabilities": dict(zip(labels, scores.tolist(), strict=True)),
             }  # fmt: skip
+            yield one | {"gold": labels[int(label)]} if weight > 0 else one
 
     def describe(self, name: str, metrics: Metrics) -> str:
         error = f" ± {metrics['accuracy_error']:.2%}" if metrics["n"] else ""

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jaxlm.errors import UserError
 from jaxlm.runtime.curve import draw_curve
 from jaxlm.runtime.json_output import as_json
 from jaxlm.runtime.progress import StepProgress
+from jaxlm.runtime.trackers import Tracker
 from jaxlm.storage import parse_json, read_bytes, reason
 from jaxlm.typed import is_kind
 
@@ -43,7 +45,7 @@ class RunLog:
 
     `first_step` is the number of updates done when this process takes over; what an interrupted run logged beyond it is
     superseded. `total_steps` is None for a run with a time budget: `train` then needs `progress`, from 0 to 1, in its
-    metrics. Only the `primary` process writes or shows anything.
+    metrics. Only the `primary` process writes or shows anything. `trackers` are told every number too, by their names.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class RunLog:
         curve: bool,
         first_step: int = 0,
         primary: bool = True,
+        trackers: Mapping[str, Tracker] = MappingProxyType({}),
     ) -> None:
         self._workdir = Path(workdir)
         self._curve = curve
         self._open = primary
         self._writer: Any = None
+        self._trackers = dict(trackers)
         if not primary:
             return
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -129,6 +133,7 @@ class RunLog:
         self._progress.close()
         if self._writer is not None:
             self._write_events(self._writer.close)
+        self._tell_trackers(lambda tracker: tracker.close())
         if self._curve and self._measured:
             try:
                 draw_curve(read_metrics(self._workdir), self._workdir / "curve.png", _evaluation_label)
@@ -140,10 +145,21 @@ class RunLog:
         self._open = False
 
     def _write_scalars(self, prefix: str, step: int, metrics: Mapping[str, Any]) -> None:
-        if self._writer is None:
+        if self._writer is None and not self._trackers:
             return
         numbers = {f"{prefix}/{name}": value for name, value in _scalars(metrics).items() if math.isfinite(value)}
-        self._write_events(lambda: self._writer.add(step, numbers))
+        if self._writer is not None:
+            self._write_events(lambda: self._writer.add(step, numbers))
+        self._tell_trackers(lambda tracker: tracker.add(step, numbers))
+
+    def _tell_trackers(self, tell: Callable[[Tracker], None]) -> None:
+        """Calls tell with each tracker; one that fails gets no more, which must not end a run."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                self.note(f"{name} gets no more events: {reason(error)}; metrics.jsonl is complete")
 
     def _write_events(self, write: Callable[[], Any]) -> None:
         """Calls write(), whose result, if any, is the new writer; an OSError ends the events but not the run."""

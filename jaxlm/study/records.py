@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlm.config import config_from_dict, phases_of
 from jaxlm.errors import UserError
 from jaxlm.runtime.run_log import read_metrics
-from jaxlm.storage import read_json
+from jaxlm.storage import parse_json, read_bytes, read_json
 from jaxlm.typed import listed
 
 NOT_METRICS = ("kind", "step", "name", "time")
@@ -129,6 +131,17 @@ class RunRecord:
         start = self.events[starts[-1]]
         before = start.get("elapsed_seconds") if len(starts) > 1 else 0.0
         return float(before or 0.0) + max(0.0, self.events[index]["time"] - start["time"])
+
+
+def correct_examples(record: RunRecord, evaluation: str) -> np.ndarray | None:
+    """Returns whether a classifier's answer to each labelled example is right, float64 [examples]; None if unknown."""
+    try:
+        lines = read_bytes(record.directory / "predictions" / f"{evaluation}.jsonl").splitlines()
+        rows = [parse_json(line) for line in lines if line.strip()]
+    except (UserError, ValueError):
+        return None
+    known = [row for row in rows if isinstance(row, dict) and "gold" in row and "label" in row]
+    return np.array([row["label"] == row["gold"] for row in known], np.float64) if known else None
 
 
 def is_number(value: Any) -> bool:

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlm.config import config_from_dict, config_to_dict
 from jaxlm.errors import UserError
 from jaxlm.runtime.help_format import HelpFormatter
@@ -17,7 +19,8 @@ from jaxlm.storage import local_path, read_text, write_text
 from jaxlm.study import charts
 from jaxlm.study.analysis import ArmResult, answer, compare_arms, describe_arm, number, p_text
 from jaxlm.study.grid import IGNORED, IGNORED_SECTIONS, failure_of, fingerprint
-from jaxlm.study.records import RunRecord, config_differences, read_run
+from jaxlm.study.records import RunRecord, config_differences, correct_examples, read_run
+from jaxlm.study.statistics import multi_bootstrap
 from jaxlm.study.sweep import STATEMENT, load_statement
 from jaxlm.typed import counted, cut, listed
 from jaxlm.version import __version__
@@ -229,7 +232,7 @@ def make_report(study: Study) -> tuple[str, dict[str, Any]]:
         "answer": _answer(results, study), "remarks": study.remarks, "compared": compared,
         "metric_title": f"{statement['metric'].replace('_', ' ')}{',' + unit if unit else ''}",
         "arms": [_arm_row(result, statement) for result in results],
-        "sentences": [describe_arm(result, statement) for result in results[1:]] if compared else [],
+        "sentences": [describe_arm(result, statement) for result in results[1:]] + _bootstraps(study, results),
         "reference": names[0], "smallest_effect": f"{statement['smallest_effect']:g}", "unit": unit,
         "differences_svg": charts.as_svg(differences, 900, None) if differences else "",
         "differences_alt": "Differences from the reference with their intervals. " + " ".join(
@@ -244,6 +247,35 @@ def make_report(study: Study) -> tuple[str, dict[str, Any]]:
     template = (files("jaxlm.study") / "report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False).from_string(template).render(context)
     return page, {"results": results, "curves": spec, "differences": differences, "context": context}
+
+
+def _bootstraps(study: Study, results: Sequence[ArmResult]) -> list[str]:
+    """Returns a sentence for each arm whose answers to single examples are known: the interval over seeds and examples.
+
+    The t interval is of other seeds on the same examples; this one is of other seeds on other examples.
+    """
+    statement = study.statement
+    if statement["metric"] != "accuracy":
+        return []
+    right: dict[str, dict[int, np.ndarray]] = {}
+    for arm, records in study.arms.items():
+        found = {record.seed: correct_examples(record, statement["evaluation"]) for record in records}
+        right[arm] = {seed: own for seed, own in found.items() if own is not None}
+    sentences = []
+    first = results[0].name
+    for result in results[1:]:
+        seeds = [seed for seed in (result.difference.seeds if result.difference else ())
+                 if seed in right[first] and seed in right[result.name]]  # fmt: skip
+        arrays = [[right[name][seed] for seed in seeds] for name in (first, result.name)]
+        if len(seeds) < 2 or len({len(own) for own in (*arrays[0], *arrays[1])}) != 1:
+            continue
+        found_difference = multi_bootstrap(np.array(arrays[0]), np.array(arrays[1]))
+        low, high = (number(value, statement["smallest_effect"], True) for value in found_difference[1:3])
+        sentences.append(
+            f"{result.name}, over other seeds and other examples: 95% interval {low} to {high},"
+            f" {p_text(found_difference.p)} (Multi-Bootstrap of {len(seeds)} seeds and {len(arrays[0][0]):,} examples)."
+        )
+    return sentences
 
 
 def _answer(results: Sequence[ArmResult], study: Study) -> str:

@@ -1,5 +1,6 @@
 import html
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -107,6 +108,22 @@ def test_two_runs_are_compared_by_what_differs(tmp_path, capsys):
     text = text_of(output.read_text())
     assert "nothing was stated before the runs, so this is a description and not a test" in text
     assert "rate=0.15 1 4.000 single run" in text
+
+
+def test_classifiers_are_compared_over_seeds_and_examples(tmp_path, capsys):
+    rng = random.Random(0)
+    for arm, rate in (("a", 0.15), ("b", 0.3)):
+        for seed in range(4):
+            workdir = tmp_path / f"{arm}{seed}"
+            write_run(workdir, config(f"masking.rate={rate}", f"train.seed={seed}"), [5.0, 4.0])
+            (workdir / "predictions").mkdir()
+            rows = [{"label": "x", "gold": "x" if rng.random() < 0.5 + rate else "y"} for _ in range(200)]
+            (workdir / "predictions" / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [str(tmp_path / f"{arm}{seed}") for arm in "ab" for seed in range(4)]
+    assert cli.main(["report", *runs, "--metric=accuracy", f"--output={tmp_path / 'page.html'}"]) == 0
+    text = text_of((tmp_path / "page.html").read_text())
+    found = re.search(r"rate=0.3, over other seeds and other examples: 95% interval (\S+) to (\S+), p = 0.002 \(Multi-Bootstrap of 4 seeds and 200 examples\)", text)
+    assert 0 < float(found[1]) < 0.15 < float(found[2]) < 0.3
 
 
 def test_one_run_is_described(tmp_path, capsys):
