@@ -53,6 +53,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             None, "read only about this many megabytes of each path; none: everything", within=">0", kind=float
         ),
         "sequence_length": S(128, "tokens per row", within=">=1"),
+        "packing": S(
+            "documents",
+            "how documents fill the rows of training; documents: rows are full, and a token attends to its own document;"
+            " across: rows are full, and a token attends to all of its row; none: a row holds one document, or a piece"
+            " of one, and padding",
+            ("documents", "across", "none"),
+        ),
         "prepend_begin": S(
             False, "put the begin token before rows that start inside a document, so that they begin as at inference"
         ),

@@ -14,7 +14,7 @@ from jaxlm.text.sources import source_fingerprint
 from jaxlm.tokenizer.tokenizer import Tokenizer
 
 # The settings of the section `data` that do not change what is prepared.
-NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin")
+NOT_PREPARED = ("cache", "workers", "prefetch", "weights", "sequence_length", "prepend_begin", "packing")
 TRAINING_VERSION = 2  # increased where the same text and settings train another vocabulary
 UPLOADING = "uploading"  # a file that exists in a remote folder while that folder is being written
 

@@ -47,8 +47,8 @@ class TrainRows(RowSource):
 
     Without `weights`, every row of every store appears once per epoch. With weights (one per store, any scale), a fixed
     pattern of up to 1,024 evenly interleaved slots decides which store global row n comes from, and every row of a
-    store appears once in each of its own epochs. Raises UserError for stores of different tokenizers, a store without a
-    whole row, and weights that are not positive or too small for a slot.
+    store appears once in each of its own epochs. `packing` is that of data.packing. Raises UserError for stores of
+    different tokenizers, a store without a whole row, and weights that are not positive or too small for a slot.
     """
 
     columns: Mapping[str, Any] = {"tokens": np.int32, "segment_ids": np.int32, "word_starts": np.bool_}
@@ -62,7 +62,9 @@ class TrainRows(RowSource):
         prepend_begin: bool = False,
         begin_id: int = -1,
         pad_id: int = 0,
+        packing: str = "documents",
     ) -> None:
+        self.packing = packing
         self.stores, self.phases, self.seed = list(stores), list(phases), seed
         self.prepend_begin, self.begin_id, self.pad_id = prepend_begin, begin_id, pad_id
         _check_stores(self.stores)
@@ -92,6 +94,8 @@ class TrainRows(RowSource):
             self.plans.append(_Plan(first_step, first_row, order, row_counts))
 
     def _row_counts(self, length: int) -> np.ndarray:
+        if self.packing == "none":
+            return np.array([store.document_row_count(length, self.prepend_begin) for store in self.stores], np.int64)
         counts = [store.row_count(length, self.prepend_begin) for store in self.stores]
         for store, count in zip(self.stores, counts, strict=True):
             if count == 0:
@@ -156,19 +160,28 @@ class TrainRows(RowSource):
         source, row = self._locate(number, step, np.arange(first, last))
         settings = (phase.sequence_length, self.prepend_begin, self.begin_id, self.pad_id)
         if len(self.stores) == 1:
-            return self.stores[0].rows(row, *settings)
+            return self._rows(0, row, settings)
         batch: dict[str, np.ndarray] = {}
         for store in np.unique(source):
             here = source == store
-            for name, array in self.stores[store].rows(row[here], *settings).items():
+            for name, array in self._rows(store, row[here], settings).items():
                 if name not in batch:
                     batch[name] = np.empty((last - first, *array.shape[1:]), array.dtype)
                 batch[name][here] = array
         return batch
 
+    def _rows(self, store: int, row: np.ndarray, settings: tuple) -> dict[str, np.ndarray]:
+        """Returns rows of a store, filled as `packing` says."""
+        if self.packing == "none":
+            return self.stores[store].document_rows(row, *settings)
+        rows = self.stores[store].rows(row, *settings)
+        if self.packing == "across":
+            rows["segment_ids"] = np.minimum(rows["segment_ids"], 1)  # one segment, which every token attends to
+        return rows
+
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens in all whole rows of the last phase's length."""
+        """Tokens in all whole rows of the last phase's length, with padding."""
         return int(self.plans[-1].row_counts.sum()) * self.phases[-1].sequence_length
 
 

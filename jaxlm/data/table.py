@@ -70,7 +70,7 @@ class CorpusData:
     def rows(self, config: Any, phases: Sequence[Phase], seed: int, multiple: int) -> RowSource:
         return TrainRows(
             self.train, list(config.data.weights) or None, phases, seed, prepend_begin=config.data.prepend_begin,
-            begin_id=self.tokenizer.begin_id, pad_id=self.tokenizer.pad_id,
+            begin_id=self.tokenizer.begin_id, pad_id=self.tokenizer.pad_id, packing=config.data.packing,
         )  # fmt: skip
 
 

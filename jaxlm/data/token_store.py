@@ -255,6 +255,7 @@ class TokenStore:
         self._tokens, self._word_starts = columns["tokens"], columns["word_starts"]
         self._documents = columns["documents"]
         self.counts = np.concatenate(columns["counts"].parts)
+        self._cut: tuple[int, np.ndarray] | None = None
 
     @classmethod
     def open(cls, directory: str | os.PathLike, verify: bool = True) -> Self:
@@ -290,6 +291,16 @@ class TokenStore:
         """Returns the number of whole rows of `length` tokens; the rest of the stream is one more, shorter row."""
         return self.tokens // _stride(length, prepend_begin)
 
+    def document_row_count(self, length: int, prepend_begin: bool = False) -> int:
+        """Returns the number of rows of `length` tokens that hold one document each, or a piece of one."""
+        return int(self._pieces(_stride(length, prepend_begin))[-1])
+
+    def _pieces(self, stride: int) -> np.ndarray:
+        """Returns how many pieces of `stride` tokens the documents up to each one have, int64 [documents]."""
+        if self._cut is None or self._cut[0] != stride:
+            self._cut = stride, np.cumsum(-(-self.document_lengths() // stride))
+        return self._cut[1]
+
     def document_lengths(self) -> np.ndarray:
         """Returns the number of tokens of each document, with its begin and end tokens, int64 [documents]."""
         return np.diff(np.concatenate(self._documents.parts), append=self.tokens)
@@ -323,21 +334,53 @@ class TokenStore:
         Raises ValueError if an index is out of range, and UserError if a special token is outside the vocabulary.
         """
         stride = _stride(length, prepend_begin)
+        starts = np.asarray(indices, np.int64) * stride
+        if starts.size and (int(starts.min()) < 0 or int(starts.max()) >= self.tokens):
+            rows = -(-self.tokens // stride)
+            raise ValueError(f"row indices from {min(indices)} to {max(indices)} are out of range for {rows} rows")
+        ends = np.minimum(starts + stride, self.tokens)
+        return self._slices(starts, ends, length, prepend_begin, begin_id, pad_id)
+
+    def document_rows(
+        self,
+        indices: np.ndarray,
+        length: int,
+        prepend_begin: bool = False,
+        begin_id: int = -1,
+        pad_id: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Returns rows that hold one document each, or a piece of one, and padding; arrays as of `rows`.
+
+        `indices` int64 [B] are numbers from 0 to `document_row_count`, exclusive: those of the pieces of L tokens of
+        the first document, then of the second, and so on. With `prepend_begin`, a piece has L - 1 tokens, and stands
+        after `begin_id` unless it is the first of its document. Raises ValueError and UserError as `rows`.
+        """
+        stride, indices = _stride(length, prepend_begin), np.asarray(indices, np.int64)
+        pieces = self._pieces(stride)
+        if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= pieces[-1]):
+            raise ValueError(f"row indices from {min(indices)} to {max(indices)} are out of range for {pieces[-1]} rows")
+        document = np.searchsorted(pieces, indices, "right")
+        before = np.where(document > 0, pieces[document - 1], 0)
+        begins = self._documents.take(document).astype(np.int64)
+        following = np.minimum(document + 1, self.documents - 1)
+        ends = np.where(document + 1 < self.documents, self._documents.take(following), self.tokens)
+        starts = begins + (indices - before) * stride
+        return self._slices(starts, np.minimum(starts + stride, ends), length, prepend_begin, begin_id, pad_id)
+
+    def _slices(
+        self, starts: np.ndarray, ends: np.ndarray, length: int, prepend_begin: bool, begin_id: int, pad_id: int
+    ) -> dict[str, np.ndarray]:
+        """Returns rows with the tokens from each start to its end, int64 [B], in the stream; see `rows`."""
         for name, token in (("padding", pad_id), ("begin", begin_id if prepend_begin else 0)):
             if not 0 <= token < self.vocab_size:
                 raise UserError(
                     f"the id {token} of the {name} token is outside the vocabulary of {self.vocab_size} entries: use"
                     " the tokenizer of the token store"
                 )
-        starts = np.asarray(indices, np.int64) * stride
         if starts.size == 0:
             empty = np.zeros((0, length), np.int32)
             return {"tokens": empty, "segment_ids": empty, "word_starts": empty.astype(bool)}
-        ends = np.minimum(starts + stride, self.tokens)
-        if int(starts.min()) < 0 or int(starts.max()) >= self.tokens:
-            rows = -(-self.tokens // stride)
-            raise ValueError(f"row indices from {min(indices)} to {max(indices)} are out of range for {rows} rows")
-
+        stride = length - prepend_begin
         segment_ids, shift = self._segments(starts, ends, length, prepend_begin)
         tokens = self._tokens.slices(starts, stride)
         if int(tokens.max()) >= self.vocab_size:

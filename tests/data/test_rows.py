@@ -232,6 +232,28 @@ def test_batches_hold_the_rows_that_they_name(stores):
         rows.batch(4, 4, 13)
 
 
+def test_rows_are_filled_as_packing_says(tmp_path):
+    documents = [np.arange(n) + 100 * i for i, n in enumerate((7, 12, 3, 18))]
+    with StoreWriter(tmp_path / "store", 1000, "t", 2**20) as writer:
+        for ids in documents:
+            writer.add(ids, np.ones(len(ids), bool), len(ids))
+    store = writer.close()
+    phase = [Phase(None, 10, 4)]
+    packed, across, padded = (
+        TrainRows([store], None, phase, 0, pad_id=999, packing=packing) for packing in ("documents", "across", "none")
+    )
+    assert same({"tokens": packed.batch(0)["tokens"]}, {"tokens": across.batch(0)["tokens"]})
+    assert packed.batch(0)["segment_ids"].max() > 1
+    assert (across.batch(0)["segment_ids"] == 1).all()
+    assert padded.tokens_per_epoch == 6 * 10  # of 7, 12, 3 and 18 tokens: 1, 2, 1 and 2 rows
+    rows = [row for step in range(3) for row in padded.batch(step)["tokens"].tolist()][:6]
+    rows = {tuple(token for token in row if token != 999) for row in rows}
+    assert rows == {tuple(ids[first : first + 10].tolist()) for ids in documents for first in range(0, len(ids), 10)}
+    for batch in (padded.batch(step) for step in range(3)):
+        assert ((batch["tokens"] == 999) == (batch["segment_ids"] == 0)).all()
+        assert len({*batch["segment_ids"].ravel()} - {0}) == 1
+
+
 @pytest.mark.slow
 def test_starting_at_a_step_equals_iterating_to_it_through_tf_data(stores):
     rows = TrainRows(stores, (2, 1, 1), PHASES, 0)

@@ -71,6 +71,36 @@ def test_every_row_is_its_slice_with_any_length_and_any_shards(lengths, length, 
             assert got == [list(column) for column in zip(*row, strict=True)]
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    length=st.integers(2, 40),
+    prepend_begin=st.booleans(),
+    shard_bytes=st.sampled_from([16, 32, 56, 1000]),
+    seed=st.integers(0, 9),
+)
+def test_rows_of_single_documents_hold_every_token_once(lengths, length, prepend_begin, shard_bytes, seed):
+    documents = random_documents(lengths, seed=seed)
+    stride = length - prepend_begin
+    expected = []
+    for ids, words in documents:
+        for first in range(0, len(ids), stride):
+            piece = [[int(t), 1, bool(w)] for t, w in zip(ids[first:], words[first:], strict=True)][:stride]
+            piece[0][2] = True
+            begin = [[BEGIN, 1, True]] if prepend_begin and first else []
+            expected.append(begin + piece + [[PAD, 0, False]] * (length - len(begin) - len(piece)))
+    with tempfile.TemporaryDirectory() as directory:
+        store = write(Path(directory) / "store", documents, shard_bytes=shard_bytes)
+        assert store.document_row_count(length, prepend_begin) == len(expected)
+        indices = np.random.default_rng(seed).permutation(len(expected))
+        batch = store.document_rows(indices, length, prepend_begin, BEGIN, PAD)
+        for position, index in enumerate(indices):
+            got = [batch[name][position].tolist() for name in ("tokens", "segment_ids", "word_starts")]
+            assert got == [list(column) for column in zip(*expected[index], strict=True)]
+        with pytest.raises(ValueError, match="out of range"):
+            store.document_rows(np.array([len(expected)]), length, prepend_begin, BEGIN, PAD)
+
+
 def test_batches_have_the_documented_types_and_own_their_memory(tmp_path):
     batch = write(tmp_path / "s", random_documents([40])).rows(np.arange(4), 10)
     assert {name: (array.dtype, array.shape) for name, array in batch.items()} == {
