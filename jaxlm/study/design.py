@@ -52,6 +52,7 @@ class Arm:
     name: str
     settings: tuple[str, ...] = ()
     search: dict[str, Range | tuple] = dataclasses.field(default_factory=dict)  # a range, or the values to choose from
+    base: str = ""  # a config in place of the sweep's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def read_sweep(folder: str | Path) -> tuple[Sweep, Path]:
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_sweep"):
-            raise UserError(f"{file} has no function get_sweep() that returns a jaxlm.study.design.Sweep")
+            raise UserError(f"{file} has no function get_sweep() that returns a jaxlm.study.Sweep")
         if inspect.signature(module.get_sweep).parameters:
             raise UserError(f"{file}: get_sweep takes arguments; the grid must be a function of the file alone")
         sweep = module.get_sweep()
@@ -108,7 +109,7 @@ def read_sweep(folder: str | Path) -> tuple[Sweep, Path]:
         kind = "" if isinstance(error, TypeError | ValueError | SyntaxError) else f"{type(error).__name__}: "
         raise UserError(f"{file}{f', line {line}' if line else ''}: {kind}{text}") from error
     if not isinstance(sweep, Sweep):
-        raise UserError(f"{file}: get_sweep returned {type(sweep).__name__}; it must return a jaxlm.study.design.Sweep")
+        raise UserError(f"{file}: get_sweep returned {type(sweep).__name__}; it must return a jaxlm.study.Sweep")
     _check(sweep, str(file))
     return sweep, file
 

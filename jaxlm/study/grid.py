@@ -61,11 +61,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "arm"
 
 
-def base_of(sweep: Sweep, file: Path) -> str:
-    """Returns the config that a sweep starts from: a file beside sweep.py, or else what `jaxlm train` would find."""
-    name, _, arg = sweep.base.partition(":")
+def base_of(sweep: Sweep, arm: Arm, file: Path) -> str:
+    """Returns the config that an arm starts from: a file beside sweep.py, or else what `jaxlm train` would find."""
+    base = arm.base or sweep.base
+    name, _, arg = base.partition(":")
     beside = file.parent / name
-    return f"{beside}{':' if arg else ''}{arg}" if beside.is_file() else sweep.base
+    return f"{beside}{':' if arg else ''}{arg}" if beside.is_file() else base
 
 
 def planned_runs(sweep: Sweep, file: Path, overrides: Sequence[str] = (), found: dict[str, list[str]] | None = None) -> list[PlannedRun]:
@@ -91,7 +92,7 @@ def arm_config(sweep: Sweep, file: Path, arm: Arm, overrides: Sequence[str], ext
     """Returns the config of an arm with the seed of the base. Raises UserError that names the arm."""
     _check_disjoint(sweep, arm, overrides)
     try:
-        config, _ = load_run_config(base_of(sweep, file), [*sweep.settings, *overrides, *arm.settings, *extra])
+        config, _ = load_run_config(base_of(sweep, arm, file), [*sweep.settings, *overrides, *arm.settings, *extra])
     except UserError as error:
         raise UserError(f"{file}, arm {arm.name}: {error}") from error
     sets = [entry.partition("=")[0] for entry in (*config.data.held_out, *config.task.evaluation)]
@@ -195,7 +196,11 @@ def statement_of(sweep: Sweep, overrides: Sequence[str]) -> dict[str, Any]:
         "unit": sweep.unit, "at": sweep.at, "smallest_effect": sweep.smallest_effect,
         "seeds": list(sweep.seed_numbers), "base": sweep.base, "settings": list(sweep.settings),
         "overrides": list(overrides),
-        "arms": [{"name": arm.name, "settings": list(arm.settings), "search": {key: list(values) for key, values in arm.search.items()}} for arm in sweep.arms],
+        "arms": [
+            {"name": arm.name, "settings": list(arm.settings), "base": arm.base or sweep.base,
+             "search": {key: list(values) for key, values in arm.search.items()}}
+            for arm in sweep.arms
+        ],
         "search": None if sweep.search is None else {
             "trials": sweep.search.trials, "evaluation": sweep.search.evaluation, "metric": sweep.search.metric,
             "better": sweep.search.better, "seed": sweep.search.seed, "settings": list(sweep.search.settings),

@@ -95,16 +95,24 @@ def run_sweep(
     folder: str | Path, workdir: str | Path, overrides: Sequence[str] = (), *, workers: int = 1,
     arms: Sequence[str] = (), seeds: Sequence[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Makes the runs of a sweep that are not done, and returns its results as `summary` does. See `main`.
-
-    "failure" is the sentence that names every run that failed, or None. Raises UserError.
-    """
+    """Makes the runs that are missing of the sweep in a folder; see `make_runs`, and `main` for the arguments."""
     sweep, file = read_sweep(folder)
-    root = local_path("--workdir", workdir)
+    wanted = _chosen(sweep, arms, seeds)
+    return make_runs(sweep, file, local_path("--workdir", workdir), overrides, workers=workers, wanted=wanted)
+
+
+def make_runs(
+    sweep: Sweep, file: Path, root: Path, overrides: Sequence[str] = (), *, workers: int = 1,
+    wanted: set[tuple[str, int]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Makes the runs of a sweep that are not done, and returns its results as `summary` does.
+
+    `file` is where the sweep is defined, `root` its directory, and `wanted` the pairs of arm and seed to make, by
+    default all. "failure" in the result is the sentence that names every run that failed, or None. Raises UserError.
+    """
     check_workers(workers)
     _check_root(root)
     planned_runs(sweep, file, overrides)  # a setting that does not exist is found before anything is written
-    wanted = _chosen(sweep, arms, seeds)
     root.mkdir(parents=True, exist_ok=True)
     busy = f"{root} is in use by another sweep; wait for it, or name another --workdir"
     with lock(root / "lock", busy):
@@ -115,7 +123,7 @@ def run_sweep(
             if moved := set_aside(runs, root):
                 print(f"moved to {root / 'aside'}, as their arms have changed: {listed(moved)}", flush=True)
             write_configs(runs, root)
-            chosen = [run for run in runs if (run.arm, run.seed) in wanted]
+            chosen = [run for run in runs if wanted is None or (run.arm, run.seed) in wanted]
             results_of(runs, sweep, root)  # a metric that finished runs lack is found before others are made
             failures = _make(chosen, runs, sweep, root, processes)
         values, rows = results_of(runs, sweep, root)

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxlm.study.execution import Processes
 
 SWEEP = """\
-from jaxlm.study.design import Arm, Range, Search, Sweep
+from jaxlm.study import Arm, Range, Search, Sweep
 
 
 def get_sweep():

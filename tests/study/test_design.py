@@ -3,7 +3,7 @@ import pytest
 from jaxlm.errors import UserError
 from jaxlm.study.design import read_sweep
 
-HEAD = "from jaxlm.study.design import Arm, Range, Search, Sweep\n\n\ndef get_sweep():\n    return "
+HEAD = "from jaxlm.study import Arm, Range, Search, Sweep\n\n\ndef get_sweep():\n    return "
 GOOD = {
     "question": "'Does it help?'", "base": "'mini'", "arms": "(Arm('a'), Arm('b', ('train.steps=5',)))",
     "evaluation": "'held_out'", "smallest_effect": "0.02",
@@ -64,7 +64,7 @@ def test_what_is_wrong_with_a_sweep_is_said_in_a_sentence(tmp_path, changes, sen
         ("def get_sweep(:\n", "sweep.py, line 1: "),
         ("def other():\n    pass\n", "sweep.py has no function get_sweep()"),
         ("def get_sweep(arg):\n    pass\n", "get_sweep takes arguments; the grid must be a function of the file alone"),
-        ("def get_sweep():\n    return {}\n", "get_sweep returned dict; it must return a jaxlm.study.design.Sweep"),
+        ("def get_sweep():\n    return {}\n", "get_sweep returned dict; it must return a jaxlm.study.Sweep"),
         (f"{HEAD}Sweep(question='q')\n", "sweep.py, line 5: "),
         (f"{HEAD}Sweep(sedes=3, {', '.join(f'{k}={v}' for k, v in GOOD.items())})\n", "'sedes'"),
     ],
