@@ -55,9 +55,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "sequence_length": S(128, "tokens per row", within=">=1"),
         "packing": S(
             "documents",
-            "how documents fill the rows of training; documents: rows are full, and a token attends to its own document;"
-            " across: rows are full, and a token attends to all of its row; none: a row holds one document, or a piece"
-            " of one, and padding",
+            "how documents fill the rows of training; documents: rows are full, and a token attends to its own"
+            " document; across: rows are full, and a token attends to all of its row; none: a row holds one document,"
+            " or a piece of one, and padding",
             ("documents", "across", "none"),
         ),
         "prepend_begin": S(

@@ -1,4 +1,4 @@
-"""scripts/speedrun_submit: a row is added only for a significant improvement, and the leaderboard is made of raw results."""
+"""scripts/speedrun_submit: a row is added for a significant improvement only, and all of it is made of raw results."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.scripts import load_script
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
-    """Returns the script with made-up runs: the loss of seed s is the learning rate times ten, plus noise of the seed."""
+    """Returns the script with made-up runs, whose loss is ten times the learning rate, plus noise of the seed."""
     made = load_script("speedrun_submit")
     monkeypatch.setattr(made, "FOLDER", tmp_path / "speedrun")
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
@@ -29,9 +29,15 @@ def script(monkeypatch, tmp_path):
 
     start = {"commit": "0123456789abcdef", "processor": "a processor", "cores": 2}
     monkeypatch.setattr(made, "run_config", run_config)
-    monkeypatch.setattr(made, "score", lambda directory, *_: {"value": float((directory / "value").read_text()), "step": 100, "start": start})
+    monkeypatch.setattr(
+        made,
+        "score",
+        lambda directory, *_: {"value": float((directory / "value").read_text()), "step": 100, "start": start},
+    )
     monkeypatch.setattr(made, "prepare_peer", lambda file, settings, folder: None)
-    monkeypatch.setattr(made, "run_peer", lambda folder, seed, *_: {"value": 6.5 + 0.1 * seed, "step": 50, "start": start})
+    monkeypatch.setattr(
+        made, "run_peer", lambda folder, seed, *_: {"value": 6.5 + 0.1 * seed, "step": 50, "start": start}
+    )
     for name in ("train", "valid"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
     return made
@@ -40,7 +46,13 @@ def script(monkeypatch, tmp_path):
 @pytest.fixture
 def submit(script, tmp_path, monkeypatch, capsys):
     def make(name, *options):
-        arguments = ["speedrun_submit", f"--data={tmp_path}", f"--workdir={tmp_path / name.replace(' ', '_')}", f"--name={name}", *options]
+        arguments = [
+            "speedrun_submit",
+            f"--data={tmp_path}",
+            f"--workdir={tmp_path / name.replace(' ', '_')}",
+            f"--name={name}",
+            *options,
+        ]
         monkeypatch.setattr(sys, "argv", arguments)
         status = script.main()
         return status, "".join(capsys.readouterr())
@@ -62,7 +74,9 @@ def test_records_are_added_and_others_are_not(submit, script):
     status, text = submit("lower", "--candidate=speedrun", "--config.optimizer.learning_rate=5e-3")
     assert (status, len(rows(script))) == (0, 3)
     assert script.ran[5:9] == ["record-0", "candidate-0", "record-1", "candidate-1"]  # in turn
-    status, text = submit("same", "--candidate=speedrun", "--config.optimizer.learning_rate=5e-3", "--config.train.batch_size=16")
+    status, text = submit(
+        "same", "--candidate=speedrun", "--config.optimizer.learning_rate=5e-3", "--config.train.batch_size=16"
+    )
     assert status == 1
     assert "same against lower: +0.000" in text
     assert "not a record, and not added" in text
@@ -70,7 +84,9 @@ def test_records_are_added_and_others_are_not(submit, script):
     assert status == 1
     table = rows(script)
     assert len(table) == 3
-    assert table[0].startswith("| 0 | Transformers | 6.700 | 6.504 to 6.896 | 5 |  |  | 50 | BERT | 0123456789ab | a processor, 2 cores")
+    assert table[0].startswith(
+        "| 0 | Transformers | 6.700 | 6.504 to 6.896 | 5 |  |  | 50 | BERT | 0123456789ab | a processor, 2 cores"
+    )
     assert "| -0.011 (-0.012 to -0.010) | < 0.001 |" in table[2]
     assert "`jaxlm train --config=speedrun --config.optimizer.learning_rate=5e-3`" in table[2]
 
@@ -107,8 +123,14 @@ def test_finished_runs_are_kept(submit, script, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--candidate=speedrun", "--config.tokenizer.vocab_size=4096"], "tokenizer.vocab_size=4096: the rules fix it at 8192"),
-        (["--candidate=speedrun", "--config.data.sequence_length=64"], "data.sequence_length=64: the rules fix it at 128"),
+        (
+            ["--candidate=speedrun", "--config.tokenizer.vocab_size=4096"],
+            "tokenizer.vocab_size=4096: the rules fix it at 8192",
+        ),
+        (
+            ["--candidate=speedrun", "--config.data.sequence_length=64"],
+            "data.sequence_length=64: the rules fix it at 128",
+        ),
         (["--candidate=speedrun", "--config.evaluation.rows=1"], "evaluation.rows=1: the rules fix it at 512"),
         (["--candidate=speedrun", "--seeds=1"], "--seeds=1: a record needs at least 2 seeds"),
         (["--candidate=speedrun", "--track=hour"], "--track=hour needs --tasks=DIR, the folder of GLUE"),

@@ -16,8 +16,16 @@ def get_sweep():
                 ("optimizer.name=muon",),
                 {"optimizer.learning_rate": RATES, "optimizer.muon_learning_rate": Range(5e-3, 1e-1)},
             ),
-            Arm("AdamW", ("optimizer.name=adamw",), {"optimizer.learning_rate": RATES, "optimizer.beta2": (0.95, 0.98, 0.999)}),
-            Arm("LAMB", ("optimizer.name=lamb",), {"optimizer.learning_rate": RATES, "optimizer.beta2": (0.95, 0.98, 0.999)}),
+            Arm(
+                "AdamW",
+                ("optimizer.name=adamw",),
+                {"optimizer.learning_rate": RATES, "optimizer.beta2": (0.95, 0.98, 0.999)},
+            ),
+            Arm(
+                "LAMB",
+                ("optimizer.name=lamb",),
+                {"optimizer.learning_rate": RATES, "optimizer.beta2": (0.95, 0.98, 0.999)},
+            ),
         ),
         search=Search(trials=12, evaluation="tune"),
         seeds=5,

@@ -5,7 +5,7 @@ from jaxlm.study import Arm, Sweep
 
 def get_sweep():
     return Sweep(
-        question="Does it matter, at equal updates, whether rows hold several documents, and whether tokens see them all?",
+        question="Does it matter whether a row holds several documents, and whether its tokens see them all?",
         base="../base.py",
         arms=(
             Arm("packed, own document"),

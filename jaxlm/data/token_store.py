@@ -358,7 +358,9 @@ class TokenStore:
         stride, indices = _stride(length, prepend_begin), np.asarray(indices, np.int64)
         pieces = self._pieces(stride)
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= pieces[-1]):
-            raise ValueError(f"row indices from {min(indices)} to {max(indices)} are out of range for {pieces[-1]} rows")
+            raise ValueError(
+                f"row indices from {min(indices)} to {max(indices)} are out of range for {pieces[-1]} rows"
+            )
         document = np.searchsorted(pieces, indices, "right")
         before = np.where(document > 0, pieces[document - 1], 0)
         begins = self._documents.take(document).astype(np.int64)

@@ -43,5 +43,7 @@ def open_trackers(logging: Any, workdir: Path, config: Mapping[str, Any]) -> dic
             for tracker in opened.values():
                 tracker.close()
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"logging.{name}={logging[name]} cannot be opened: {reason}; fix that, or unset it") from error
+            raise UserError(
+                f"logging.{name}={logging[name]} cannot be opened: {reason}; fix that, or unset it"
+            ) from error
     return opened

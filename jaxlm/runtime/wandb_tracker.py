@@ -14,7 +14,9 @@ class WandbTracker:
         self._run = wandb.init(
             project=project, name=workdir.name, id=run_id, resume="allow", config=dict(config), dir=str(workdir)
         )
-        self._run.define_metric("*", step_metric="step")  # its own count must grow, which that of a resumed run does not
+        self._run.define_metric(
+            "*", step_metric="step"
+        )  # its own count must grow, which that of a resumed run does not
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log({**numbers, "step": step})

@@ -98,9 +98,14 @@ def describe_arm(result: ArmResult, statement: Mapping[str, Any]) -> str:
         case "better" | "worse":
             return f"{result.name} {moved} the {metric} by {size}{unit} ({interval}): {result.verdict}."
         case "slightly better" | "slightly worse":
-            return f"{result.name} {moved} the {metric} by {size}{unit} ({interval}), less than matters: within {within}."
+            return (
+                f"{result.name} {moved} the {metric} by {size}{unit} ({interval}), less than matters: within {within}."
+            )
         case "equivalent":
-            return f"{result.name} makes no difference that matters: the {metric} changes by less than {within} ({interval})."
+            return (
+                f"{result.name} makes no difference that matters: the {metric} changes by less than {within}"
+                f" ({interval})."
+            )
     needed = f"; about {result.seeds_needed:,} seeds would tell" if result.seeds_needed else ""
     return f"{result.name}: not settled ({interval}); neither a difference nor its absence is shown{needed}."
 
@@ -109,7 +114,11 @@ def answer(results: Sequence[ArmResult], statement: Mapping[str, Any]) -> str:
     """Returns the answer to the question of a study in a sentence."""
     others = [result for result in results[1:] if result.difference is not None]
     if not others:
-        return "There is nothing to compare yet." if len(results) > 1 else "There is one arm, and nothing to compare it with."
+        return (
+            "There is nothing to compare yet."
+            if len(results) > 1
+            else "There is one arm, and nothing to compare it with."
+        )
     settled = [r for r in others if r.verdict in ("better", "worse")]
     improved = [r for r in settled if r.verdict == "better"]
     if improved:
@@ -119,7 +128,9 @@ def answer(results: Sequence[ArmResult], statement: Mapping[str, Any]) -> str:
         return describe_arm(others[0], statement)
     if settled:
         names = ", ".join(result.name for result in settled)
-        rest = "" if len(settled) == len(others) else "; no other arm differs by as much as matters, or it is not settled"
+        rest = (
+            "" if len(settled) == len(others) else "; no other arm differs by as much as matters, or it is not settled"
+        )
         return f"No arm is better than {results[0].name}; worse: {names}{rest}."
     if all(r.verdict in ("equivalent", "slightly better", "slightly worse") for r in others):
         unit = f" {statement['unit']}" if statement.get("unit") else ""
@@ -129,4 +140,7 @@ def answer(results: Sequence[ArmResult], statement: Mapping[str, Any]) -> str:
         )
     if all(r.verdict == "single" for r in others):
         return "Each arm has one seed, which has no error bar: nothing is shown."
-    return f"No arm differs from {results[0].name} beyond what chance explains; whether they are equivalent is not settled."
+    return (
+        f"No arm differs from {results[0].name} beyond what chance explains; whether they are equivalent is not"
+        " settled."
+    )

@@ -28,7 +28,9 @@ def curve_rows(arms: Mapping[str, Sequence[RunRecord]], metric: str, evaluation:
         if not steps:
             continue
         values = np.array([at_steps(curve, steps) for curve in curves], dtype=float)
-        times = np.array([at_steps([p._replace(value=p.seconds) for p in curve], steps) for curve in curves], dtype=float)
+        times = np.array(
+            [at_steps([p._replace(value=p.seconds) for p in curve], steps) for curve in curves], dtype=float
+        )
         for column, step in enumerate(steps):
             own = values[:, column]
             rows.append({
@@ -52,13 +54,23 @@ def curves_chart(rows: list[dict[str, Any]], arms: Sequence[str], title: str, lo
     import altair as alt
 
     scale = alt.Scale(zero=False, type="log" if log else "linear")
-    color = alt.Color("arm:N", sort=None, title=None, scale=_scale(alt, arms), legend=alt.Legend(orient="top", columns=3, labelLimit=240))
-    base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("step:Q", title=AXES["step"], scale=alt.Scale(zero=False)), color=color)
+    color = alt.Color(
+        "arm:N",
+        sort=None,
+        title=None,
+        scale=_scale(alt, arms),
+        legend=alt.Legend(orient="top", columns=3, labelLimit=240),
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("step:Q", title=AXES["step"], scale=alt.Scale(zero=False)), color=color
+    )
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("step:Q", format=","), alt.Tooltip("mean:Q", format=".4f"),
             alt.Tooltip("low:Q", format=".4f"), alt.Tooltip("high:Q", format=".4f"), alt.Tooltip("runs:Q")]  # fmt: skip
     band = base.mark_area(opacity=0.22).encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q")
     line = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean:Q", title=title, scale=scale))
-    points = base.mark_point(size=60, opacity=0, filled=True).encode(y=alt.Y("mean:Q", title=title, scale=scale), tooltip=tips)
+    points = base.mark_point(size=60, opacity=0, filled=True).encode(
+        y=alt.Y("mean:Q", title=title, scale=scale), tooltip=tips
+    )
     chosen = alt.selection_interval(bind="scales", zoom="wheel![event.shiftKey]")
     return _finished(alt.layer(band, line, points.add_params(chosen)).properties(width="container", height=320))
 
@@ -71,7 +83,8 @@ def differences_chart(results: Sequence[ArmResult], smallest_effect: float, titl
     names = [result.name for result in results if result.difference]
     reference = results[0].values
     rows = [
-        {"arm": r.name, "mean": r.difference.mean, "low": r.difference.low, "high": r.difference.high, "n": r.difference.n,
+        {"arm": r.name, "mean": r.difference.mean, "low": r.difference.low, "high": r.difference.high,
+         "n": r.difference.n,
          "p": r.p_corrected, "verdict": r.verdict}
         for r in results if r.difference
     ]  # fmt: skip
@@ -87,7 +100,11 @@ def differences_chart(results: Sequence[ArmResult], smallest_effect: float, titl
     band = alt.Chart(alt.Data(values=[{"low": -smallest_effect, "high": smallest_effect}])).mark_rect(
         opacity=0.15, color="#888888"
     ).encode(x=alt.X("low:Q", title=title), x2="high:Q")  # fmt: skip
-    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(strokeDash=[4, 3], color="#888888").encode(x=alt.X("x:Q", title=title))
+    zero = (
+        alt.Chart(alt.Data(values=[{"x": 0}]))
+        .mark_rule(strokeDash=[4, 3], color="#888888")
+        .encode(x=alt.X("x:Q", title=title))
+    )
     seeds = alt.Chart(alt.Data(values=ticks)).mark_tick(thickness=1.5, opacity=0.55, size=14).encode(
         x=alt.X("difference:Q", title=title), y=y, color=color,
         tooltip=[alt.Tooltip("arm:N"), alt.Tooltip("seed:Q"), alt.Tooltip("difference:Q", format="+.4f")],
@@ -98,7 +115,9 @@ def differences_chart(results: Sequence[ArmResult], smallest_effect: float, titl
             alt.Tooltip("p:Q", title="p (Holm)", format=".3g"), alt.Tooltip("verdict:N")]  # fmt: skip
     line = whole.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     dots = whole.mark_point(filled=True, size=110, opacity=1).encode(x=alt.X("mean:Q", title=title), tooltip=tips)
-    return _finished(alt.layer(band, zero, seeds, line, dots).properties(width="container", height=46 * max(len(rows), 1) + 20))
+    return _finished(
+        alt.layer(band, zero, seeds, line, dots).properties(width="container", height=46 * max(len(rows), 1) + 20)
+    )
 
 
 def _scale(alt: Any, arms: Sequence[str]) -> Any:
@@ -108,10 +127,13 @@ def _scale(alt: Any, arms: Sequence[str]) -> Any:
 def _finished(chart: Any) -> dict[str, Any]:
     """Returns the specification, with text in the color of the page around it."""
     own = "currentColor"
-    axis = {"labelColor": own, "titleColor": own, "tickColor": own, "domainColor": own, "gridColor": "#8884", "labelFontSize": 12,
+    axis = {"labelColor": own, "titleColor": own, "tickColor": own, "domainColor": own, "gridColor": "#8884",
+            "labelFontSize": 12,
             "titleFontSize": 12, "titleFontWeight": "normal", "gridOpacity": 0.5, "labelOverlap": True}  # fmt: skip
     chart = chart.configure(background="transparent", font="system-ui, sans-serif").configure_axis(**axis)
-    chart = chart.configure_legend(labelColor=own, titleColor=own, labelFontSize=12, symbolStrokeWidth=3, symbolOpacity=1)
+    chart = chart.configure_legend(
+        labelColor=own, titleColor=own, labelFontSize=12, symbolStrokeWidth=3, symbolOpacity=1
+    )
     return chart.configure_view(stroke=None).to_dict()
 
 
@@ -127,4 +149,4 @@ def script() -> str:
     """Returns the JavaScript of Vega, Vega-Lite and vega-embed, without references to other files."""
     import vl_convert
 
-    return vl_convert.javascript_bundle()
+    return vl_convert.javascript_bundle(None)

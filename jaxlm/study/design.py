@@ -88,7 +88,9 @@ def read_sweep(folder: str | Path) -> tuple[Sweep, Path]:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"there is no {file}; a sweep is a folder with {FILE}, or such a file")
-    spec = importlib.util.spec_from_file_location(f"jaxlm_sweep_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}", file)
+    spec = importlib.util.spec_from_file_location(
+        f"jaxlm_sweep_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}", file
+    )
     if spec is None or spec.loader is None:
         raise UserError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -170,7 +172,9 @@ def _check_search(arm: Arm, sweep: Sweep, where: str) -> None:
         if isinstance(values, Range):
             fits = _is_number(values.low) and _is_number(values.high) and values.low < values.high
             if not fits or (values.log and values.low <= 0):
-                raise UserError(f"{where}: {key}={shown(tuple(values))}: expected a low and a higher bound, above 0 if log")
+                raise UserError(
+                    f"{where}: {key}={shown(tuple(values))}: expected a low and a higher bound, above 0 if log"
+                )
         elif not isinstance(values, tuple | list) or not values:
             raise UserError(f"{where}: {key}={shown(values)}: expected a Range, or the values to choose from")
 

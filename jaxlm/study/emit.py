@@ -106,7 +106,9 @@ def emit(
         raise UserError("all runs are done; there is nothing to emit")
     write_configs(runs, root)
     if form == "commands":
-        return "".join(shlex.join(command_of(Job(run.name, run.config_file(root), run.workdir(root)))) + "\n" for run in missing)
+        return "".join(
+            shlex.join(command_of(Job(run.name, run.config_file(root), run.workdir(root)))) + "\n" for run in missing
+        )
     name = slug(file.parent.resolve().name)
     fields = {
         "count": len(missing), "last": len(missing) - 1, "workers": min(workers, len(missing)), "name": name,

@@ -162,5 +162,3 @@ def progress_of(workdir: Path) -> float:
 def check_workers(workers: int) -> None:
     if workers < 1:
         raise UserError(f"--workers={workers}: must be at least 1")
-
-

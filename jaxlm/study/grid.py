@@ -1,11 +1,11 @@
 """The runs of a sweep: their configs, the directories named after them, and how far each has come.
 
-    DIR/sweep.json         what is asked and compared, and when it was stated
-    DIR/configs/NAME.json  the config of each run
-    DIR/runs/NAME/         its work directory; NAME is the arm, the seed, and the fingerprint of the config
-    DIR/failed/NAME.json   the sentence with which a run failed
-    DIR/aside/NAME/        runs whose arm has changed since
-    DIR/search/ARM/        trials of a search, and their storage
+DIR/sweep.json         what is asked and compared, and when it was stated
+DIR/configs/NAME.json  the config of each run
+DIR/runs/NAME/         its work directory; NAME is the arm, the seed, and the fingerprint of the config
+DIR/failed/NAME.json   the sentence with which a run failed
+DIR/aside/NAME/        runs whose arm has changed since
+DIR/search/ARM/        trials of a search, and their storage
 """
 
 import contextlib
@@ -69,7 +69,9 @@ def base_of(sweep: Sweep, arm: Arm, file: Path) -> str:
     return f"{beside}{':' if arg else ''}{arg}" if beside.is_file() else base
 
 
-def planned_runs(sweep: Sweep, file: Path, overrides: Sequence[str] = (), found: dict[str, list[str]] | None = None) -> list[PlannedRun]:
+def planned_runs(
+    sweep: Sweep, file: Path, overrides: Sequence[str] = (), found: dict[str, list[str]] | None = None
+) -> list[PlannedRun]:
     """Returns the runs of a sweep: all arms with the first seed, then all with the second, and so on.
 
     `overrides` are settings of the command line, which no arm may set; `found` are those that a search has chosen, by
@@ -82,7 +84,9 @@ def planned_runs(sweep: Sweep, file: Path, overrides: Sequence[str] = (), found:
         config = arm_config(sweep, file, arm, overrides, extra)
         mark = fingerprint(config)
         if mark in same and (found is not None or not arm.search):
-            raise UserError(f"{file}: the arms {same[mark]} and {arm.name} have the same settings; change or remove one")
+            raise UserError(
+                f"{file}: the arms {same[mark]} and {arm.name} have the same settings; change or remove one"
+            )
         same[mark] = arm.name
         runs[arm.name] = [_with_seed(config, arm.name, seed) for seed in sweep.seed_numbers]
     return [runs[arm.name][index] for index in range(len(sweep.seed_numbers)) for arm in sweep.arms]
@@ -98,14 +102,19 @@ def arm_config(sweep: Sweep, file: Path, arm: Arm, overrides: Sequence[str], ext
     sets = [entry.partition("=")[0] for entry in (*config.data.held_out, *config.task.evaluation)]
     for name in [sweep.evaluation, *([sweep.search.evaluation] if arm.search and sweep.search else [])]:
         if sets and name not in sets and all("=" in e for e in (*config.data.held_out, *config.task.evaluation)):
-            raise UserError(f"{file}, arm {arm.name}: there is no evaluation set {name}; the sets are {', '.join(sets)}")
+            raise UserError(
+                f"{file}, arm {arm.name}: there is no evaluation set {name}; the sets are {', '.join(sets)}"
+            )
     return config
 
 
 def _check_disjoint(sweep: Sweep, arm: Arm, overrides: Sequence[str]) -> None:
     given = {full_name(override.partition("=")[0]) for override in overrides}
     own = {full_name(setting.partition("=")[0]) for setting in (*arm.settings, *arm.search)}
-    for key, who in [("train.seed", "the seeds of sweep.py set it"), *((key, f"the arm {arm.name} sets it") for key in sorted(own))]:
+    for key, who in [
+        ("train.seed", "the seeds of sweep.py set it"),
+        *((key, f"the arm {arm.name} sets it") for key in sorted(own)),
+    ]:
         if key in given:
             raise UserError(f"--config.{key} would be the same in all runs, but {who}; remove the option")
     if "train.seed" in own:

@@ -75,7 +75,9 @@ class RunRecord:
     def metrics(self, evaluation: str) -> list[str]:
         """Returns the numbers that are known of an evaluation set."""
         found = [event for event in self.events if event["kind"] == "evaluation" and event.get("name") == evaluation]
-        return [key for key, value in (found[-1] if found else {}).items() if key not in NOT_METRICS and is_number(value)]
+        return [
+            key for key, value in (found[-1] if found else {}).items() if key not in NOT_METRICS and is_number(value)
+        ]
 
     def curve(self, metric: str, evaluation: str | None) -> list[Point]:
         """Returns the values of a metric over the run, of training or of an evaluation set."""
@@ -113,7 +115,7 @@ class RunRecord:
         )
 
     def tokens(self, step: int) -> int | None:
-        """Returns how many tokens, with padding, `step` updates have read; None for labelled examples, whose rows vary."""
+        """Returns how many tokens, with padding, `step` updates read; None for labelled examples, whose rows vary."""
         if self.config.get("task", {}).get("train"):
             return None
         total, first = 0, 0
@@ -124,7 +126,7 @@ class RunRecord:
         return total
 
     def _elapsed(self, index: int) -> float:
-        """Returns the seconds of training before the event with this index: those before its start record, and since."""
+        """Returns the seconds of training before the event with this index, without those between interruptions."""
         starts = [i for i, event in enumerate(self.events[: index + 1]) if event["kind"] == "start"]
         if not starts:
             return 0.0
@@ -167,7 +169,9 @@ def config_differences(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
         (section, name) for config in configs for section, settings in config.items() for name in settings
     )
     values = {f"{section}.{name}": [config.get(section, {}).get(name) for config in configs] for section, name in keys}
-    return {key: found for key, found in values.items() if len({json.dumps(value, sort_keys=True) for value in found}) > 1}
+    return {
+        key: found for key, found in values.items() if len({json.dumps(value, sort_keys=True) for value in found}) > 1
+    }
 
 
 def at_steps(points: list[Point], steps: list[int]) -> list[float | None]:

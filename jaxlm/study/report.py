@@ -74,10 +74,13 @@ def _read_sweep(root: Path) -> Study:
         raise UserError(f"no run of {root} is done yet; `jaxlm sweep` makes them")
     remarks = [_statement_text(statement)]
     if missing:
-        remarks.append(f"{counted(missing, 'run is', 'runs are')} not done yet; the same sweep goes on where it stopped.")
+        remarks.append(
+            f"{counted(missing, 'run is', 'runs are')} not done yet; the same sweep goes on where it stopped."
+        )
     for before in statement.get("history", []):
         changed = [key for key in before if before[key] != statement.get(key) and key in (
-            "question", "metric", "evaluation", "better", "at", "smallest_effect", "seeds", "arms", "settings", "base")]  # fmt: skip
+            "question", "metric", "evaluation", "better", "at", "smallest_effect", "seeds", "arms", "settings",
+            "base")]  # fmt: skip
         if changed:
             remarks.append(
                 f"Changed since the statement of {before.get('stated')}: {listed(changed)}; "
@@ -98,10 +101,11 @@ def _statement_text(statement: Mapping[str, Any]) -> str:
     at = f"after update {statement['at']:,}" if statement.get("at") else "at the end of the run"
     done = statement.get("runs_done_before", 0)
     when = "before any run was done" if not done else f"when {counted(done, 'run was', 'runs were')} done"
+    metric, seeds = statement["metric"].replace("_", " "), counted(len(statement["seeds"]), "seed", "seeds")
+    smallest = f"{statement['smallest_effect']:g}{unit}"
     return (
-        f"Stated on {statement.get('stated', 'an unknown date')}, {when}: the {statement['metric'].replace('_', ' ')} on"
-        f" {statement['evaluation']}, {at}; {statement['better']} is better; {counted(len(statement['seeds']), 'seed', 'seeds')};"
-        f" the smallest effect that matters is {statement['smallest_effect']:g}{unit}."
+        f"Stated on {statement.get('stated', 'an unknown date')}, {when}: the {metric} on {statement['evaluation']},"
+        f" {at}; {statement['better']} is better; {seeds}; the smallest effect that matters is {smallest}."
     )
 
 
@@ -130,8 +134,8 @@ def _read_runs(directories: Sequence[Path], choices: Mapping[str, Any]) -> Study
         "smallest_effect": choices.get("smallest_effect") or _default_effect(records, metric, evaluation),
     }  # fmt: skip
     remarks = [
-        f"The {metric.replace('_', ' ')} on {evaluation}, {better} is better; nothing was stated before the runs, so this is"
-        " a description and not a test."
+        f"The {metric.replace('_', ' ')} on {evaluation}, {better} is better; nothing was stated before the runs, so"
+        " this is a description and not a test."
     ]
     unfinished = [str(record.directory) for record in records if not record.done]
     if unfinished:
@@ -181,7 +185,9 @@ def check_comparable(study: Study) -> None:
             pairs["the tokenizer"] = [r.start.get("tokenizer") for r in (first, record)]
         for what, (one, other) in pairs.items():
             if one != other and one is not None and other is not None:
-                remedy = "; compare nats_per_byte (--metric), which does not depend on it" if what == "the tokenizer" else ""
+                remedy = (
+                    "; compare nats_per_byte (--metric), which does not depend on it" if what == "the tokenizer" else ""
+                )
                 raise UserError(
                     f"{first.directory} and {record.directory} cannot be compared: {what} differs"
                     f" ({cut(str(one))}; {cut(str(other))}){remedy}"
@@ -204,7 +210,9 @@ def values_of(study: Study) -> dict[str, dict[int, float]]:
                 raise UserError(
                     f"{record.directory} has the same settings and seed as another run; leave one of them out"
                 )
-            values[arm][record.seed] = record.value(statement["metric"], statement["evaluation"], statement.get("at")).value
+            values[arm][record.seed] = record.value(
+                statement["metric"], statement["evaluation"], statement.get("at")
+            ).value
     return {arm: own for arm, own in values.items() if own}
 
 
@@ -223,7 +231,11 @@ def make_report(study: Study) -> tuple[str, dict[str, Any]]:
     title = f"difference of the {statement['metric'].replace('_', ' ')} from {names[0]}" + (f",{unit}" if unit else "")
     differences = charts.differences_chart(results, statement["smallest_effect"], title) if spread else None
     curves = _curves(arms, statement)
-    spec = charts.curves_chart(next(iter(curves.values()))["rows"], names, next(iter(curves.values()))["title"]) if curves else None
+    spec = (
+        charts.curves_chart(next(iter(curves.values()))["rows"], names, next(iter(curves.values()))["title"])
+        if curves
+        else None
+    )
     differing = config_differences([_important(records[0].config) for records in arms.values()]) if compared else {}
     columns, rows, common = _run_table(arms, statement)
     data = {"curves": curves, "spec": spec, "differences": differences}
@@ -242,10 +254,13 @@ def make_report(study: Study) -> tuple[str, dict[str, Any]]:
         "settings": {key: [_shown(value) for value in found] for key, found in differing.items()},
         "failures": study.failures, "runs": rows, "run_columns": columns, "common": common,
         "footer": f"Made by jaxlm {__version__} on {time.strftime('%Y-%m-%d')} from the records of the runs.",
-        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"), "script": charts.script().replace("</script", "<\\/script"),
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "script": charts.script().replace("</script", "<\\/script"),
     }  # fmt: skip
     template = (files("jaxlm.study") / "report.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False).from_string(template).render(context)
+    page = (
+        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False).from_string(template).render(context)
+    )
     return page, {"results": results, "curves": spec, "differences": differences, "context": context}
 
 
@@ -290,17 +305,23 @@ def _answer(results: Sequence[ArmResult], study: Study) -> str:
 
 def _arm_row(result: ArmResult, statement: Mapping[str, Any]) -> dict[str, Any]:
     effect = statement["smallest_effect"]
-    row: dict[str, Any] = dict.fromkeys(("mean", "interval", "difference", "difference_interval", "p", "verdict_text"), "")
+    row: dict[str, Any] = dict.fromkeys(
+        ("mean", "interval", "difference", "difference_interval", "p", "verdict_text"), ""
+    )
     row |= {"name": result.name, "n": len(result.values), "verdict": result.verdict}
     if result.interval:
         row["mean"] = number(result.interval.mean, effect)
-        row["interval"] = _between(result.interval.low, result.interval.high, effect) if result.interval.n > 1 else "single run"
+        row["interval"] = (
+            _between(result.interval.low, result.interval.high, effect) if result.interval.n > 1 else "single run"
+        )
     if result.difference:
         row["difference"] = number(result.difference.mean, effect, True)
         if result.difference.n > 1:
             row["difference_interval"] = _between(result.difference.low, result.difference.high, effect, True)
             row["p"] = p_text(result.p_corrected).removeprefix("p ").removeprefix("= ")
-        row["verdict_text"] = {"open": "not settled", "single": "single run", "none": ""}.get(result.verdict, result.verdict)
+        row["verdict_text"] = {"open": "not settled", "single": "single run", "none": ""}.get(
+            result.verdict, result.verdict
+        )
     return row
 
 
@@ -336,7 +357,9 @@ def _run_table(
     records = [record for runs in arms.values() for record in runs]
     facts = {title: [str(record.start.get(key, "")) for record in records] for key, title in MACHINE.items()}
     packages = list(dict.fromkeys(name for record in records for name in record.start.get("versions") or {}))
-    facts |= {name: [str((record.start.get("versions") or {}).get(name, "")) for record in records] for name in packages}
+    facts |= {
+        name: [str((record.start.get("versions") or {}).get(name, "")) for record in records] for name in packages
+    }
     common = {title: found[0] for title, found in facts.items() if len(set(found)) == 1 and found[0]}
     own = [title for title, found in facts.items() if len(set(found)) > 1]
     rows = []
@@ -344,8 +367,10 @@ def _run_table(
         point = record.value(statement["metric"], statement["evaluation"], statement.get("at"))
         speed = record.tokens_per_second
         row = {
-            "arm": arm, "seed": str(record.seed), statement["metric"].replace("_", " "): number(point.value, statement["smallest_effect"]),
-            "updates": f"{point.step:,}", "seconds": f"{record.seconds:,.0f}", "tokens/s": f"{speed:,.0f}" if speed else "",
+            "arm": arm, "seed": str(record.seed),
+            statement["metric"].replace("_", " "): number(point.value, statement["smallest_effect"]),
+            "updates": f"{point.step:,}", "seconds": f"{record.seconds:,.0f}",
+            "tokens/s": f"{speed:,.0f}" if speed else "",
             "parameters": f"{record.start['parameters']:,}" if record.start.get("parameters") else "",
         } | {title: facts[title][index] for title in own}  # fmt: skip
         rows.append(row)
@@ -379,13 +404,21 @@ def main(argv: Sequence[str]) -> int:
         epilog="examples:\n  jaxlm report runs/mask_rate\n  jaxlm report runs/a runs/b --output=a_and_b.html",
     )  # fmt: skip
     parser.add_argument("directories", nargs="+", metavar="DIR", help="the directory of a sweep, or work directories")
-    parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in DIR; with several DIR, in the current folder)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="the page (default: report.html in DIR; with several DIR, in the current folder)",
+    )
     parser.add_argument("--figures", metavar="FOLDER", help="also write the charts as SVG and the table as Markdown")
     parser.add_argument("--metric", help="metric to compare single runs by (default: the loss)")
-    parser.add_argument("--evaluation", metavar="SET", help="evaluation set to compare single runs by (default: the first)")
+    parser.add_argument(
+        "--evaluation", metavar="SET", help="evaluation set to compare single runs by (default: the first)"
+    )
     parser.add_argument("--better", choices=("lower", "higher"), help="direction of the metric of single runs")
     parser.add_argument("--at", type=int, metavar="UPDATE", help="read single runs after this update, not at their end")
-    parser.add_argument("--smallest_effect", type=float, metavar="SIZE", help="smallest difference of single runs that matters")
+    parser.add_argument(
+        "--smallest_effect", type=float, metavar="SIZE", help="smallest difference of single runs that matters"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     args = parser.parse_args(argv)
     directories = [local_path("DIR", directory) for directory in args.directories]

@@ -1,4 +1,4 @@
-"""Chooses settings of an arm by trials, with optuna: each trial is an ordinary run, and its storage lies beside the runs.
+"""Chooses settings of an arm by trials, with optuna. Each trial is an ordinary run; the storage lies beside the runs.
 
 Trial t draws its settings from a generator seeded by t, so a search that was killed goes on as if it had not been, and
 ends with exactly the number of trials that the sweep states.
@@ -31,7 +31,10 @@ def run_searches(
         return {}
     _import_optuna()
     with ThreadPoolExecutor(len(searched)) as pool:  # one search is sequential; those of several arms run side by side
-        futures = {pool.submit(_search, sweep, sweep.search, file, arm, overrides, root, processes): arm.name for arm in searched}
+        futures = {
+            pool.submit(_search, sweep, sweep.search, file, arm, overrides, root, processes): arm.name
+            for arm in searched
+        }
         try:
             return dict(finished(futures, lambda: None))
         except BaseException:
@@ -55,10 +58,11 @@ def trial_counts(sweep: Sweep, file: Path, overrides: Sequence[str], root: Path)
     """Returns how many trials of each searched arm are done, and how many there are to be."""
     if sweep.search is None:
         return {}
+    folders = {arm.name: _folder(sweep, file, arm, overrides, root) for arm in sweep.arms if arm.search}
     return {
-        arm.name: (sum(is_done(path) for path in _folder(sweep, file, arm, overrides, root).glob("trial-*")), sweep.search.trials)
-        for arm in sweep.arms if arm.search
-    }  # fmt: skip
+        name: (sum(is_done(path) for path in folder.glob("trial-*")), sweep.search.trials)
+        for name, folder in folders.items()
+    }
 
 
 def _import_optuna() -> Any:
@@ -74,8 +78,8 @@ def _folder(sweep: Sweep, file: Path, arm: Arm, overrides: Sequence[str], root: 
     """Returns where the trials of an arm lie; another arm, space or search has another folder."""
     search: Any = sweep.search
     config = arm_config(sweep, file, arm, [*overrides, *search.settings])
-    content = [fingerprint(config), {key: list(values) for key, values in arm.search.items()}, search.evaluation, search.metric,
-               search.better, search.seed]  # fmt: skip
+    space = {key: list(values) for key, values in arm.search.items()}
+    content = [fingerprint(config), space, search.evaluation, search.metric, search.better, search.seed]
     mark = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return root / "search" / f"{slug(arm.name)}-{mark}"
 
@@ -110,7 +114,9 @@ def _search(
         if is_done(workdir):  # it ended before its result was recorded
             sentence = None
         else:
-            sentence = processes.submit(Job(f"{arm.name}, trial {number}", folder / f"trial-{number:03}.json", workdir)).result()
+            sentence = processes.submit(
+                Job(f"{arm.name}, trial {number}", folder / f"trial-{number:03}.json", workdir)
+            ).result()
         if sentence is None and not is_done(workdir):
             raise UserError("interrupted")
         value = None if sentence else read_run(workdir).value(search.metric, search.evaluation).value

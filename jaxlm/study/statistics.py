@@ -142,7 +142,9 @@ def multi_bootstrap(
     """
     first, second = np.asarray(reference, np.float64), np.asarray(arm, np.float64)
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        raise UserError(f"scores of shapes {first.shape} and {second.shape}: expected [seeds, examples] of one test set")
+        raise UserError(
+            f"scores of shapes {first.shape} and {second.shape}: expected [seeds, examples] of one test set"
+        )
     if paired and len(first) != len(second):
         raise UserError(f"{len(first)} and {len(second)} seeds cannot be paired")
     rng = seed if isinstance(seed, np.random.RandomState) else np.random.RandomState(seed)

@@ -63,7 +63,9 @@ def write_statement(sweep: Sweep, overrides: Sequence[str], root: Path, done: in
     write_text(root / STATEMENT, json.dumps(content | {"history": history}, indent=2, ensure_ascii=False) + "\n")
 
 
-def results_of(runs: Sequence[PlannedRun], sweep: Sweep, root: Path) -> tuple[dict[str, dict[int, float]], list[dict[str, Any]]]:
+def results_of(
+    runs: Sequence[PlannedRun], sweep: Sweep, root: Path
+) -> tuple[dict[str, dict[int, float]], list[dict[str, Any]]]:
     """Returns the values by arm and seed of the runs that are done, and a row for each run."""
     values: dict[str, dict[int, float]] = {arm.name: {} for arm in sweep.arms}
     rows = []
@@ -142,8 +144,8 @@ def _failure_text(failures: list[tuple[PlannedRun, str]], count: int) -> str:
     ]
     rest = "; the others are done" if len(failures) < count else ""
     return (
-        f"{len(failures)} of {counted(count, 'run', 'runs')} failed{rest}: {'; '.join(texts)}. The same command tries the"
-        " failed ones again"
+        f"{len(failures)} of {counted(count, 'run', 'runs')} failed{rest}: {'; '.join(texts)}. The same command tries"
+        " the failed ones again"
     )
 
 
@@ -153,7 +155,9 @@ def _check_root(root: Path) -> None:
     own = {STATEMENT, RESULTS, "lock", "runs", "configs", "failed", "aside", "search", "report.html"}
     names = foreign_entries(root, lambda path: (path / STATEMENT).exists() or {e.name for e in path.iterdir()} <= own)
     if names:
-        raise UserError(f"--workdir={root} contains files that are not of a sweep ({listed(names, 3)}); name a new directory")
+        raise UserError(
+            f"--workdir={root} contains files that are not of a sweep ({listed(names, 3)}); name a new directory"
+        )
 
 
 def _done_below(root: Path) -> list[Path]:
@@ -186,7 +190,9 @@ def _make(
     for run in missing:
         forget_failure(run, root)
     ended: set[str] = set()
-    for run, sentence in finished(futures, lambda: board.look([r.workdir(root) for r in missing if r.name not in ended])):
+    for run, sentence in finished(
+        futures, lambda: board.look([r.workdir(root) for r in missing if r.name not in ended])
+    ):
         ended.add(run.name)
         if sentence is None:
             point = read_run(run.workdir(root)).value(sweep.metric, sweep.evaluation, sweep.at)
@@ -212,7 +218,9 @@ class _Board:
         """Reads how far the runs are that have begun, and shows it on a terminal."""
         self._partial = sum(progress_of(workdir) for workdir in workdirs)
         if self._terminal and self._total:
-            print(f"\r\x1b[K{self._count} of {self._total} runs, {self._fraction():.0%}{self._left()}", end="", flush=True)
+            print(
+                f"\r\x1b[K{self._count} of {self._total} runs, {self._fraction():.0%}{self._left()}", end="", flush=True
+            )
 
     def ended(self, text: str) -> None:
         self._count += 1
@@ -273,7 +281,9 @@ def table(sweep: Sweep, values: dict[str, dict[int, float]]) -> str:
                       p_text(result.p_corrected).removeprefix("p = ").removeprefix("p "), result.verdict]  # fmt: skip
         lines.append(cells + [""] * (8 - len(cells)))
     widths = [max(len(line[column]) for line in lines) for column in range(8)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def dry_run(
@@ -323,7 +333,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  jaxlm sweep experiments/mask_rate --workdir=runs/mask_rate --dry-run",
     )  # fmt: skip
     parser.add_argument("folder", metavar="FOLDER", help="folder with sweep.py, which defines the arms and seeds")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of the sweep; it may hold earlier runs")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="directory of the sweep; it may hold earlier runs"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and how long it would take")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; they share the processor cores "
                         "(default: %(default)s)")  # fmt: skip
@@ -373,7 +385,9 @@ def _print_plan(rows: list[dict[str, Any]], workers: int) -> None:
     width = max(len(row["run"]) for row in rows)
     for row in rows:
         time_left = "" if row["state"] == "done" else duration(row["seconds"]) if row["seconds"] is not None else ""
-        print(f"{row['run']:<{width}}  {row['state']:<8}{time_left}" + (f"  {row['sentence']}" if row["sentence"] else ""))
+        print(
+            f"{row['run']:<{width}}  {row['state']:<8}{time_left}" + (f"  {row['sentence']}" if row["sentence"] else "")
+        )
     missing = [row for row in rows if row["state"] != "done"]
     known = [row["seconds"] for row in missing if row["seconds"] is not None]
     if not missing:

@@ -38,7 +38,11 @@ def evaluate(model: torch.nn.Module, held_out: dict, bf16: bool, batch: int = 32
     model.eval()
     loss, correct, count = 0.0, 0.0, 0.0
     for first in range(0, len(held_out["inputs"]), batch):
-        part = {name: torch.from_numpy(array[first : first + batch]).long() for name, array in held_out.items() if name != "weights"}
+        part = {
+            name: torch.from_numpy(array[first : first + batch]).long()
+            for name, array in held_out.items()
+            if name != "weights"
+        }
         weights = torch.from_numpy(held_out["weights"][first : first + batch]).flatten()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             states = model.bert(input_ids=part["inputs"]).last_hidden_state
@@ -79,7 +83,9 @@ def main() -> None:
     plain = [p for p in model.parameters() if p.ndim < 2]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=args.rate, betas=(0.9, 0.98)
+        [{"params": matrices, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.rate,
+        betas=(0.9, 0.98),
     )
     generator = torch.Generator().manual_seed(args.seed)
     order, place, steps = torch.randperm(len(rows), generator=generator).numpy(), 0, 0

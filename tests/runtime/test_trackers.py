@@ -86,7 +86,7 @@ def test_a_service_that_fails_does_not_end_the_run(services, tmp_path, capsys):
 def test_a_service_that_cannot_be_opened_is_named(services, tmp_path):
     with pytest.raises(UserError, match=r"logging.wandb=broken cannot be opened: no API key; fix that, or unset it"):
         open_trackers(logging(wandb="broken"), tmp_path, {})
-    with pytest.raises(UserError, match="logging.trackio=broken"):
+    with pytest.raises(UserError, match=r"logging\.trackio=broken"):
         open_trackers(logging(wandb="mine", trackio="broken"), tmp_path, {})
     assert services[-1] == ("wandb", "finish")
 
@@ -94,5 +94,7 @@ def test_a_service_that_cannot_be_opened_is_named(services, tmp_path):
 def test_a_package_that_is_missing_is_named_before_the_run(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_trackers(logging())
-    with pytest.raises(UserError, match=r"logging.trackio=ours needs the package trackio: pip install 'jaxlm\[trackio\]'"):
+    with pytest.raises(
+        UserError, match=r"logging.trackio=ours needs the package trackio: pip install 'jaxlm\[trackio\]'"
+    ):
         check_trackers(logging(trackio="ours"))

@@ -68,5 +68,3 @@ def replace_training(monkeypatch, fails=lambda config: None) -> list[str]:
 
     monkeypatch.setattr(Processes, "_run_in", run)
     return ran
-
-

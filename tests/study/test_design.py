@@ -42,7 +42,10 @@ def test_a_sweep_is_read_from_its_folder_or_its_file(tmp_path):
         ({"at": "0"}, "at=0: expected an update"),
         ({"question": "''"}, "question='': expected a text"),
         ({"arms": SEARCHED}, "it has settings to search for, but the sweep has no search"),
-        ({"arms": SEARCHED, "search": "Search(3, 'held_out')"}, "the search would choose by the evaluation set held_out"),
+        (
+            {"arms": SEARCHED, "search": "Search(3, 'held_out')"},
+            "the search would choose by the evaluation set held_out",
+        ),
         ({"arms": SEARCHED, "search": "Search(0, 'other')"}, "search.trials=0"),
         (
             {"arms": SEARCHED.replace("1e-4, 1e-2", "1e-2, 1e-4"), "search": "Search(3, 'other')"},
@@ -53,7 +56,9 @@ def test_a_sweep_is_read_from_its_folder_or_its_file(tmp_path):
 def test_what_is_wrong_with_a_sweep_is_said_in_a_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError) as error:
         read_sweep(write(tmp_path, **changes))
-    assert sentence.replace("('", '("').replace("',)", '",)') in str(error.value).replace("('", '("').replace("',)", '",)')
+    assert sentence.replace("('", '("').replace("',)", '",)') in str(error.value).replace("('", '("').replace(
+        "',)", '",)'
+    )
     assert str(error.value).startswith(str(tmp_path / "sweep.py"))
 
 
@@ -79,5 +84,5 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path, content, sentence):
 def test_a_folder_without_a_sweep_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*sweep\.py; a sweep is a folder with sweep\.py"):
         read_sweep(tmp_path)
-    with pytest.raises(UserError, match="there is no .*nothing"):
+    with pytest.raises(UserError, match=r"there is no .*nothing"):
         read_sweep(tmp_path / "nothing")

@@ -15,7 +15,10 @@ JOB = {  # the fields of a batch/v1 Job that are used here, as the API of Kubern
     "type": "object", "required": ["apiVersion", "kind", "metadata", "spec"],
     "properties": {
         "apiVersion": {"const": "batch/v1"}, "kind": {"const": "Job"},
-        "metadata": {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}}},
+        "metadata": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}},
+        },
         "spec": {
             "type": "object", "required": ["template"], "additionalProperties": False,
             "properties": {
@@ -81,7 +84,9 @@ def run_with_fakes(tmp_path, script, **variables):
         (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (folder / name).chmod(0o755)
     environment = {"PATH": f"{folder}:/usr/bin:/bin", **variables}
-    return subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_the_slurm_script_is_valid_and_runs_one_run_for_each_index(emitted, tmp_path):

@@ -12,7 +12,9 @@ from jaxlm.config import config_to_dict, load_config
 from jaxlm.study.sweep import run_sweep
 from tests.study.made_up import replace_training, write_run, write_sweep
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 OFFLINE = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND"]
 
 
@@ -42,8 +44,13 @@ def test_the_page_of_a_sweep_has_the_question_the_answer_and_the_tables(sweep, c
     assert cli.main(["report", str(sweep)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(sweep / "report.html")
     text = text_of((sweep / "report.html").read_text())
-    assert text.startswith("Does a higher rate lower the loss? Does a higher rate lower the loss? fast lowers the loss by 0.070 nats")
-    assert "before any run was done: the loss on held_out, at the end of the run; lower is better; 5 seeds; the smallest effect that matters is 0.02 nats." in text
+    assert text.startswith(
+        "Does a higher rate lower the loss? Does a higher rate lower the loss? fast lowers the loss by 0.070 nats"
+    )
+    assert (
+        "before any run was done: the loss on held_out, at the end of the run; lower is better; 5 seeds; the smallest"
+        " effect that matters is 0.02 nats." in text
+    )
     assert re.search(r"30 % 5 4\.321 4\.\d+ to 4\.\d+ \+0\.150 \+0\.150 to \+0\.150 < 0\.001 worse", text)
     assert "optimizer.learning_rate 0.003 0.01 0.003" in text
     assert "masking.rate 0.15 0.15 0.3" in text
@@ -56,7 +63,9 @@ def test_the_page_of_a_sweep_has_the_question_the_answer_and_the_tables(sweep, c
 def test_the_page_needs_nothing_from_outside(sweep):
     cli.main(["report", str(sweep)])
     page = (sweep / "report.html").read_text()
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"'$]""", re.sub("<script.*?</script>", "", page, flags=re.DOTALL))
+    assert not re.findall(
+        r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"'$]""", re.sub("<script.*?</script>", "", page, flags=re.DOTALL)
+    )
     assert page.count("window.vegaEmbed=") == 1  # the library is embedded once
     assert "<b>" not in text_of(page).replace("broken <b>", "")
     assert len(page) < 1.5e6
@@ -66,10 +75,20 @@ def test_the_page_needs_nothing_from_outside(sweep):
 @pytest.mark.parametrize("window", ["1200,1800", "390,2400"])
 def test_a_browser_draws_the_charts_without_a_network_and_without_errors(sweep, tmp_path, window):
     cli.main(["report", str(sweep)])
-    common = [BROWSER, *OFFLINE, f"--window-size={window}", "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}"]
+    common = [
+        BROWSER,
+        *OFFLINE,
+        f"--window-size={window}",
+        "--virtual-time-budget=10000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     page = f"file://{sweep / 'report.html'}"
     done = subprocess.run(
-        [*common, "--enable-logging=stderr", "--dump-dom", page], capture_output=True, text=True, timeout=120, check=True
+        [*common, "--enable-logging=stderr", "--dump-dom", page],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert "CONSOLE" not in done.stderr
     assert 'data-drawn="yes"' in done.stdout
@@ -79,9 +98,13 @@ def test_a_browser_draws_the_charts_without_a_network_and_without_errors(sweep, 
         assert "graphics-document" in chart  # drawn by the page, in place of the fixed picture
         assert re.search(rf'role="img" aria-label="[^"]+"><div id="{name}"', done.stdout)
     # The page must not be wider than the window: phones would shrink it.
-    measure = "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script></body>"
+    measure = (
+        "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script></body>"
+    )
     (sweep / "wide.html").write_text(measure.join((sweep / "report.html").read_text().rsplit("</body>", 1)))
-    done = subprocess.run([*common, "--dump-dom", f"file://{sweep / 'wide.html'}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*common, "--dump-dom", f"file://{sweep / 'wide.html'}"], capture_output=True, text=True, timeout=120
+    )
     width, window_width = map(int, re.search(r"<title>(\d+) of (\d+)", done.stdout).groups())
     assert width <= window_width
 
@@ -122,7 +145,11 @@ def test_classifiers_are_compared_over_seeds_and_examples(tmp_path, capsys):
     runs = [str(tmp_path / f"{arm}{seed}") for arm in "ab" for seed in range(4)]
     assert cli.main(["report", *runs, "--metric=accuracy", f"--output={tmp_path / 'page.html'}"]) == 0
     text = text_of((tmp_path / "page.html").read_text())
-    found = re.search(r"rate=0.3, over other seeds and other examples: 95% interval (\S+) to (\S+), p = 0.002 \(Multi-Bootstrap of 4 seeds and 200 examples\)", text)
+    found = re.search(
+        r"rate=0.3, over other seeds and other examples: 95% interval (\S+) to (\S+), p = 0.002"
+        r" \(Multi-Bootstrap of 4 seeds and 200 examples\)",
+        text,
+    )
     assert 0 < float(found[1]) < 0.15 < float(found[2]) < 0.3
 
 
@@ -139,7 +166,10 @@ def test_one_run_is_described(tmp_path, capsys):
     [
         (["a", "nothing"], "there is no directory"),
         (["a", "empty"], "is no work directory: it lacks config.json or metrics.jsonl"),
-        (["a", "other_masks"], "cannot be compared: the evaluation of held_out differs (15% of tokens masked; 30% of tokens masked)"),
+        (
+            ["a", "other_masks"],
+            "cannot be compared: the evaluation of held_out differs (15% of tokens masked; 30% of tokens masked)",
+        ),
         (["a", "other_tokens"], "cannot be compared: the tokenizer differs (t; u); compare nats_per_byte (--metric)"),
         (["a", "other_set"], "the runs share no evaluation set, so there is nothing to compare"),
         (["a", "a"], "has the same settings and seed as another run; leave one of them out"),
@@ -163,7 +193,7 @@ def test_what_cannot_be_reported_is_said_in_a_sentence(tmp_path, monkeypatch, ca
     (tmp_path / "empty").mkdir()
     (tmp_path / "mine.html").write_text("<p>my page</p>")
     assert cli.main(["report", *arguments]) == 1
-    out, err = capsys.readouterr()
+    _, err = capsys.readouterr()
     assert sentence in err
     assert err.startswith("jaxlm: ")
     assert err.count("\n") == 1

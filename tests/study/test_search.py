@@ -102,7 +102,11 @@ def test_a_search_that_changes_begins_anew(searched, training, tmp_path):
     ran, _, _ = training
     run_sweep(searched, tmp_path / "dir")
     before = len(ran)
-    write_sweep(searched, arms=ARMS.replace("1e-4, 1e-1)}),", "1e-3, 1e-1)}),", 1), more='search=Search(12, "tune", settings=("train.steps=10",)),')
+    write_sweep(
+        searched,
+        arms=ARMS.replace("1e-4, 1e-1)}),", "1e-3, 1e-1)}),", 1),
+        more='search=Search(12, "tune", settings=("train.steps=10",)),',
+    )
     run_sweep(searched, tmp_path / "dir")
     assert len(list((tmp_path / "dir" / "search").iterdir())) == 3
     assert len(ran) >= before

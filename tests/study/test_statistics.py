@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -78,7 +79,7 @@ def test_holm_keeps_the_order_and_lies_between_the_p_value_and_bonferronis(p_val
     for p, own in zip(p_values, corrected, strict=True):
         assert p <= own <= min(1, p * len(p_values)) + 1e-15
     order = np.argsort(p_values, kind="stable")
-    assert all(corrected[a] <= corrected[b] for a, b in zip(order, order[1:], strict=False))
+    assert all(corrected[a] <= corrected[b] for a, b in itertools.pairwise(order))
 
 
 @pytest.mark.parametrize(("size", "n"), [(0.5, 34), (0.8, 15), (1.0, 10), (2.0, 5)])
@@ -97,7 +98,7 @@ def test_power_is_how_often_a_test_finds_the_effect():
 @given(st.floats(1e-3, 10), st.floats(1e-3, 10))
 def test_more_seeds_never_lower_the_power(effect, deviation):
     values = [power(effect, deviation, n) for n in (2, 3, 5, 10, 30, 100, 1000, 10_000)]
-    assert all(0 <= a <= b + 1e-9 and b <= 1 for a, b in zip(values, values[1:], strict=False))
+    assert all(0 <= a <= b + 1e-9 and b <= 1 for a, b in itertools.pairwise(values))
 
 
 def test_no_number_of_seeds_finds_nothing():

@@ -73,7 +73,10 @@ def test_a_sweep_makes_each_run_once_and_says_what_it_shows(tmp_path, monkeypatc
     assert re.search(r"^30 % +5 .*\+0\.150 .*worse$", text, re.MULTILINE)
 
     rows = list(csv.DictReader((root / "results.csv").open()))
-    assert [(row["arm"], row["seed"], row["state"]) for row in rows[:2]] == [("slow", "0", "done"), ("slow", "1", "done")]
+    assert [(row["arm"], row["seed"], row["state"]) for row in rows[:2]] == [
+        ("slow", "0", "done"),
+        ("slow", "1", "done"),
+    ]
     assert float(rows[0]["value"]) == float(rows[0]["held_out.loss"]) == pytest.approx(3.97)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"}
     assert cli.main(["sweep", str(folder), f"--workdir={root}"]) == 0
@@ -107,7 +110,10 @@ def test_a_changed_arm_runs_anew_and_its_old_runs_are_kept_and_used_again(tmp_pa
 
 def test_a_failing_arm_is_recorded_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     folder, root, broken = write_sweep(tmp_path / "sweep"), tmp_path / "dir", [0.01]
-    ran = replace_training(monkeypatch, lambda config: "the loss is not a number" if config["optimizer"]["learning_rate"] in broken else None)
+    ran = replace_training(
+        monkeypatch,
+        lambda config: "the loss is not a number" if config["optimizer"]["learning_rate"] in broken else None,
+    )
     assert cli.main(["sweep", str(folder), f"--workdir={root}"]) == 1
     out, err = capsys.readouterr()
     assert len(ran) == 6
@@ -177,7 +183,9 @@ def test_a_dry_run_lists_what_would_run_and_its_time(tmp_path, monkeypatch, caps
     assert not root.exists()
     run_sweep(folder, root, seeds=[0])
     run = planned_runs(*read_sweep(folder))[4]
-    write_run(run.workdir(root), json.loads((root / "configs" / f"{run.name}.json").read_text()), [5.0, 4.0], done=False)
+    write_run(
+        run.workdir(root), json.loads((root / "configs" / f"{run.name}.json").read_text()), [5.0, 4.0], done=False
+    )
     rows = dry_run(folder, root, [], [], [])
     assert [row["state"] for row in rows] == ["done", "done", "done", "new", "started", "new"]
     assert [row["seconds"] for row in rows] == [0, 0, 0, 22, 0, 22]  # as long as those that are done

@@ -17,9 +17,7 @@ from tests.study.made_up import write_sweep
 
 pytestmark = pytest.mark.slow
 
-ARMS = (
-    'Arm("slow"), Arm("broken", ("data.path=not_there",)), Arm("fast", ("optimizer.learning_rate=0.01",)),'
-)
+ARMS = 'Arm("slow"), Arm("broken", ("data.path=not_there",)), Arm("fast", ("optimizer.learning_rate=0.01",)),'
 
 
 def wait_for(condition, seconds=180):
@@ -50,8 +48,8 @@ def test_a_sweep_that_is_killed_in_its_fourth_run_goes_on(mini, tmp_path):
     second = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300)
     assert second.returncode == 1
     assert second.stderr.endswith(
-        "jaxlm: 2 of 6 runs failed; the others are done: broken, seeds 0, 1: there is no file or folder not_there; check"
-        " the path. The same command tries the failed ones again\n"
+        "jaxlm: 2 of 6 runs failed; the others are done: broken, seeds 0, 1: there is no file or folder not_there;"
+        " check the path. The same command tries the failed ones again\n"
     )
     assert {run.name: contents(run.workdir(root)) for run in done} == before
     states = {row["run"]: row["state"] for row in csv.DictReader((root / "results.csv").open())}
@@ -66,17 +64,23 @@ def test_a_sweep_that_is_killed_in_its_fourth_run_goes_on(mini, tmp_path):
 
 def test_a_run_that_is_interrupted_is_resumed_and_ends_with_the_same_bits(mini, tmp_path):
     """Two processes at a time, stopped by a signal: both save, and the sweep goes on from there."""
-    folder = write_sweep(tmp_path / "sweep", base="base.json", arms='Arm("a"), Arm("b", ("masking.rate=0.3",)),', seeds=1)
+    folder = write_sweep(
+        tmp_path / "sweep", base="base.json", arms='Arm("a"), Arm("b", ("masking.rate=0.3",)),', seeds=1
+    )
     save_config(mini("train.steps=20"), folder / "base.json")
-    settings = "settings=(\"train.steps=150\",)"
-    (folder / "sweep.py").write_text((folder / "sweep.py").read_text().replace('settings=("train.steps=20",)', settings))
+    settings = 'settings=("train.steps=150",)'
+    (folder / "sweep.py").write_text(
+        (folder / "sweep.py").read_text().replace('settings=("train.steps=20",)', settings)
+    )
     runs = planned_runs(*read_sweep(folder))
     checksums = []
     for stop in (False, True):
         root = tmp_path / f"dir{stop}"
         arguments = command("sweep", folder, f"--workdir={root}", "--workers=2")
         if stop:
-            process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
             logs = [run.workdir(root) / "metrics.jsonl" for run in runs]
             wait_for(lambda logs=logs: all(log.exists() and log.read_text().count('"train"') > 3 for log in logs))
             process.terminate()
