@@ -23,8 +23,8 @@ DIRECTIONS = ("lower", "higher")
 class Range(NamedTuple):
     """Where a search looks for the value of one setting: from `low` to `high`, evenly on a scale."""
 
-    low: float
-    high: float
+    low: float  # the lowest value
+    high: float  # the highest value
     log: bool = True  # evenly in the logarithm
     whole: bool = False  # whole numbers only
 
@@ -37,11 +37,11 @@ class Search:
     should the seed be one of the sweep's. Every arm that is searched gets the same number of trials.
     """
 
-    trials: int
+    trials: int  # of each arm
     evaluation: str  # the evaluation set that chooses
-    metric: str = "loss"
-    better: str = "lower"
-    seed: int = 1000
+    metric: str = "loss"  # of that set
+    better: str = "lower"  # or higher
+    seed: int = 1000  # of all trials
     settings: tuple[str, ...] = ()  # of all trials, such as a smaller budget
 
 
@@ -49,8 +49,8 @@ class Search:
 class Arm:
     """One side of a comparison: a name, the settings that it changes, and those that a search chooses for it."""
 
-    name: str
-    settings: tuple[str, ...] = ()
+    name: str  # of the arm, in tables and directories
+    settings: tuple[str, ...] = ()  # such as ("masking.rate=0.3",)
     search: dict[str, Range | tuple] = dataclasses.field(default_factory=dict)  # a range, or the values to choose from
     base: str = ""  # a config in place of the sweep's
 
@@ -64,18 +64,18 @@ class Sweep:
     with the first one, the reference, at equal seeds.
     """
 
-    question: str
-    base: str
-    arms: tuple[Arm, ...]
-    evaluation: str
+    question: str  # that the sweep answers
+    base: str  # a recipe, or a config file beside sweep.py
+    arms: tuple[Arm, ...]  # the reference first
+    evaluation: str  # the evaluation set that is read
     smallest_effect: float  # in units of the metric; a smaller difference does not matter
     seeds: int | tuple[int, ...] = 5  # a number of seeds, or the seeds
-    settings: tuple[str, ...] = ()
-    metric: str = "loss"
-    better: str = "lower"
-    at: int | None = None
+    settings: tuple[str, ...] = ()  # of all arms
+    metric: str = "loss"  # of the evaluation set
+    better: str = "lower"  # or higher
+    at: int | None = None  # the update after which it is read; None: the end of the run
     unit: str = ""  # of the metric, such as "nats"
-    search: Search | None = None
+    search: Search | None = None  # for the arms that have settings to search for
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
