@@ -192,8 +192,12 @@ def _free(path: Path) -> Path:
 
 
 def write_configs(runs: Sequence[PlannedRun], root: Path) -> None:
-    """Writes the config of each run, from which `jaxlm train` runs it."""
+    """Writes the config of each run, from which `jaxlm train` runs it, and removes those of runs that are no more."""
     (root / "configs").mkdir(parents=True, exist_ok=True)
+    wanted = {run.name for run in runs}
+    for file in (root / "configs").glob("*.json"):
+        if file.stem not in wanted:
+            file.unlink()
     for run in runs:
         save_config(run.config, run.config_file(root))
 

@@ -102,6 +102,7 @@ def test_a_changed_arm_runs_anew_and_its_old_runs_are_kept_and_used_again(tmp_pa
     run_sweep(folder, root)
     assert ran[6:] == [name for name in names(folder) if name.startswith("fast")]
     assert sorted(path.name for path in (root / "aside").iterdir()) == sorted(n for n in old if n.startswith("fast"))
+    assert sorted(path.stem for path in (root / "configs").iterdir()) == sorted(names(folder))
     write_sweep(folder)
     run_sweep(folder, root)
     assert len(ran) == 8
