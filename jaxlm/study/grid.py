@@ -4,6 +4,7 @@ DIR/sweep.json         what is asked and compared, and when it was stated
 DIR/configs/NAME.json  the config of each run
 DIR/runs/NAME/         its work directory; NAME is the arm, the seed, and the fingerprint of the config
 DIR/failed/NAME.json   the sentence with which a run failed
+DIR/by_seed/ARM/SEED   a link to the run, under a name that does not change with the settings
 DIR/aside/NAME/        runs whose arm has changed since
 DIR/search/ARM/        trials of a search, and their storage
 """
@@ -26,6 +27,7 @@ from jaxlm.storage import read_json, write_text
 from jaxlm.study.design import Arm, Sweep
 
 STATES = ("done", "failed", "started", "new")
+SEED = "{seed}"  # in a setting: the seed of the run
 # What a run's results do not depend on: where it keeps things, and what it writes beside them.
 IGNORED = {"data.cache", "data.workers", "data.prefetch"}
 IGNORED_SECTIONS = {"logging", "checkpoint", "mesh"}
@@ -81,22 +83,32 @@ def planned_runs(
     same: dict[str, str] = {}
     for arm in sweep.arms:
         extra = (found or {}).get(arm.name, [])
-        config = arm_config(sweep, file, arm, overrides, extra)
-        mark = fingerprint(config)
+        differs = any(SEED in setting for setting in (*sweep.settings, *arm.settings))
+        seeds = sweep.seed_numbers if differs else sweep.seed_numbers[:1]
+        configs = [arm_config(sweep, file, arm, overrides, extra, seed) for seed in seeds]
+        mark = fingerprint(configs[0])
         if mark in same and (found is not None or not arm.search):
             raise UserError(
                 f"{file}: the arms {same[mark]} and {arm.name} have the same settings; change or remove one"
             )
         same[mark] = arm.name
-        runs[arm.name] = [_with_seed(config, arm.name, seed) for seed in sweep.seed_numbers]
+        configs = configs if differs else configs * len(sweep.seed_numbers)
+        pairs = zip(configs, sweep.seed_numbers, strict=True)
+        runs[arm.name] = [_with_seed(config, arm.name, seed) for config, seed in pairs]
     return [runs[arm.name][index] for index in range(len(sweep.seed_numbers)) for arm in sweep.arms]
 
 
-def arm_config(sweep: Sweep, file: Path, arm: Arm, overrides: Sequence[str], extra: Sequence[str] = ()) -> ConfigDict:
-    """Returns the config of an arm with the seed of the base. Raises UserError that names the arm."""
+def arm_config(
+    sweep: Sweep, file: Path, arm: Arm, overrides: Sequence[str], extra: Sequence[str] = (), seed: int = 0
+) -> ConfigDict:
+    """Returns the config of an arm, with `seed` in place of SEED in its settings but train.seed as in the base.
+
+    Raises UserError that names the arm.
+    """
     _check_disjoint(sweep, arm, overrides)
+    settings = [setting.replace(SEED, str(seed)) for setting in (*sweep.settings, *overrides, *arm.settings, *extra)]
     try:
-        config, _ = load_run_config(base_of(sweep, arm, file), [*sweep.settings, *overrides, *arm.settings, *extra])
+        config, _ = load_run_config(base_of(sweep, arm, file), settings)
     except UserError as error:
         raise UserError(f"{file}, arm {arm.name}: {error}") from error
     sets = [entry.partition("=")[0] for entry in (*config.data.held_out, *config.task.evaluation)]
@@ -143,6 +155,18 @@ def is_done(workdir: Path) -> bool:
         return False
     kinds = [event["kind"] for event in read_metrics(workdir) if event["kind"] in ("start", "end")]
     return bool(kinds) and kinds[-1] == "end"
+
+
+def link_runs(runs: Sequence[PlannedRun], root: Path) -> None:
+    """Writes DIR/by_seed anew: a link for each run, which another sweep can start from."""
+    folder = root / "by_seed"
+    for link in folder.glob("*/*"):
+        if link.is_symlink():
+            link.unlink()
+    for run in runs:
+        place = folder / slug(run.arm)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / str(run.seed)).symlink_to(Path("..") / ".." / "runs" / run.name)
 
 
 def failure_of(name: str, root: Path) -> str | None:

@@ -26,6 +26,7 @@ from jaxlm.study.grid import (
     failure_of,
     forget_failure,
     is_done,
+    link_runs,
     planned_runs,
     record_failure,
     set_aside,
@@ -125,6 +126,7 @@ def make_runs(
             if moved := set_aside(runs, root):
                 print(f"moved to {root / 'aside'}, as their arms have changed: {listed(moved)}", flush=True)
             write_configs(runs, root)
+            link_runs(runs, root)
             chosen = [run for run in runs if wanted is None or (run.arm, run.seed) in wanted]
             results_of(runs, sweep, root)  # a metric that finished runs lack is found before others are made
             failures = _make(chosen, runs, sweep, root, processes)
@@ -152,7 +154,7 @@ def _failure_text(failures: list[tuple[PlannedRun, str]], count: int) -> str:
 def _check_root(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(f"--workdir={root} is a file; name a directory")
-    own = {STATEMENT, RESULTS, "lock", "runs", "configs", "failed", "aside", "search", "report.html"}
+    own = {STATEMENT, RESULTS, "lock", "runs", "configs", "failed", "aside", "search", "by_seed", "report.html"}
     names = foreign_entries(root, lambda path: (path / STATEMENT).exists() or {e.name for e in path.iterdir()} <= own)
     if names:
         raise UserError(

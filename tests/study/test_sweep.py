@@ -109,6 +109,23 @@ def test_a_changed_arm_runs_anew_and_its_old_runs_are_kept_and_used_again(tmp_pa
     assert sorted(path.name for path in (root / "runs").iterdir()) == sorted(old)
 
 
+def test_a_sweep_may_start_from_the_runs_of_another_with_the_same_seeds(tmp_path, monkeypatch):
+    first = write_sweep(tmp_path / "first", arms='Arm("15 %"), Arm("30 %", ("masking.rate=0.3",)),')
+    replace_training(monkeypatch)
+    run_sweep(first, tmp_path / "dir")
+    link = tmp_path / "dir" / "by_seed" / "30" / "1"
+    assert json.loads((link / "config.json").read_text())["train"]["seed"] == 1
+    assert json.loads((link / "config.json").read_text())["masking"]["rate"] == 0.3
+    arms = f'Arm("a", ("data.path={tmp_path}/dir/by_seed/15/{{seed}}",)), Arm("b", ("data.path={tmp_path}/{{seed}}",)),'
+    second = planned_runs(*read_sweep(write_sweep(tmp_path / "second", arms=arms)))
+    assert [run.config.data.path[0].rpartition("/")[2] for run in second] == ["0", "0", "1", "1"]
+    assert [run.config.train.seed for run in second] == [0, 0, 1, 1]
+    write_sweep(first, arms='Arm("15 %"),')
+    run_sweep(first, tmp_path / "dir")
+    assert not link.exists()
+    assert (tmp_path / "dir" / "by_seed" / "15" / "1" / "metrics.jsonl").exists()
+
+
 def test_a_failing_arm_is_recorded_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     folder, root, broken = write_sweep(tmp_path / "sweep"), tmp_path / "dir", [0.01]
     ran = replace_training(
