@@ -64,7 +64,7 @@ LINES = pytest.mark.parametrize(("line", "offered"), [
     ("jaxlm train --workdir=", []),
     ("jaxlm config sch", ["schedule"]),
     ("jaxlm score --variant=o", ["original"]),
-    ("jaxlm evaluate --data.pa", ["--data.path="]),
+    ("jaxlm evaluate --data.pat", ["--data.path="]),
     ("jaxlm evaluate --data.document=", ["file", "paragraph", "line"]),
     ("jaxlm nothing --", []),
 ])  # fmt: skip
