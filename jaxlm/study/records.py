@@ -72,6 +72,16 @@ class RunRecord:
         """Returns the names of the evaluation sets in the order in which they were first measured."""
         return list(dict.fromkeys(event.get("name", "") for event in self.events if event["kind"] == "evaluation"))
 
+    @property
+    def selecting_metric(self) -> list[str]:
+        """Returns the metric that chose the checkpoint of a run on labelled examples; nothing for other runs."""
+        file = self.directory / "results.json"
+        try:
+            metric = read_json(file)["protocol"]["selection"]["metric"] if file.exists() else None
+        except (UserError, KeyError, TypeError):
+            return []
+        return [metric] if isinstance(metric, str) else []
+
     def metrics(self, evaluation: str) -> list[str]:
         """Returns the numbers that are known of an evaluation set."""
         found = [event for event in self.events if event["kind"] == "evaluation" and event.get("name") == evaluation]

@@ -127,7 +127,8 @@ def _read_runs(directories: Sequence[Path], choices: Mapping[str, Any]) -> Study
             f"{r.directory} has {listed(r.sets) or 'none'}" for r in records))  # fmt: skip
     evaluation = choices.get("evaluation") or sets[0]
     shared = [m for m in records[0].metrics(evaluation) if all(m in r.metrics(evaluation) for r in records)]
-    metric = choices.get("metric") or ("loss" if "loss" in shared or not shared else shared[0])
+    usual = [*records[0].selecting_metric, "loss", *shared]  # the task's own metric first
+    metric = choices.get("metric") or next((name for name in usual if name in shared), "loss")
     better = choices.get("better") or ("higher" if metric.startswith(HIGHER) else "lower")
     statement = {
         "metric": metric, "evaluation": evaluation, "better": better, "at": choices.get("at"), "unit": "",

@@ -153,6 +153,15 @@ def test_classifiers_are_compared_over_seeds_and_examples(tmp_path, capsys):
     assert 0 < float(found[1]) < 0.15 < float(found[2]) < 0.3
 
 
+def test_a_fine_tuned_run_is_described_by_the_metric_of_its_task(tmp_path, capsys):
+    write_run(tmp_path / "a", config(), [5.0, 4.0])
+    selection = {"set": "selection", "metric": "accuracy", "direction": "highest"}
+    (tmp_path / "a" / "results.json").write_text(json.dumps({"protocol": {"selection": selection}}))
+    assert cli.main(["report", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out.startswith("Accuracy on held_out: 0.500")
+    assert "accuracy on held_out, higher is better" in text_of((tmp_path / "a" / "report.html").read_text())
+
+
 def test_one_run_is_described(tmp_path, capsys):
     write_run(tmp_path / "a", config(), [5.0, 4.0], done=False)
     assert cli.main(["report", str(tmp_path / "a")]) == 0
