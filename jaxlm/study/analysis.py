@@ -15,6 +15,7 @@ from jaxlm.study.statistics import (
     seeds_needed,
 )
 
+VERDICTS_SHOWN = {"open": "not settled", "single": "single run", "none": ""}  # the others as they are
 VERDICTS = ("better", "worse", "equivalent", "slightly better", "slightly worse", "open", "single", "none")
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxlm.config import config_from_dict, config_to_dict, full_name, save_config
+from jaxlm.config import config_from_dict, config_to_dict, default_config, full_name, save_config
 from jaxlm.errors import UserError
 from jaxlm.run import load_run_config
 from jaxlm.runtime.run_log import read_metrics
@@ -49,11 +49,15 @@ class PlannedRun(NamedTuple):
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Returns a checksum, 8 hex digits, of the settings that the results of a run depend on."""
+    """Returns a checksum, 8 hex digits, of the settings that the results of a run depend on.
+
+    Settings at their defaults do not count, so that it stays the same when a later version has more settings.
+    """
+    defaults = config_to_dict(default_config())
     content = {
         f"{section}.{name}": value
         for section, settings in config_to_dict(config).items() if section not in IGNORED_SECTIONS
-        for name, value in settings.items() if f"{section}.{name}" not in IGNORED
+        for name, value in settings.items() if f"{section}.{name}" not in IGNORED and value != defaults[section][name]
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -17,7 +17,7 @@ from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import local_path, read_text, write_text
 from jaxlm.study import charts
-from jaxlm.study.analysis import ArmResult, answer, compare_arms, describe_arm, number, p_text
+from jaxlm.study.analysis import VERDICTS_SHOWN, ArmResult, answer, compare_arms, describe_arm, number, p_text
 from jaxlm.study.grid import IGNORED, IGNORED_SECTIONS, failure_of, fingerprint
 from jaxlm.study.records import RunRecord, config_differences, correct_examples, read_run
 from jaxlm.study.statistics import multi_bootstrap
@@ -320,9 +320,7 @@ def _arm_row(result: ArmResult, statement: Mapping[str, Any]) -> dict[str, Any]:
         if result.difference.n > 1:
             row["difference_interval"] = _between(result.difference.low, result.difference.high, effect, True)
             row["p"] = p_text(result.p_corrected).removeprefix("p ").removeprefix("= ")
-        row["verdict_text"] = {"open": "not settled", "single": "single run", "none": ""}.get(
-            result.verdict, result.verdict
-        )
+        row["verdict_text"] = VERDICTS_SHOWN.get(result.verdict, result.verdict)
     return row
 
 

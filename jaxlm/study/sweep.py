@@ -17,7 +17,7 @@ from jaxlm.runtime.help_format import HelpFormatter
 from jaxlm.runtime.json_output import print_json
 from jaxlm.storage import foreign_entries, local_path, lock, read_json, write_text
 from jaxlm.study import search
-from jaxlm.study.analysis import answer, compare_arms, number, p_text
+from jaxlm.study.analysis import VERDICTS_SHOWN, answer, compare_arms, number, p_text
 from jaxlm.study.design import Sweep, read_sweep
 from jaxlm.study.emit import FORMATS, emit
 from jaxlm.study.execution import Job, Processes, check_workers, finished, progress_of
@@ -280,7 +280,8 @@ def table(sweep: Sweep, values: dict[str, dict[int, float]]) -> str:
         cells += [show(interval.mean), f"{show(interval.low)} to {show(interval.high)}"] if interval else ["", ""]
         if difference:
             cells += [show(difference.mean, True), f"{show(difference.low, True)} to {show(difference.high, True)}",
-                      p_text(result.p_corrected).removeprefix("p = ").removeprefix("p "), result.verdict]  # fmt: skip
+                      p_text(result.p_corrected).removeprefix("p = ").removeprefix("p "),
+                      VERDICTS_SHOWN.get(result.verdict, result.verdict)]  # fmt: skip
         lines.append(cells + [""] * (8 - len(cells)))
     widths = [max(len(line[column]) for line in lines) for column in range(8)]
     return "\n".join(

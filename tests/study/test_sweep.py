@@ -6,6 +6,8 @@ import pytest
 
 from jaxlm import cli
 from jaxlm.errors import UserError
+from jaxlm.setting_type import Setting
+from jaxlm.settings import SETTINGS
 from jaxlm.study.design import read_sweep
 from jaxlm.study.grid import planned_runs, state_of
 from jaxlm.study.sweep import dry_run, duration, run_sweep
@@ -25,6 +27,14 @@ def test_the_grid_is_a_function_of_the_file(tmp_path):
     assert len({name[-8:] for name in first}) == 6
     write_sweep(tmp_path, arms=ARMS.replace("0.01", "0.02"))
     assert [a == b for a, b in zip(first, names(tmp_path), strict=True)] == [True, False, True] * 2
+
+
+def test_a_name_stays_the_same_when_a_later_version_has_more_settings(tmp_path, monkeypatch):
+    folder = write_sweep(tmp_path)
+    before = names(folder)
+    monkeypatch.setitem(SETTINGS["data"], "future", Setting(3, "a setting of a later version"))
+    assert names(folder) == before
+    assert names(folder, "data.future=4") != before
 
 
 def test_a_name_depends_on_what_the_results_depend_on(tmp_path):
