@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from jaxlm.cli import VERBS
+from jaxlm.config import config_to_dict, load_config
 from jaxlm.errors import UserError
 from jaxlm.runtime.json_output import as_json, only_json, print_json, print_json_list, wants_json
 from tests.conftest import ROOT, environment, mini_overrides
+from tests.study.made_up import write_run, write_sweep
 from tests.untrained import make_fine_tuned, make_workdir
 
 BERT = {"activation": "gelu", "norm_position": "post", "embedding_norm": True, "token_types": 2}
@@ -85,6 +87,8 @@ def folder(tmp_path_factory):
     make_fine_tuned(folder / "tagger", "tagging", ("B-PER", "I-PER", "O"))
     make_fine_tuned(folder / "reader", "span", (), stride=8)
     make_fine_tuned(folder / "ranker", "reranking", (), text=("query", "passage"))
+    write_run(folder / "logged", config_to_dict(load_config("mini")), [5.0, 4.0])
+    write_sweep(folder / "sweep")
     (folder / "texts.txt").write_text("The cat sees the house.\nthe cat 語 a\x07b\n" + "the cat " * 40 + "\n")
     return folder
 
@@ -108,6 +112,8 @@ def verbs(text_file, cache):
         "export": ["--workdir=run", "--to=exported"],
         "bench": [*config, "--batch=64", "--length=128", "--steps=1", "--warmup=0", "--profile"],
         "plan": [*config, "--mesh=data=4", "--formula"],
+        "sweep": ["sweep", "--workdir=swept", "--dry-run"],
+        "report": ["logged"],
     }
 
 
@@ -151,3 +157,5 @@ def test_every_verb_prints_one_json_object(folder, text_file, cache):
     assert answers["prepare"]["stores"]["train/0"]["documents"] > 300
     assert "model.safetensors" in answers["export"]["files"]
     assert answers["bench"]["input_tokens_per_second"] > 0
+    assert [run["state"] for run in answers["sweep"]["runs"]] == ["new"] * 6
+    assert answers["report"]["arms"][0]["n"] == 1
