@@ -184,6 +184,14 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "jaxlm.cli", *map(str, args)]
 
 
+def predictions_of(file: Path) -> list[dict]:
+    """Returns the objects in a file of predictions, without the labels that a run has beside them."""
+    import json
+
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "gold"} for row in rows]
+
+
 def environment() -> dict[str, str]:
     """Returns the environment of a command that runs this checkout's jaxlm from any directory."""
     return os.environ | {"PYTHONPATH": str(ROOT)}

@@ -20,7 +20,7 @@ from jaxlm.runtime.checkpoint import Checkpoints
 from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
 from jaxlm.use.loading import load_trained
-from tests.conftest import OBJECTS, ROOT, SUBJECTS, VERBS
+from tests.conftest import OBJECTS, ROOT, SUBJECTS, VERBS, predictions_of
 
 FINETUNE = str(ROOT / "configs" / "finetune.py")
 
@@ -349,7 +349,8 @@ def test_verbs_reproduce_what_a_run_reports_of_its_best_checkpoint(classify, tmp
     for name, file in (("dev", "dev.tsv"), ("other", "other.tsv")):
         options = [f"--input={tmp_path / file}", f"--output={tmp_path / 'out.jsonl'}"]
         assert cli.main(["classify", f"--model={tmp_path / 'run'}", *options]) == 0
-        assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "run/predictions" / f"{name}.jsonl").read_bytes()
+        written = predictions_of(tmp_path / "run/predictions" / f"{name}.jsonl")
+        assert predictions_of(tmp_path / "out.jsonl") == written
     assert resolve(str(tmp_path / "run")).step == best
     assert load_trained(tmp_path / "run", step="latest").step == 120
 

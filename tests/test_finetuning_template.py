@@ -13,7 +13,7 @@ from jaxlm.runtime.run_log import read_metrics
 from jaxlm.trainer import train
 from jaxlm.use.loading import load_trained
 from jaxlm.use.model import load
-from tests.conftest import ROOT, write_checkpoint, write_text
+from tests.conftest import ROOT, predictions_of, write_checkpoint, write_text
 from tests.test_finetuning import write_table
 
 TEMPLATE, WORDS = "{sentence} it was [MASK].", "calm=harbour/house,busy=music"
@@ -70,7 +70,7 @@ def test_a_template_is_learned_used_and_exported(config, folder, tmp_path, capsy
     # Use: the predictions of the run again, the words at the mask, and the metrics.
     again = tmp_path / "again.jsonl"
     assert cli.main(["classify", f"--model={run}", f"--input={folder / 'dev.tsv'}", f"--output={again}"]) == 0
-    assert again.read_bytes() == (run / "predictions" / "dev.jsonl").read_bytes()
+    assert predictions_of(again) == predictions_of(run / "predictions" / "dev.jsonl")
     sentence = (folder / "dev.tsv").read_text().splitlines()[1].split("\t")[0]
     model = load(run)
     words = {one.word: one.probability for one in
