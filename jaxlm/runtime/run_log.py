@@ -45,7 +45,7 @@ class RunLog:
 
     `first_step` is the number of updates done when this process takes over; what an interrupted run logged beyond it is
     superseded. `total_steps` is None for a run with a time budget: `train` then needs `progress`, from 0 to 1, in its
-    metrics. Only the `primary` process writes or shows anything. `trackers` are told every number too, by their names.
+    metrics. Only the `primary` process writes or shows anything. Every number is also sent to `trackers`.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ TRACKERS = {
 
 
 class Tracker(Protocol):
-    """Something that is told the numbers of a run."""
+    """A service to which the numbers of a run are sent."""
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None: ...
 

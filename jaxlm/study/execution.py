@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 from jaxlm.errors import UserError
 from jaxlm.storage import lock, parse_json
 
-SAVING_SECONDS = 600.0  # that a run which is asked to stop has for its checkpoint
-
 
 class Job(NamedTuple):
     """A run to make: the config that describes it, and its work directory."""
@@ -37,8 +35,8 @@ class Processes:
     """Runs jobs in at most `workers` processes at a time, as a context manager.
 
     With several workers on CPUs, each process gets an equal share of the cores; the GPUs in CUDA_VISIBLE_DEVICES are
-    shared out likewise. When the body ends with an error or a signal, the processes are asked to stop, save a
-    checkpoint, and are waited for; they are also asked to if this process is killed.
+    divided likewise. When the body ends with an error or a signal, the processes get SIGTERM, on which they save a
+    checkpoint, and are waited for. On Linux they also get it when this process is killed.
     """
 
     def __init__(self, workers: int) -> None:
@@ -80,8 +78,8 @@ class Processes:
         def prepare() -> None:  # in the child, before it becomes jaxlm
             if cores:
                 os.sched_setaffinity(0, cores)
-            if hasattr(ctypes, "CDLL") and sys.platform == "linux":
-                ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: when this process dies, be told
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: get SIGTERM when the sweep is killed
 
         arguments = [sys.executable, "-m", "jaxlm.cli", *command_of(job)[1:]]
         job.workdir.parent.mkdir(parents=True, exist_ok=True)
